@@ -1,0 +1,1 @@
+"""Odyssey, orchestrator: plans to reviewed pull requests whose numbers were measured."""
