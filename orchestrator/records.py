@@ -1,0 +1,262 @@
+"""The records that pass between the rooms of the house: one meaning each, frozen, closed to typos.
+
+Plan -> Task -> Assignment (who, which skill, which tiers) -> Change (commits of an attempt) -> Receipt (what the
+harness ran and saw) -> Verdict (a target against its receipts) -> Judgement (what the gate says of a change).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Tier = Literal["procedure", "haiku", "sonnet", "opus"]
+TIERS: tuple[Tier, ...] = ("procedure", "haiku", "sonnet", "opus")  # cheapest first
+RiskLevel = Literal["low", "medium", "high"]
+RISK_LEVELS: tuple[RiskLevel, ...] = ("low", "medium", "high")
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Direction(StrEnum):
+    """How a measured value is held against a published one."""
+
+    at_most = "at_most"  # lower is better: mean <= value + margin
+    at_least = "at_least"  # higher is better: mean >= value - margin
+    equal = "equal"  # |mean - value| <= margin
+
+
+class Target(Record):
+    """A published number, with the margin that was fixed before anything ran. Value and margin share a unit."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    metric: Literal["test_error_pct"]
+    value: float = Field(ge=0, le=100, allow_inf_nan=False)
+    margin: float = Field(ge=0, le=100, allow_inf_nan=False)
+    direction: Direction
+    seeds: int = Field(ge=1, le=100)
+    dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    recipe: str = Field(min_length=1, max_length=300)
+    source: str = Field(min_length=1, max_length=500)
+
+    @property
+    def limit(self) -> str:
+        """The rule in words, e.g. `at most 1.00 %`."""
+        if self.direction is Direction.at_most:
+            return f"at most {self.value + self.margin:.2f} %"
+        if self.direction is Direction.at_least:
+            return f"at least {self.value - self.margin:.2f} %"
+        return f"within {self.margin:.2f} of {self.value:.2f} %"
+
+    def met_by(self, mean: float) -> bool:
+        slack = 1e-9  # 0.95 + 0.05 is not 1.0 in binary
+        if self.direction is Direction.at_most:
+            return mean <= self.value + self.margin + slack
+        if self.direction is Direction.at_least:
+            return mean >= self.value - self.margin - slack
+        return abs(mean - self.value) <= self.margin + slack
+
+
+class Paper(Record):
+    title: str = Field(min_length=1)
+    authors: str = ""
+    year: int | None = None
+    url: str = ""
+    where: str = ""
+
+
+class Budget(Record):
+    """Hard limits of a run: dollars and tokens for language models, minutes of commands that the harness ran."""
+
+    usd: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    tokens: int = Field(default=0, ge=0)
+    minutes: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+
+
+class Task(Record):
+    id: str
+    title: str
+    section: str
+    skill: str
+    writes: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    accept: tuple[str, ...] = ()  # command lines that the gate runs
+    agent: str | None = None  # pinned by a person, or assigned and written back
+    tier: Tier | None = None  # pinned by a person
+    options: dict[str, str] = Field(default_factory=dict)
+    done: bool = False
+    line: int = 0
+
+
+class Plan(Record):
+    path: str  # relative to the repository's root
+    title: str
+    paper: Paper | None
+    targets: tuple[Target, ...]
+    budget: Budget
+    tasks: tuple[Task, ...]
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(task.section for task in self.tasks))
+
+    def task(self, task_id: str) -> Task:
+        return next(task for task in self.tasks if task.id == task_id)
+
+    def targets_of(self, task: Task) -> tuple[Target, ...]:
+        return tuple(target for target in self.targets if target.id in task.targets)
+
+
+class Agent(Record):
+    name: str
+    description: str
+    level: int
+    model: Literal["haiku", "sonnet", "opus"]
+    tools: tuple[str, ...]
+    skills: tuple[str, ...]
+    delegates_to: tuple[str, ...]
+    prompt: str
+    path: str
+
+
+class Skill(Record):
+    name: str
+    description: str
+    writes: tuple[str, ...]
+    commands: tuple[str, ...]
+    risk: RiskLevel
+    minutes: float
+    procedure: str | None  # path of the procedure, relative to the repository's root
+    body: str
+    path: str
+
+
+class Assignment(Record):
+    """Who does a task: the chain of agents from level 0 down to the one that does it, and the tiers to try."""
+
+    task: str
+    section: str
+    chain: tuple[str, ...]
+    skill: str
+    tiers: tuple[Tier, ...]
+    writes: tuple[str, ...]
+    why: str
+
+    @property
+    def agent(self) -> str:
+        return self.chain[-1]
+
+
+class FileChange(Record):
+    path: str
+    status: Literal["added", "modified", "deleted"]
+    added: int  # lines; -1 for a binary file
+    removed: int
+    mode: str  # git's file mode after the change, e.g. 100644
+
+
+class Change(Record):
+    """The commits of one attempt: everything between `base` and `commit`."""
+
+    task: str
+    attempt: int
+    tier: Tier
+    base: str
+    commit: str
+    tree: str
+    files: tuple[FileChange, ...]
+
+    @property
+    def lines(self) -> int:
+        return sum(max(file.added, 0) + max(file.removed, 0) for file in self.files)
+
+
+class Risk(Record):
+    level: RiskLevel
+    guarded: bool  # touches what guards the system: a person merges it, whoever wrote it
+    reasons: tuple[str, ...]
+
+
+class Receipt(Record):
+    """What the harness ran and saw. `id`, `previous` and `signature` are given by the ledger."""
+
+    run: str
+    task: str
+    attempt: int
+    kind: Literal["policy", "tests", "accept", "train", "score", "control", "dataset"]
+    passed: bool
+    what: str
+    commit: str = ""
+    argv: tuple[str, ...] = ()
+    exit_code: int | None = None
+    seed: int | None = None
+    target: str | None = None
+    data: dict[str, str] = Field(default_factory=dict)  # file -> sha256
+    artefacts: dict[str, str] = Field(default_factory=dict)  # file -> sha256
+    values: dict[str, float] = Field(default_factory=dict)
+    sandbox: str = ""
+    machine: str = ""
+    environment: str = ""  # sha256 of the interpreter's and packages' versions
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    at: str = ""
+    id: str = ""
+    previous: str = ""
+    signature: str = ""
+
+
+Outcome = Literal["reproduced", "not reproduced", "not measured", "did not finish"]
+
+
+class Verdict(Record):
+    """A target against what was measured. Every seed is there, in the order in which it ran."""
+
+    target: str
+    outcome: Outcome
+    reason: str
+    mean: float | None = None
+    spread: float | None = None  # sample standard deviation over seeds, in the target's unit
+    values: dict[str, float] = Field(default_factory=dict)  # seed -> value
+    receipts: tuple[str, ...] = ()
+    dataset: str = ""
+    commit: str = ""
+
+
+class Judgement(Record):
+    """What the gate says of a change."""
+
+    accepted: bool
+    risk: Risk
+    verdicts: tuple[Verdict, ...] = ()
+    receipts: tuple[str, ...] = ()
+    feedback: str = ""  # for the next attempt, when not accepted
+
+
+class PullRequest(Record):
+    number: int
+    run: str
+    task: str
+    plan: str
+    title: str
+    body: str
+    head: str  # branch
+    commit: str
+    base: str  # branch, or a commit when HEAD was detached
+    base_commit: str
+    below: int | None  # the pull request that this one is stacked on
+    risk: RiskLevel
+    guarded: bool
+    author: str
+    status: Literal["open", "approved", "merged", "closed"]
+    approved_by: str = ""
+    created_at: str = ""
