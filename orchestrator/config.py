@@ -1,0 +1,104 @@
+"""Settings: flag > environment > project > user, each with its origin. Also the tiers and the dated price table.
+
+A project's settings stand in `pyproject.toml` under `[tool.odyssey]`; a person's in `~/.config/odyssey/config.toml`.
+What could send a key elsewhere (endpoints, credentials) is never read from the project: whoever wrote the repository
+is not whoever pays.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.errors import InputError, Problem
+from orchestrator.frontmatter import unknown_key
+from orchestrator.records import RiskLevel, Tier
+
+STATE_FOLDER = ".odyssey"
+ENV_PREFIX = "ODYSSEY_"
+
+# Dollars per million tokens, as published in November 2026: input, output.
+PRICES_USD_PER_MTOK: dict[Tier, tuple[float, float]] = {
+    "procedure": (0.0, 0.0),
+    "haiku": (0.10, 0.50),
+    "sonnet": (2.0, 10.0),
+    "opus": (4.0, 20.0),
+}
+MODELS: dict[Tier, str] = {
+    "haiku": "claude-haiku-5-5",
+    "sonnet": "claude-sonnet-5-5",
+    "opus": "claude-opus-5-5",
+}
+
+
+class Settings(BaseModel):
+    """Everything that can be set. `tests` names what the gate runs at each risk; higher risks include the lower."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parallel: int = Field(default=2, ge=1, le=256, description="tasks at work side by side")
+    max_turns: int = Field(default=50, ge=1, le=1000, description="turns of one attempt")
+    command_minutes: float = Field(default=60, gt=0, description="the longest that one command may run")
+    memory_gb: float = Field(default=8, gt=0, description="memory of one command in the sandbox")
+    data: Path | None = Field(default=None, description="folder with the datasets; else MLCORE_DATA, cache, download")
+    unsafe_no_sandbox: bool = Field(default=False, description="run without a sandbox; stamped on every receipt")
+    tests: dict[RiskLevel, tuple[str, ...]] = Field(
+        default={"low": (), "medium": ("tests",), "high": ("tests",)}, description="what the gate runs at each risk"
+    )
+
+
+# Not for the project to say: a repository must not talk its way out of the sandbox.
+OPERATOR_ONLY = frozenset({"unsafe_no_sandbox", "data"})
+
+
+def load(root: Path, flags: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> tuple[Settings, dict[str, str]]:
+    """Settings, and where each came from. Raises InputError naming the file and key."""
+    user = Path(env.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "odyssey" / "config.toml"
+    layers = [
+        ("user", str(user), _toml(user)),
+        ("project", "pyproject.toml", _toml(root / "pyproject.toml").get("tool", {}).get("odyssey", {})),
+        ("environment", "environment", _environment(env)),
+        ("flag", "flags", {key: value for key, value in flags.items() if value is not None}),
+    ]
+    values: dict[str, Any] = {}
+    origin = dict.fromkeys(Settings.model_fields, "default")
+    for layer, place, found in layers:
+        for key, value in found.items():
+            if key not in Settings.model_fields:
+                raise InputError(
+                    [Problem(place, 0, f"unknown setting `{key}`", unknown_key(key, Settings.model_fields))]
+                )
+            if layer == "project" and key in OPERATOR_ONLY:
+                raise InputError([Problem(place, 0, f"`{key}` is for the operator to set", "give it as a flag")])
+            values[key], origin[key] = value, layer
+    try:
+        return Settings(**values), origin
+    except ValidationError as error:
+        raise InputError(
+            [
+                Problem(origin.get(str(item["loc"][0]), ""), 0, f"`{item['loc'][0]}`: {item['msg']}", "mend it")
+                for item in error.errors()
+            ]
+        ) from error
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError([Problem(str(path), 0, f"can't be read: {error}", "mend the file")]) from error
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    names = {f"{ENV_PREFIX}{key.upper()}": key for key in Settings.model_fields}
+    found = {key: env[name] for name, key in names.items() if env.get(name)}
+    if "data" not in found and env.get("MLCORE_DATA"):
+        found["data"] = env["MLCORE_DATA"]
+    return found

@@ -1,0 +1,30 @@
+"""Path globs, as `writes` uses them: `*` and `?` stay within a name, `**` crosses folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+
+def matches(path: str, globs: Iterable[str]) -> bool:
+    """Whether a path relative to the repository's root falls under one of the globs. A plain path is itself."""
+    return any(_compiled(glob).fullmatch(path) for glob in globs)
+
+
+def narrows(glob: str, globs: Iterable[str]) -> bool:
+    """Whether every path under `glob` falls under one of `globs`; says no where it can't be sure.
+
+    A glob's wildcards are read as a name that no one chose, so that only an equal or wider wildcard covers them.
+    """
+    if "**" in glob:
+        return any(glob == wider or (wider.endswith("/**") and glob.startswith(wider[:-2])) for wider in globs)
+    return matches(re.sub(r"[*?]", "\x01", glob), globs)
+
+
+@lru_cache(maxsize=4096)
+def _compiled(glob: str) -> re.Pattern[str]:
+    out = ""
+    for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob):
+        out += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part) or re.escape(part)
+    return re.compile(out, re.DOTALL)

@@ -1,0 +1,289 @@
+"""plan.md <-> Plan: read with every error in one go, written back as work is done.
+
+The front matter holds what a verdict depends on (targets, budget); the body is prose for people, and in it the tasks:
+
+    ## Section
+    - [ ] `task-id` What is to be done
+      - skill: tune-recipe
+      - writes: mlcore/recipes/lenet5_mnist.toml
+      - needs: data
+
+What the harness writes back stands in the task's `status:` and `agent:` lines, in its tick, and between markers
+(`<!-- odyssey:result -->` ... `<!-- /odyssey:result -->`); nothing else of the file is ever touched.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import Field
+
+from orchestrator.errors import InputError, Problem
+from orchestrator.frontmatter import Document, did_you_mean, parse, read_text, unknown_key, validate
+from orchestrator.records import TIERS, Budget, Paper, Plan, Record, Target, Task
+
+TASK_LINE = re.compile(r"^- \[(?P<tick>[ xX])\] (?:`(?P<id>[^`]*)`)?\s*(?P<title>.*)$")
+KEY_LINE = re.compile(r"^\s{2,}- (?P<key>[a-z_]+):(?:\s+(?P<value>.*))?$")
+TASK_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")
+FENCE = re.compile(r"^\s*(```|~~~)")
+TASK_KEYS = ("skill", "writes", "needs", "targets", "accept", "agent", "tier", "options", "status")
+BLOCKS = ("result", "tree", "as-built")
+
+
+class Front(Record):
+    """The front matter. Closed: a mistyped key would otherwise silently drop a target or a limit."""
+
+    title: str = Field(min_length=1, max_length=200)
+    paper: Paper | None = None
+    targets: tuple[Target, ...] = ()
+    budget: Budget = Budget()
+
+
+@dataclass
+class _Raw:
+    """A task as it stands in the text, before its values are understood."""
+
+    line: int
+    id: str
+    title: str
+    section: str
+    done: bool
+    keys: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+
+    def text(self, key: str) -> str | None:
+        values = self.keys.get(key)
+        return values[0][1] if values else None
+
+    def words(self, key: str) -> tuple[str, ...]:
+        return tuple(word.strip() for word in (self.text(key) or "").split(",") if word.strip())
+
+    def line_of(self, key: str) -> int:
+        return self.keys[key][0][0] if key in self.keys else self.line
+
+
+def load(root: Path, path: str) -> Plan:
+    """The plan at `root/path`. Raises InputError with every problem found."""
+    text, problems = read_text(root, path)
+    if not problems:
+        plan, problems = read(path, text)
+        if plan is not None and not problems:
+            return plan
+    raise InputError(problems)
+
+
+def read(path: str, text: str) -> tuple[Plan | None, list[Problem]]:
+    """A Plan from text; None when the front matter can't be used. All problems, wherever they are."""
+    document, problems = parse(path, text)
+    front, complaints = validate(document, Front, document.data)
+    problems += complaints
+    raws = list(_tasks(document))
+    problems += _check_structure(path, raws)
+    tasks = [task for raw in raws if (task := _task(path, raw, problems)) is not None]
+    if front is None:
+        return None, problems
+    problems += _check_targets(document, front, raws)
+    plan = Plan(
+        path=path,
+        title=front.title,
+        paper=front.paper,
+        targets=front.targets,
+        budget=front.budget,
+        tasks=tuple(tasks),
+        text=text,
+    )
+    return plan, problems
+
+
+def inside(path: str) -> bool:
+    """Whether a path or glob stays in the repository: relative, no `..`, not in .git or the state folder."""
+    parts = PurePosixPath(path).parts
+    return (
+        bool(parts)
+        and not path.startswith(("/", "~", "-"))
+        and ".." not in parts
+        and "\\" not in path
+        and "\0" not in path
+        and parts[0].lower() not in (".git", ".odyssey")
+    )
+
+
+# Writing back
+
+
+def tick(text: str, task_id: str, status: str, agent: str, done: bool) -> str:
+    """The plan's text with one task's box, `status:` and `agent:` lines set. Nothing else changes."""
+    lines = text.split("\n")
+    at = next(i for i, line in enumerate(lines) if (m := TASK_LINE.match(line)) and m["id"] == task_id)
+    lines[at] = f"- [{'x' if done else ' '}]" + lines[at][5:]
+    end = at + 1
+    while end < len(lines) and KEY_LINE.match(lines[end]):
+        end += 1
+    kept = [line for line in lines[at + 1 : end] if not re.match(r"^\s+- (status|agent):", line)]
+    written = [f"  - agent: {agent}", f"  - status: {status}"]
+    return "\n".join([*lines[: at + 1], *kept, *written, *lines[end:]])
+
+
+def set_block(text: str, name: str, body: str) -> str:
+    """The plan's text with the block between the markers of `name` replaced, or added at the end."""
+    assert name in BLOCKS, name
+    opening, closing = f"<!-- odyssey:{name} -->", f"<!-- /odyssey:{name} -->"
+    block = f"{opening}\n{body.strip()}\n{closing}"
+    before, mark, rest = text.partition(opening)
+    if not mark:
+        heading = {"result": "Result", "tree": "Who does what", "as-built": "As built"}[name]
+        return f"{text.rstrip()}\n\n## {heading}\n\n{block}\n"
+    inner, mark, after = rest.partition(closing)
+    return before + block + (after if mark else inner)
+
+
+def block(text: str, name: str) -> str:
+    """What stands between the markers of `name`; empty when there are none."""
+    _, mark, rest = text.partition(f"<!-- odyssey:{name} -->")
+    inner, end, _ = rest.partition(f"<!-- /odyssey:{name} -->")
+    return inner.strip() if mark and end else ""
+
+
+# Reading, in the order in which it happens
+
+
+def _tasks(document: Document) -> Iterator[_Raw]:
+    section, fenced, task = "", False, None
+    for number, line in enumerate(document.body.split("\n"), document.body_line):
+        if FENCE.match(line):
+            fenced = not fenced
+        if fenced:
+            continue
+        if line.startswith("#"):
+            section = line.lstrip("#").strip()
+        if match := TASK_LINE.match(line):
+            if task:
+                yield task
+            task = _Raw(number, match["id"] or "", match["title"].strip(), section, match["tick"] != " ")
+        elif task and (match := KEY_LINE.match(line)):
+            task.keys.setdefault(match["key"], []).append((number, (match["value"] or "").strip()))
+        elif task and line.strip() and not line.startswith("  "):
+            yield task
+            task = None
+    if task:
+        yield task
+
+
+def _check_structure(path: str, raws: list[_Raw]) -> list[Problem]:
+    if not raws:
+        return [Problem(path, 0, "has no task", "add `- [ ] `id` title` with its `skill:` and `writes:` lines")]
+    problems, seen = [], dict[str, int]()
+    ids = [raw.id for raw in raws]
+    for raw in raws:
+        if not TASK_ID.match(raw.id):
+            problems.append(
+                Problem(path, raw.line, f"task id `{raw.id}` is not usable", "write `- [ ] `short-id` title`")
+            )
+        elif raw.id in seen:
+            first = seen[raw.id]
+            problems.append(
+                Problem(path, raw.line, f"task id `{raw.id}` stands twice", f"first on line {first}; rename one")
+            )
+        seen.setdefault(raw.id, raw.line)
+        for key in raw.words("needs"):
+            if key not in ids:
+                fix = did_you_mean(key, ids) or f"tasks here: {', '.join(ids)}"
+                problems.append(Problem(path, raw.line_of("needs"), f"needs unknown task `{key}`", fix))
+    return problems + _check_cycles(path, raws)
+
+
+def _check_cycles(path: str, raws: list[_Raw]) -> list[Problem]:
+    needs = {raw.id: set(raw.words("needs")) for raw in raws}
+    left = dict(needs)
+    while free := [name for name, on in left.items() if not on & left.keys()]:
+        for name in free:
+            del left[name]
+    if not left:
+        return []
+    cycle = [next(iter(left))]
+    while cycle.count(cycle[-1]) == 1:
+        cycle.append(sorted(left[cycle[-1]] & left.keys())[0])
+    cycle = cycle[cycle.index(cycle[-1]) :]
+    line = next(raw.line_of("needs") for raw in raws if raw.id == cycle[0])
+    return [Problem(path, line, f"tasks need each other: {' -> '.join(cycle)}", "take one `needs` away")]
+
+
+def _task(path: str, raw: _Raw, problems: list[Problem]) -> Task | None:
+    before = len(problems)
+    problems += _check_keys(path, raw)
+    options = {}
+    for word in raw.words("options"):
+        key, eq, value = word.partition("=")
+        if not eq:
+            problems.append(Problem(path, raw.line_of("options"), f"option `{word}` has no `=`", "write key=value"))
+        options[key.strip()] = value.strip()
+    for line, command in raw.keys.get("accept", []):
+        try:
+            shlex.split(command)
+        except ValueError as error:
+            problems.append(Problem(path, line, f"accept: {error}", "balance the quotes"))
+    tier = raw.text("tier")
+    if len(problems) > before or not TASK_ID.match(raw.id):
+        return None
+    fields: dict[str, Any] = {"tier": tier} if tier else {}
+    return Task(
+        id=raw.id,
+        title=raw.title,
+        section=raw.section,
+        skill=raw.text("skill") or "",
+        writes=raw.words("writes"),
+        needs=raw.words("needs"),
+        targets=raw.words("targets"),
+        accept=tuple(value for _, value in raw.keys.get("accept", [])),
+        agent=(raw.text("agent") or "").split(" ")[0] or None,
+        options=options,
+        done=raw.done,
+        line=raw.line,
+        **fields,
+    )
+
+
+def _check_keys(path: str, raw: _Raw) -> Iterator[Problem]:
+    if not raw.title:
+        yield Problem(path, raw.line, f"task `{raw.id}` has no title", "say in one line what is to be done")
+    for key, values in raw.keys.items():
+        if key not in TASK_KEYS:
+            yield Problem(path, values[0][0], f"unknown key `{key}` in task `{raw.id}`", unknown_key(key, TASK_KEYS))
+        elif len(values) > 1 and key != "accept":
+            yield Problem(path, values[1][0], f"`{key}` stands twice in task `{raw.id}`", "keep one")
+    for key in ("skill", "writes"):
+        if not raw.text(key):
+            yield Problem(path, raw.line, f"task `{raw.id}` has no `{key}`", f"add a line `  - {key}: ...`")
+    for written in raw.words("writes"):
+        if not inside(written):
+            fix = "use a path relative to the repository's root"
+            yield Problem(path, raw.line_of("writes"), f"`{written}` is outside the repository", fix)
+    tier = raw.text("tier")
+    if tier and tier not in TIERS:
+        yield Problem(path, raw.line_of("tier"), f"unknown tier `{tier}`", f"tiers: {', '.join(TIERS)}")
+
+
+def _check_targets(document: Document, front: Front, raws: list[_Raw]) -> list[Problem]:
+    path, problems = document.path, []
+    ids = [target.id for target in front.targets]
+    measured = {name for raw in raws for name in raw.words("targets")}
+    for index, target in enumerate(front.targets):
+        line = document.line("targets", index)
+        if ids.index(target.id) != index:
+            problems.append(Problem(path, line, f"target id `{target.id}` stands twice", "rename one"))
+        if not inside(target.recipe):
+            fix = "use a path relative to the repository's root"
+            problems.append(Problem(path, line, f"recipe `{target.recipe}` is outside the repository", fix))
+        if target.id not in measured:
+            fix = f"add `  - targets: {target.id}` to the task that measures it"
+            problems.append(Problem(path, line, f"no task measures target `{target.id}`", fix))
+    for raw in raws:
+        for name in raw.words("targets"):
+            if name not in ids:
+                fix = did_you_mean(name, ids) or "add it to `targets:` in the front matter"
+                problems.append(Problem(path, raw.line_of("targets"), f"missing target `{name}`", fix))
+    return problems

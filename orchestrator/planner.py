@@ -1,0 +1,124 @@
+"""Plan -> tree of tasks, walked down the hierarchy of agents: who does what, with which skill, on which tiers.
+
+The chief hands each section to the agent one step below that reaches every skill the section needs; from there each
+task goes down the shortest chain to an agent that holds its skill, and among equals to the most junior. Nothing here
+calls a model: the same plan and library give the same tree, and executors never plan again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.errors import InputError, Problem
+from orchestrator.library import Library
+from orchestrator.records import TIERS, Agent, Assignment, Plan, Skill, Task, Tier
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a task will cost if its first tier does it. `minutes_from` says where the figure comes from."""
+
+    usd: float
+    minutes: float
+    minutes_from: str
+
+
+def assign(plan: Plan, library: Library) -> tuple[Assignment, ...]:
+    """One Assignment a task, in the plan's order. Raises InputError for a task that no agent can be given."""
+    leads = {section: _lead(library, _of_section(plan, section)) for section in plan.sections}
+    problems, assignments = [], []
+    for task in plan.tasks:
+        chain = _chain(library, leads[task.section], task)
+        if chain is None:
+            who = f"agent `{task.agent}`" if task.agent else f"an agent with the skill `{task.skill}`"
+            problems.append(
+                Problem(plan.path, task.line, f"{who} can't be reached from level 0", "mend `delegates_to`")
+            )
+        else:
+            assignments.append(_assignment(task, chain, library))
+    if problems:
+        raise InputError(problems)
+    return tuple(assignments)
+
+
+def tree(plan: Plan, assignments: Iterable[Assignment]) -> str:
+    """The hierarchy at work, as an indented list in Markdown."""
+    titles = {task.id: task.title for task in plan.tasks}
+    lines: list[str] = []
+    shown: tuple[str, ...] = ()
+    for each in assignments:
+        common = 0
+        while common < min(len(shown), len(each.chain)) and shown[common] == each.chain[common]:
+            common += 1
+        lines += [f"{'  ' * depth}- {each.chain[depth]}" for depth in range(common, len(each.chain))]
+        what = f"`{each.task}` {titles[each.task]} ({each.skill}; {', then '.join(each.tiers)})"
+        lines.append(f"{'  ' * len(each.chain)}- {what}")
+        shown = each.chain
+    return "\n".join(lines)
+
+
+def estimate(assignment: Assignment, skill: Skill, measured_minutes: Mapping[str, float]) -> Estimate:
+    """A procedure costs no dollars; minutes come from earlier runs where there were any, else from the skill."""
+    usd = 0.0 if assignment.tiers[0] == "procedure" else float("nan")
+    if skill.name in measured_minutes:
+        return Estimate(usd, measured_minutes[skill.name], "earlier runs")
+    return Estimate(usd, skill.minutes, "the skill's own figure")
+
+
+def _of_section(plan: Plan, section: str) -> list[Task]:
+    return [task for task in plan.tasks if task.section == section]
+
+
+def _assignment(task: Task, chain: tuple[str, ...], library: Library) -> Assignment:
+    skill, agent = library.skills[task.skill], library.agents[chain[-1]]
+    why = "pinned in the plan" if task.agent else f"the most junior agent with `{skill.name}` on the shortest chain"
+    return Assignment(
+        task=task.id,
+        section=task.section,
+        chain=chain,
+        skill=skill.name,
+        tiers=_tiers(task, skill, agent),
+        writes=task.writes,
+        why=why,
+    )
+
+
+def _tiers(task: Task, skill: Skill, agent: Agent) -> tuple[Tier, ...]:
+    """The ladder: a procedure if the skill carries one, then from the agent's own model upwards."""
+    if task.tier:
+        return (task.tier,)
+    models = TIERS[TIERS.index(agent.model) :]
+    return (("procedure", *models)) if skill.procedure else models
+
+
+def _lead(library: Library, tasks: list[Task]) -> str:
+    """Who takes a section: the first of the chief's delegates that reaches the most of its tasks."""
+    chief = library.chief
+    reach = {name: sum(_path(library, name, task) is not None for task in tasks) for name in chief.delegates_to}
+    best = max(reach.values(), default=0)
+    return next((name for name, count in reach.items() if count == best and count), chief.name)
+
+
+def _chain(library: Library, lead: str, task: Task) -> tuple[str, ...] | None:
+    chief = library.chief.name
+    for start in dict.fromkeys([lead, *library.chief.delegates_to, chief]):
+        path = _path(library, start, task)
+        if path:
+            return path if start == chief else (chief, *path)
+    return None
+
+
+def _path(library: Library, start: str, task: Task) -> tuple[str, ...] | None:
+    """The shortest chain from `start` to an agent that may do the task; the most junior among equals."""
+    paths = [(start,)]
+    while paths:
+        found = [path for path in paths if _may_do(library.agents[path[-1]], task)]
+        if found:
+            return max(found, key=lambda path: library.agents[path[-1]].level)
+        paths = [(*path, name) for path in paths for name in library.agents[path[-1]].delegates_to]
+    return None
+
+
+def _may_do(agent: Agent, task: Task) -> bool:
+    return task.skill in agent.skills and (task.agent is None or agent.name == task.agent)
