@@ -56,7 +56,7 @@ def read_idx(path: Path, limit_bytes: int = LIMIT_BYTES) -> Idx:
         flat = np.empty(size, dtype=np.uint8)  # paged in only as real bytes arrive
         _fill(path, stream, flat, shape)
     digest = hashlib.sha256(header)
-    digest.update(memoryview(flat))
+    digest.update(flat.data)
     return Idx(flat.view(dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False), digest.hexdigest())
 
 
@@ -77,7 +77,9 @@ def write_idx(path: Path, array: npt.NDArray[Any]) -> None:
     """
     code = {np.dtype(name): code for code, name in ELEMENT_TYPES.items()}.get(array.dtype.newbyteorder(">"))
     if code is None or not 1 <= array.ndim <= MAX_RANK:
-        raise IdxBadMagic(f"{path}: IDX holds no {array.dtype} of rank {array.ndim}; convert it to uint8 first")
+        raise IdxBadMagic(
+            f"IDX holds no {array.dtype} of rank {array.ndim}", place=str(path), fix="convert it to uint8 first"
+        )
     header = struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape)
     body = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder(">"))
     with replacing(path) as stream, _packed(path, stream) as packed:
@@ -88,8 +90,9 @@ def write_idx(path: Path, array: npt.NDArray[Any]) -> None:
 def _expect(path: Path, idx: Idx, rank: int, what: str) -> Idx:
     if idx.array.ndim != rank or idx.array.dtype != np.uint8:
         raise IdxBadMagic(
-            f"{path}: {what} are uint8 of rank {rank}, but this file holds {idx.array.dtype} of rank "
-            f"{idx.array.ndim}; check that the file names were not swapped"
+            f"{what} are uint8 of rank {rank}, but this file holds {idx.array.dtype} of rank {idx.array.ndim}",
+            place=str(path),
+            fix="check that the file names were not swapped",
         )
     return idx
 
@@ -108,55 +111,62 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
                 yield cast(BinaryIO, io.BufferedReader(unpacked)), capacity * DEFLATE_MAX_RATIO
     except FileNotFoundError as error:
-        raise DatasetMissing(f"{path}: no such file; run `mlcore fetch` to get it") from error
+        raise DatasetMissing("no such file", place=str(path), fix="run `mlcore fetch` to get it") from error
     except EOFError as error:
-        raise IdxTruncated(f"{path}: the gzip stream is cut short; fetch the file again") from error
+        raise IdxTruncated("the gzip stream is cut short", place=str(path), fix="fetch the file again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise IdxBadMagic(f"{path}: not a sound gzip stream ({error}); fetch the file again") from error
+        raise IdxBadMagic(f"not a sound gzip stream ({error})", place=str(path), fix="fetch the file again") from error
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror or error}); check the path and its rights") from error
+        raise DataError(
+            f"can't be read ({error.strerror or error})", place=str(path), fix="check the path and its rights"
+        ) from error
 
 
 def _read_header(path: Path, stream: BinaryIO) -> tuple[bytes, np.dtype[Any], tuple[int, ...]]:
     magic = stream.read(4)
     if len(magic) < 4:
-        raise IdxTruncated(f"{path}: {len(magic)} bytes are no IDX header; fetch the file again")
+        raise IdxTruncated(f"{len(magic)} bytes are no IDX header", place=str(path), fix="fetch the file again")
     zeros, code, rank = struct.unpack(">HBB", magic)
     if zeros != 0 or code not in ELEMENT_TYPES or not 1 <= rank <= MAX_RANK:
         raise IdxBadMagic(
-            f"{path}: begins with {magic.hex(' ')}, not with an IDX magic "
-            f"(00 00, a type {min(ELEMENT_TYPES):02x}..{max(ELEMENT_TYPES):02x}, a rank 1..{MAX_RANK}); "
-            "check that it is the right file"
+            f"begins with {magic.hex(' ')}, not with an IDX magic (00 00, a type 08..0e, a rank 1..4)",
+            place=str(path),
+            fix="check that it is the right file",
         )
     sizes = stream.read(4 * rank)
     if len(sizes) < 4 * rank:
-        raise IdxTruncated(f"{path}: ends inside its header; fetch the file again")
+        raise IdxTruncated("ends inside its header", place=str(path), fix="fetch the file again")
     return magic + sizes, np.dtype(ELEMENT_TYPES[code]), struct.unpack(f">{rank}I", sizes)
 
 
 def _doubt(path: Path, shape: tuple[int, ...], size: int, capacity: int, limit_bytes: int) -> None:
-    claim = f"{path}: declares {'x'.join(map(str, shape))} = {size} bytes"
+    claim = f"declares {_times(shape)} = {size} bytes"
     if size > limit_bytes:
-        raise IdxOversize(f"{claim}, more than the limit of {limit_bytes}; check that it is the right file")
+        fix = "check that it is the right file"
+        raise IdxOversize(f"{claim}, more than the limit of {limit_bytes}", place=str(path), fix=fix)
     if size > capacity:
-        raise IdxTruncated(f"{claim}, but the file can hold at most {max(capacity, 0)}; fetch the file again")
+        fix = "fetch the file again"
+        raise IdxTruncated(f"{claim}, but the file can hold at most {max(capacity, 0)}", place=str(path), fix=fix)
 
 
 def _fill(path: Path, stream: BinaryIO, flat: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> None:
     """Fill `flat` from the stream, which must end exactly there."""
-    view, filled = memoryview(flat), 0
+    view, filled = flat.data, 0
     while filled < len(view):
         chunk = stream.read(min(CHUNK_BYTES, len(view) - filled))
         if not chunk:
             raise IdxTruncated(
-                f"{path}: declares {'x'.join(map(str, shape))} = {len(view)} bytes but ends after {filled}; "
-                "fetch the file again"
+                f"declares {_times(shape)} = {len(view)} bytes but ends after {filled}",
+                place=str(path),
+                fix="fetch the file again",
             )
         view[filled : filled + len(chunk)] = chunk
         filled += len(chunk)
     if stream.read(1):
         raise IdxWrongCount(
-            f"{path}: goes on after the {'x'.join(map(str, shape))} elements it declares; fetch the file again"
+            f"goes on after the {_times(shape)} elements it declares",
+            place=str(path),
+            fix="fetch the file again",
         )
 
 
@@ -167,3 +177,7 @@ def _packed(path: Path, stream: BinaryIO) -> Iterator[BinaryIO]:
         return
     with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0, compresslevel=6) as packed:
         yield cast(BinaryIO, packed)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

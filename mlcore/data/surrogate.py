@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mlcore.data.dataset import MARK
 from mlcore.data.glyphs import GLYPHS, Stroke, Style
 from mlcore.data.idx import write_idx
 from mlcore.files import write_bytes
@@ -24,7 +25,7 @@ SIDE = 28
 BOX = 20.0  # MNIST's digits fill a box of this many pixels
 SEGMENTS = 56
 CHUNK = 4096
-MARK = "SURROGATE.json"  # its presence in a folder says: drawn, not MNIST
+
 TRAIN_COUNT, TEST_COUNT, SEED = 60_000, 10_000, 1998
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -152,7 +153,7 @@ def _fitted(ends: npt.NDArray[Any], width: npt.NDArray[Any], generator: np.rando
     starts, stops = ends[:, 0::2], ends[:, 1::2]
     lengths = np.linalg.norm(stops - starts, axis=-1, keepdims=True)
     mass = ((starts + stops) / 2 * lengths).sum(axis=1) / lengths.sum(axis=1)
-    return ends + ((SIDE - 1) / 2 + generator.uniform(-0.5, 0.5, mass.shape) - mass)[:, None, :]
+    return np.asarray(ends + ((SIDE - 1) / 2 + generator.uniform(-0.5, 0.5, mass.shape) - mass)[:, None, :])
 
 
 def _skipped(ends: npt.NDArray[Any], generator: np.random.Generator, share: float) -> npt.NDArray[Any]:

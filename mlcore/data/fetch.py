@@ -1,0 +1,172 @@
+"""Where a dataset is found: the folder that was named, the cache, a download, and at last drawn digits.
+
+1. `--data DIR` or MLCORE_DATA: a folder that holds `mnist/` (or `mnist-surrogate/`), or is it.
+2. the cache: MLCORE_CACHE, else XDG_CACHE_HOME/mlcore, else ~/.cache/mlcore.
+3. the mirrors, file by file; what they send is kept only when its decompressed sha256 is the official one.
+4. where allowed: the surrogate, drawn into the cache, labelled in every output.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlcore.data.dataset import (
+    MARK,
+    MNIST,
+    OFFICIAL_SHA256,
+    SURROGATE,
+    Dataset,
+    file_in,
+    holds_dataset,
+    read_dataset,
+)
+from mlcore.data.idx import read_idx
+from mlcore.errors import ChecksumMismatch, DataError, DatasetMissing
+
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+TIMEOUT_S = 30
+
+Say = Callable[[str], None]
+Download = Callable[[str, Path], None]
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders to look in: `named` came from a flag, `environment` from MLCORE_DATA, `cache` is writable."""
+
+    named: Path | None
+    environment: Path | None
+    cache: Path
+
+    @staticmethod
+    def of(data: Path | None, environ: Mapping[str, str]) -> "Places":
+        """The places according to a flag and the process's environment."""
+        cache = environ.get("MLCORE_CACHE")
+        base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".cache")
+        variable = environ.get("MLCORE_DATA")
+        return Places(data, Path(variable) if variable else None, Path(cache) if cache else base / "mlcore")
+
+
+def find(
+    name: str, places: Places, allow_surrogate: bool = True, say: Say = print, download: Download | None = None
+) -> Dataset:
+    """Find, verify and read the dataset `name` ("mnist" or "mnist-surrogate").
+
+    A folder named by flag must hold it: falling through to other data would be a surprise. For "mnist" a folder
+    with only a surrogate counts when `allow_surrogate`. Raises DatasetMissing, ChecksumMismatch, DataError.
+    """
+    folder = locate(name, places, allow_surrogate)
+    if folder is None and name == MNIST:
+        folder = _downloaded(places.cache / MNIST, allow_surrogate, say, download or fetch_url)
+    if folder is None:
+        folder = _drawn(places.cache / SURROGATE, say)
+    dataset = read_dataset(folder)
+    for warning in dataset.warnings:
+        say(f"warning: {folder}: {warning}")
+    return dataset
+
+
+def locate(name: str, places: Places, allow_surrogate: bool = True) -> Path | None:
+    """The folder that already holds the dataset, or None; a flag's folder without it raises DatasetMissing."""
+    names = [name] if name == SURROGATE or not allow_surrogate else [MNIST, SURROGATE]
+    if places.named:
+        found = _inside(places.named, names)
+        if found is None:
+            raise DatasetMissing(
+                f"holds no {' or '.join(f'{n}/' for n in names)} with the IDX files",
+                place=str(places.named),
+                fix="name the folder above it, or leave --data away to search the cache and the mirrors",
+            )
+        return found
+    # the cache's own surrogate counts only after the mirrors failed (see `find`)
+    elsewhere = [(places.environment, names), (places.cache, [name])]
+    return next((found for root, wanted in elsewhere if root and (found := _inside(root, wanted))), None)
+
+
+def fetch_url(url: str, path: Path) -> None:
+    """Download `url` to `path` with pooch; raises OSError (requests' errors are) when it can't be had."""
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=False)
+    pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
+
+
+def copy_to(dataset: Dataset, out: Path) -> Path:
+    """Copy a dataset's files into `out`; returns it. Raises DataError when it can't be written."""
+    names = [path for stem in dataset.sha256 if (path := file_in(dataset.path, stem))]
+    names += [dataset.path / MARK] if (dataset.path / MARK).is_file() else []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in names:
+            if path.parent.resolve() != out.resolve():
+                shutil.copyfile(path, out / path.name)
+    except OSError as error:
+        raise DataError(f"can't be written ({error.strerror})", place=str(out), fix="choose another --out") from error
+    return out
+
+
+def _inside(root: Path, names: list[str]) -> Path | None:
+    candidates = [root / name for name in names]
+    if SURROGATE in names or not (root / MARK).is_file():
+        candidates.append(root)
+    return next((folder for folder in candidates if holds_dataset(folder)), None)
+
+
+def _downloaded(folder: Path, allow_surrogate: bool, say: Say, download: Download) -> Path | None:
+    """Every official file, downloaded into `folder`; None when that failed and the surrogate may stand in."""
+    say(f"fetching MNIST into {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stem, digest in OFFICIAL_SHA256.items():
+            if file_in(folder, stem) is None:
+                _download_one(folder / f"{stem}.gz", digest, say, download)
+    except (DataError, OSError) as error:
+        say(f"MNIST can't be had: {error}")
+        if not allow_surrogate:
+            raise DatasetMissing(f"MNIST can't be had ({error}); name a folder that holds it with --data") from error
+        return None
+    return folder
+
+
+def _download_one(path: Path, digest: str, say: Say, download: Download) -> None:
+    """Try the mirrors in turn; a file takes its place only after its decompressed bytes were verified."""
+    failures = []
+    for mirror in MIRRORS:
+        url = mirror + path.name
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as scratch:
+            part = Path(scratch) / path.name
+            try:
+                download(url, part)
+                _verify(part, url, digest)
+                part.replace(path)
+                say(f"fetched {url}")
+                return
+            except (DataError, OSError) as error:
+                failures.append(f"{url}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    raise DatasetMissing(f"no mirror gave it: {'; '.join(failures)}", place=str(path.name))
+
+
+def _verify(path: Path, url: str, digest: str) -> None:
+    got = read_idx(path).sha256
+    if got != digest:
+        raise ChecksumMismatch(f"decompressed sha256 is {got}, not {digest}", place=str(url), fix="not used")
+
+
+def _drawn(folder: Path, say: Say) -> Path:
+    """The surrogate in `folder`, drawn now."""
+    from mlcore.data.surrogate import write_surrogate
+
+    say(f"drawing SURROGATE digits into {folder}: numbers made from them are not measured on MNIST")
+    try:
+        return write_surrogate(folder)
+    except OSError as error:
+        raise DataError(
+            f"can't be written ({error.strerror})", place=str(folder), fix="set MLCORE_CACHE to a folder that can"
+        ) from error

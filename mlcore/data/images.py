@@ -1,0 +1,40 @@
+"""Bytes to the numbers a network sees, and back: one mean and one deviation, from the training split."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """Maps a byte b to (b / 255 - mean) / deviation, in float32 by a table of the 256 values."""
+
+    mean: float
+    deviation: float
+
+    @staticmethod
+    def of(images_NHW: Bytes) -> "Normaliser":
+        """The mean and standard deviation of `images_NHW`; of blank images the deviation is taken as 1."""
+        counts = np.bincount(images_NHW.reshape(-1), minlength=256)
+        values = np.arange(256) / 255
+        mean = float(counts @ values / counts.sum())
+        deviation = float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum()))
+        return Normaliser(mean, deviation or 1.0)
+
+    def table(self) -> Floats:
+        """float32 [256]: what each byte becomes."""
+        return ((np.arange(256) / 255 - self.mean) / self.deviation).astype(np.float32)
+
+    def apply(self, images_NHW: Bytes) -> Floats:
+        """uint8 [N,H,W] to float32 [N,1,H,W]."""
+        return np.take(self.table(), images_NHW)[:, None]
+
+    def undo(self, x_NCHW: Floats) -> Bytes:
+        """float32 [N,1,H,W] back to uint8 [N,H,W]; exact for what `apply` gave, else the nearest byte."""
+        values = (x_NCHW[:, 0].astype(np.float64) * self.deviation + self.mean) * 255
+        return np.clip(np.rint(values), 0, 255).astype(np.uint8)
