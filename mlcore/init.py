@@ -1,0 +1,77 @@
+"""How weights begin. Each initialiser: (shape, fan_in, fan_out, generator) -> float64 array of that shape.
+
+fan_in and fan_out count the connections into and out of one unit. A layer casts the array to its dtype and draws
+it from the stream named after the parameter, so a weight depends on the seed and its own name only: adding a layer
+elsewhere changes nothing here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcore.options import unknown_name
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+Initialiser = Callable[[Shape, int, int, np.random.Generator], Array]
+
+
+def he(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
+    """N(0, 2 / fan_in), for ReLU. Source: He et al. 2015, arXiv:1502.01852, eq. 10."""
+    return generator.standard_normal(shape) * math.sqrt(2.0 / fan_in)
+
+
+def glorot(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
+    """U(-b, b) with b = sqrt(6 / (fan_in + fan_out)), for tanh. Source: Glorot and Bengio 2010, eq. 16."""
+    bound = math.sqrt(6.0 / (fan_in + fan_out))
+    return generator.uniform(-bound, bound, shape)
+
+
+def lecun(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
+    """U(-b, b) with b = 2.4 / fan_in. Source: LeCun et al. 1998, appendix A, for a scaled tanh."""
+    bound = 2.4 / fan_in
+    return generator.uniform(-bound, bound, shape)
+
+
+def uniform(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
+    """U(-b, b) with b = 1 / sqrt(fan_in). Source: LeCun et al. 1998b, "Efficient BackProp", sec. 4.6."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return generator.uniform(-bound, bound, shape)
+
+
+def normal(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
+    """N(0, 0.01^2), whatever the fans. Source: Krizhevsky et al. 2012, sec. 5."""
+    return generator.standard_normal(shape) * 0.01
+
+
+def zeros(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
+    """All zero: for biases."""
+    return np.zeros(shape)
+
+
+def ones(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
+    """All one: for biases that should open ReLUs. Source: Krizhevsky et al. 2012, sec. 5."""
+    return np.ones(shape)
+
+
+INITIALISERS: dict[str, Initialiser] = {
+    "he": he,
+    "glorot": glorot,
+    "lecun": lecun,
+    "uniform": uniform,
+    "normal": normal,
+    "zeros": zeros,
+    "ones": ones,
+}
+
+
+def initialiser(name: str) -> Initialiser:
+    """The initialiser of that name; RecipeError lists the known ones."""
+    if name not in INITIALISERS:
+        raise unknown_name("initialiser", name, list(INITIALISERS), "init")
+    return INITIALISERS[name]

@@ -1,0 +1,177 @@
+"""What can be computed: each operation checks its shapes, runs its kernel and records itself on the tape.
+
+All of them work in float32 and float64; the inputs of one operation share one dtype.
+
+Legend: N batch, C channel, H W height and width, I input features (or input channels per group), O output,
+K classes. Weights of convolutions are OIHW.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlcore.autograd import current_layer, record
+from mlcore.errors import DataError, ShapeError
+from mlcore.kernels import conv, elementwise, gemm, loss, pool
+from mlcore.rng import Rng
+from mlcore.tensor import Array, Tensor
+
+
+def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
+    """x @ weight.T + bias: [N, O]."""
+    _want_rank(x_NI, 2, "linear")
+    if x_NI.shape[1] != weight_OI.shape[1] or bias_O.shape != weight_OI.shape[:1]:
+        raise _bad("linear", x_NI.shape, f"[N, {weight_OI.shape[1]}] for a weight of {weight_OI.shape}")
+    _same_dtype(x_NI, weight_OI, bias_O)
+    return record("linear", (x_NI, weight_OI, bias_O), gemm.linear_forward(x_NI.data, weight_OI.data, bias_O.data))
+
+
+def conv2d(
+    x_NCHW: Tensor, weight_OIHW: Tensor, bias_O: Tensor, stride: int = 1, padding: int = 0, groups: int = 1
+) -> Tensor:
+    """Cross-correlation with zero padding: [N, O, P, Q] with P = (H + 2 padding - kernel) // stride + 1."""
+    _want_rank(x_NCHW, 4, "conv2d")
+    out_channels, per_group, kernel_h, kernel_w = weight_OIHW.shape
+    if x_NCHW.shape[1] != per_group * groups or out_channels % groups or bias_O.shape != (out_channels,):
+        wanted = f"{per_group * groups} channels for a weight of {weight_OIHW.shape} in {groups} group(s)"
+        raise _bad("conv2d", x_NCHW.shape, wanted)
+    _windows("conv2d", x_NCHW.shape[2:], (kernel_h, kernel_w), stride, padding)
+    _same_dtype(x_NCHW, weight_OIHW, bias_O)
+    out = conv.conv2d_forward(x_NCHW.data, weight_OIHW.data, bias_O.data, stride, padding, groups)
+    return record("conv2d", (x_NCHW, weight_OIHW, bias_O), out, stride, padding, groups)
+
+
+def max_pool2d(x_NCHW: Tensor, size: int, stride: int | None = None, padding: int = 0) -> Tensor:
+    """The largest value of each window; padding never wins. `stride` is `size` unless given."""
+    _want_rank(x_NCHW, 4, "max_pool2d")
+    step = stride or size
+    pool_windows("max_pool2d", x_NCHW.shape[2:], size, step, padding)
+    out, winner = pool.max_pool2d_forward(x_NCHW.data, size, step, padding)
+    return record("max_pool2d", (x_NCHW,), out, winner)
+
+
+def avg_pool2d(x_NCHW: Tensor, size: int, stride: int | None = None, padding: int = 0) -> Tensor:
+    """The mean of each window; padding counts as zeros. `stride` is `size` unless given."""
+    _want_rank(x_NCHW, 4, "avg_pool2d")
+    step = stride or size
+    pool_windows("avg_pool2d", x_NCHW.shape[2:], size, step, padding)
+    out = pool.avg_pool2d_forward(x_NCHW.data, size, step, padding)
+    return record("avg_pool2d", (x_NCHW,), out, size, step, padding)
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0), elementwise; the gradient at 0 is 0, and a NaN stays one."""
+    out = elementwise.relu_forward(x.data)
+    return record("relu", (x,), out, out)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent, elementwise."""
+    out = elementwise.tanh_forward(x.data)
+    return record("tanh", (x,), out, out)
+
+
+def dropout(x: Tensor, probability: float, rng: Rng) -> Tensor:
+    """Zero each value with this probability and divide the others by 1 - probability, so that the mean stays.
+
+    Source: Hinton et al. 2012, arXiv:1207.0580, in its inverted form: nothing is left to do in evaluation.
+    """
+    if not 0 <= probability < 1:
+        raise ShapeError(f"dropout of {probability}", place=current_layer(), fix="give a number in [0, 1)")
+    kept = rng.generator().random(x.shape, np.float32) >= probability
+    mask = kept * x.dtype.type(1 / (1 - probability))
+    return record("dropout", (x,), x.data * mask, mask)
+
+
+def flatten(x: Tensor) -> Tensor:
+    """[N, ...] to [N, product of the rest]."""
+    return record("flatten", (x,), x.data.reshape(x.shape[0], -1))
+
+
+def add(left: Tensor, right: Tensor) -> Tensor:
+    """Elementwise sum of two tensors of one shape (nothing is broadcast)."""
+    if left.shape != right.shape:
+        raise _bad("add", right.shape, f"the shape of the other side, {list(left.shape)}")
+    _same_dtype(left, right)
+    return record("add", (left, right), left.data + right.data)
+
+
+def scale(x: Tensor, factor: float) -> Tensor:
+    """x times a constant."""
+    constant = x.dtype.type(factor)
+    return record("scale", (x,), x.data * constant, constant)
+
+
+def cross_entropy(logits_NK: Tensor, labels_N: Array) -> Tensor:
+    """Mean over the batch of -log softmax(logits)[label]: a scalar.
+
+    labels_N: any integer dtype, in 0..K-1; DataError names the first one that is not.
+    """
+    _want_rank(logits_NK, 2, "cross_entropy")
+    labels = _checked_labels(labels_N, *logits_NK.shape)
+    out, softmax = loss.cross_entropy_forward(logits_NK.data, labels)
+    return record("cross_entropy", (logits_NK,), out, softmax, labels)
+
+
+def pool_windows(what: str, plane: tuple[int, ...], size: int, stride: int, padding: int) -> tuple[int, int]:
+    """Output height and width of a pooling; ShapeError if none is left or a window would see padding only."""
+    if padding * 2 > size:
+        wanted = f"a padding of at most {size // 2} (half of size {size}), so that no window is padding only"
+        raise ShapeError(f"{what} with padding {padding}", place=current_layer(), fix=f"give {wanted}")
+    return _windows(what, plane, (size, size), stride, padding)
+
+
+def conv_windows(plane: tuple[int, ...], kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """Output height and width of a convolution; ShapeError if nothing is left."""
+    return _windows("conv2d", plane, (kernel, kernel), stride, padding)
+
+
+def _windows(what: str, plane: tuple[int, ...], window: tuple[int, int], stride: int, padding: int) -> tuple[int, int]:
+    if stride < 1 or padding < 0 or min(window) < 1:
+        raise ShapeError(
+            f"{what} with window {window[0]}x{window[1]}, stride {stride}, padding {padding}",
+            place=current_layer(),
+            fix="window and stride are at least 1, padding at least 0",
+        )
+    p, q = ((side + 2 * padding - w) // stride + 1 for side, w in zip(plane, window, strict=True))
+    if p < 1 or q < 1:
+        got = f"{what} of a {window[0]}x{window[1]} window over a {plane[0]}x{plane[1]} map"
+        raise ShapeError(
+            f"{got} (padding {padding}) leaves a feature map of {max(p, 0)}x{max(q, 0)}",
+            place=current_layer(),
+            fix="use a smaller window, more padding or fewer poolings before it",
+        )
+    return p, q
+
+
+def _checked_labels(labels_N: Array, n: int, classes: int) -> Array:
+    if labels_N.shape != (n,) or labels_N.dtype.kind not in "iu":
+        raise DataError(
+            f"labels of shape {labels_N.shape} and dtype {labels_N.dtype} for {n} rows of logits",
+            fix="give one integer per example",
+        )
+    labels = labels_N.astype(np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        raise DataError(
+            f"label {labels[wrong[0]]} of example {wrong[0]} is not in 0..{classes - 1}",
+            fix="check that images and labels are of the same dataset, or raise the number of classes",
+        )
+    return labels
+
+
+def _want_rank(x: Tensor, rank: int, op: str) -> None:
+    if len(x.shape) != rank:
+        axes = "[N, C, H, W]" if rank == 4 else "[N, features]"
+        raise _bad(op, x.shape, axes + (": put a Flatten before it" if rank == 2 else ""))
+
+
+def _same_dtype(*tensors: Tensor) -> None:
+    kinds = {t.dtype for t in tensors}
+    if len(kinds) > 1:
+        mixed = " and ".join(sorted(str(k) for k in kinds))
+        raise ShapeError(f"{mixed} in one operation", place=current_layer(), fix="convert them to one dtype")
+
+
+def _bad(op: str, got: tuple[int, ...], wanted: str) -> ShapeError:
+    return ShapeError(f"{op} got {list(got)}", place=current_layer(), fix=f"it wants {wanted}")
