@@ -111,32 +111,29 @@ def _load(path: str, text: str) -> tuple[dict[str, Any], yaml.MappingNode | None
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 2
-                return {}, None, [Problem(path, line, "YAML aliases are not allowed", "write the value out")]
+                at = _line(event.start_mark)
+                return {}, None, [Problem(path, at, "YAML aliases are not allowed", "write the value out")]
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         too_deep = node is not None and _depth(node) > MAX_DEPTH
         data = None if too_deep else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        what = getattr(error, "problem", None) or str(error).split("\n")[0] or "it can't be parsed"
-        return (
-            {},
-            None,
-            [Problem(path, mark.line + 2 if mark else 1, f"YAML: {what}", "mend the front matter")],
-        )
+        line = _line(getattr(error, "problem_mark", None))
+        what = getattr(error, "problem", None) or str(error).partition(chr(10))[0] or "it can't be parsed"
+        return {}, None, [Problem(path, line, f"YAML: {what}", "mend the front matter")]
     if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
-        return (
-            {},
-            None,
-            [Problem(path, 1, "front matter must be `key: value` lines", "mend the front matter")],
-        )
+        return {}, None, [Problem(path, 1, "front matter must be `key: value` lines", "mend the front matter")]
     problems = [
-        Problem(path, key.start_mark.line + 2, f"key `{key.value}` is not text", "quote it")
+        Problem(path, _line(key.start_mark), f"key `{key.value}` is not text", "quote it")
         for key, _ in node.value
         if key.tag != "tag:yaml.org,2002:str"
     ]
     problems += _duplicates(path, node)
     return {str(key): value for key, value in data.items()}, node, problems
+
+
+def _line(mark: Any) -> int:
+    """YAML counts from 0 and doesn't see the opening `---`."""
+    return mark.line + 2 if mark is not None else 1
 
 
 def _duplicates(path: str, node: yaml.MappingNode) -> list[Problem]:
@@ -145,7 +142,7 @@ def _duplicates(path: str, node: yaml.MappingNode) -> list[Problem]:
     for key, _ in node.value:
         name = str(key.value)
         if name in seen:
-            problems.append(Problem(path, key.start_mark.line + 2, f"key `{name}` stands twice", "keep one"))
+            problems.append(Problem(path, _line(key.start_mark), f"key `{name}` stands twice", "keep one"))
         seen.add(name)
     return problems
 
@@ -161,7 +158,7 @@ def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | No
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             if name.value == str(key):
-                return name.start_mark.line + 2, value
+                return _line(name.start_mark), value
     if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-        return node.value[key].start_mark.line + 2, node.value[key]
+        return _line(node.value[key].start_mark), node.value[key]
     return None

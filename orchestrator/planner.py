@@ -111,7 +111,7 @@ def _chain(library: Library, lead: str, task: Task) -> tuple[str, ...] | None:
 
 def _path(library: Library, start: str, task: Task) -> tuple[str, ...] | None:
     """The shortest chain from `start` to an agent that may do the task; the most junior among equals."""
-    paths = [(start,)]
+    paths: list[tuple[str, ...]] = [(start,)]
     while paths:
         found = [path for path in paths if _may_do(library.agents[path[-1]], task)]
         if found:

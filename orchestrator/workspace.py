@@ -1,0 +1,253 @@
+"""Worktrees and commits. The user's own checkout, branches and remotes are never changed by a run.
+
+Odyssey works in a bare repository of its own, `.odyssey/repo.git`, into which the base commit is fetched; every branch
+and worktree of a run lives there. Its configuration is ours alone, so no hook, filter, fsmonitor, textconv or ssh
+command of the user's repository (or one that an agent wrote) can run: git has nowhere to find one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from git import Git, GitCommandError
+
+from orchestrator.errors import GitError, InputError
+from orchestrator.records import Change, FileChange, Tier
+
+# What a tree's own .gitattributes ask for is overruled: files come out of git as the bytes that went in.
+ATTRIBUTES = "* -text !eol -ident !filter !working-tree-encoding !export-ignore !export-subst !diff !merge\n"
+ZERO = "0" * 40
+
+
+def clean_environment() -> dict[str, str]:
+    """What every git command of ours gets: no configuration but the repository's, no prompts, no signing."""
+    return {
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+    }
+
+
+def strip_git_variables() -> None:
+    """Forget GIT_* of our own environment: a hook that started us would otherwise choose our repository."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        del os.environ[name]
+
+
+def git(cwd: Path, *argv: str, env: Mapping[str, str] | None = None, strip: bool = True) -> str:
+    """Run git with an argument list, never a shell. Returns stdout. Raises GitError with git's own words."""
+    safe = ["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never"]
+    try:
+        output = Git(str(cwd)).execute(
+            ["git", *safe, *argv],
+            env={**clean_environment(), **(env or {})},
+            strip_newline_in_stdout=strip,
+        )
+    except GitCommandError as error:
+        raise GitError(f"git {argv[0]} failed: {str(error.stderr).strip() or error.status}") from error
+    return str(output)
+
+
+# The user's repository: read, never written
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """Where a person stands: the repository's root, HEAD's commit, its branch ("" when detached)."""
+
+    root: Path
+    commit: str
+    branch: str
+    dirty: bool
+
+
+def find_checkout(start: Path) -> Checkout:
+    """The repository around `start`. Raises InputError outside of one, or before the first commit."""
+    try:
+        root = Path(git(start, "rev-parse", "--show-toplevel"))
+        commit = git(root, "rev-parse", "--verify", "HEAD^{commit}")
+    except GitError as error:
+        fix = "run this inside a git repository that has at least one commit (`git init`, `git commit`)"
+        raise InputError(f"{start} is not usable: {error}; {fix}") from error
+    try:
+        branch = git(root, "symbolic-ref", "--quiet", "--short", "HEAD")
+    except GitError:
+        branch = ""
+    dirty = bool(git(root, "diff-index", "--name-only", "HEAD", "--"))
+    return Checkout(root, commit, branch, dirty)
+
+
+class Repository:
+    """Odyssey's own bare repository, and the worktrees of its attempts."""
+
+    def __init__(self, folder: Path, worktrees: Path) -> None:
+        self.folder = folder
+        self.worktrees = worktrees
+        if not (folder / "HEAD").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            git(folder, "init", "--quiet", "--bare", "--initial-branch=odyssey", ".")
+        (folder / "info").mkdir(exist_ok=True)
+        (folder / "info" / "attributes").write_text(ATTRIBUTES)
+        worktrees.mkdir(parents=True, exist_ok=True)
+
+    def bring_in(self, source: Path, commit: str) -> None:
+        """Copy a commit and its history from the user's repository."""
+        if not self.has(commit):
+            git(self.folder, "fetch", "--quiet", "--no-tags", "--", str(source), f"{commit}:refs/odyssey/base/{commit}")
+
+    def has(self, commit: str) -> bool:
+        try:
+            git(self.folder, "cat-file", "-e", f"{commit}^{{commit}}")
+        except GitError:
+            return False
+        return True
+
+    def resolve(self, ref: str) -> str | None:
+        try:
+            return git(self.folder, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+        except GitError:
+            return None
+
+    def set_branch(self, branch: str, commit: str) -> None:
+        git(self.folder, "update-ref", "--", f"refs/heads/{branch}", commit)
+
+    # Attempts
+
+    def open(self, branch: str, base: str) -> Path:
+        """A worktree on a new branch at `base`; the one that is there, when a killed run left it."""
+        path = self.worktrees / branch.replace("/", "--")
+        if (path / ".git").exists():
+            return path
+        shutil.rmtree(path, ignore_errors=True)
+        git(self.folder, "worktree", "prune")
+        git(self.folder, "worktree", "add", "--quiet", "-B", branch, "--", str(path), base)
+        return path
+
+    def close(self, path: Path) -> None:
+        """Take a worktree away; its branch and commits stay."""
+        shutil.rmtree(path, ignore_errors=True)
+        git(self.folder, "worktree", "prune")
+
+    def snapshot(self, worktree: Path) -> str:
+        """The worktree as a tree object, ignored files left out. Neither its index nor its files are touched."""
+        with self._scratch_index() as env:
+            self._in(worktree, "add", "--all", "--", ".", env=env)
+            return self._in(worktree, "write-tree", env=env)
+
+    def restore(self, worktree: Path, tree: str) -> None:
+        """Make the worktree equal to a snapshot: what came later goes, ignored files stay."""
+        if self.snapshot(worktree) == tree:
+            return
+        self._in(worktree, "read-tree", "--reset", "-u", tree)
+        self._in(worktree, "clean", "--quiet", "-ffd")
+
+    def commit(self, worktree: Path, base: str, message: str, author: str) -> str:
+        """Freeze the worktree as one commit on `base`; `base` itself when nothing changed."""
+        tree = self.snapshot(worktree)
+        if tree == self.tree(base):
+            return base
+        return self.commit_tree(tree, base, message, author)
+
+    # Commits without a worktree
+
+    def tree(self, commit: str) -> str:
+        return git(self.folder, "rev-parse", "--verify", f"{commit}^{{tree}}")
+
+    def commit_tree(self, tree: str, parent: str, message: str, author: str) -> str:
+        who = {
+            "GIT_AUTHOR_NAME": author,
+            "GIT_AUTHOR_EMAIL": "agent@odyssey.invalid",
+            "GIT_COMMITTER_NAME": "Odyssey harness",
+            "GIT_COMMITTER_EMAIL": "harness@odyssey.invalid",
+        }
+        return git(self.folder, "commit-tree", tree, "-p", parent, "-m", message, env=who)
+
+    def replace_file(self, commit: str, path: str, text: str) -> str:
+        """The tree of `commit` with one file's text replaced."""
+        with self._scratch_index() as env:
+            scratch = Path(env["GIT_INDEX_FILE"]).with_suffix(".text")
+            scratch.write_text(text)
+            blob = git(self.folder, "hash-object", "-w", "--no-filters", "--", str(scratch))
+            scratch.unlink()
+            git(self.folder, "read-tree", commit, env=env)
+            git(self.folder, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
+            return git(self.folder, "write-tree", env=env)
+
+    def merge(self, ours: str, theirs: str) -> str | None:
+        """The tree that joins two commits; None when they conflict."""
+        try:
+            return git(self.folder, "merge-tree", "--write-tree", "--messages", ours, theirs).split("\n")[0]
+        except GitError:
+            return None
+
+    def export(self, commit: str, target: Path) -> None:
+        """The commit's files in a fresh folder, without any git."""
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        with self._scratch_index() as env:
+            git(self.folder, "read-tree", commit, env=env)
+            at = {**env, "GIT_DIR": str(self.folder), "GIT_WORK_TREE": str(target)}
+            git(target, "checkout-index", "--all", "--force", env=at)
+
+    def read(self, commit: str, path: str) -> str | None:
+        try:
+            return git(self.folder, "cat-file", "blob", f"{commit}:{path}", strip=False)
+        except GitError:
+            return None
+
+    def diff(self, base: str, commit: str) -> str:
+        return git(self.folder, "diff", "--no-ext-diff", "--no-textconv", "--no-color", base, commit, "--", strip=False)
+
+    def changed(self, base: str, commit: str) -> tuple[FileChange, ...]:
+        """Each file that differs. Renames are shown as a deletion and an addition: both paths count."""
+        options = ("--no-ext-diff", "--no-textconv", "--no-renames", "-z")
+        raw = git(self.folder, "diff", "--raw", *options, base, commit, "--").split("\0")
+        sizes = {}
+        for line in git(self.folder, "diff", "--numstat", *options, base, commit, "--").split("\0"):
+            if line:
+                added, removed, path = line.split("\t", 2)
+                sizes[path] = tuple(-1 if count == "-" else int(count) for count in (added, removed))
+        names = {"A": "added", "D": "deleted"}
+        return tuple(
+            FileChange(
+                path=path,
+                status=names.get(head.split(" ")[4][0], "modified"),
+                added=sizes.get(path, (-1, -1))[0],
+                removed=sizes.get(path, (-1, -1))[1],
+                mode=head.split(" ")[1],
+            )
+            for head, path in zip(raw[0::2], raw[1::2], strict=False)
+        )
+
+    def change(self, task: str, attempt: int, tier: Tier, base: str, commit: str) -> Change:
+        files = self.changed(base, commit)
+        return Change(
+            task=task, attempt=attempt, tier=tier, base=base, commit=commit, tree=self.tree(commit), files=files
+        )
+
+    def _in(self, worktree: Path, *argv: str, env: Mapping[str, str] | None = None) -> str:
+        """Git in a worktree, its gitdir named by us: a `.git` that an agent wrote is never followed."""
+        gitdir = self.folder / "worktrees" / worktree.name
+        return git(worktree, *argv, env={"GIT_DIR": str(gitdir), "GIT_WORK_TREE": str(worktree), **(env or {})})
+
+    def _scratch_index(self) -> _ScratchIndex:
+        return _ScratchIndex(self.folder)
+
+
+class _ScratchIndex:
+    """An index file for one operation."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f"scratch-{os.getpid()}-{os.urandom(6).hex()}"
+
+    def __enter__(self) -> dict[str, str]:
+        return {"GIT_INDEX_FILE": str(self._path)}
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
