@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
+CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class Normaliser:
     @staticmethod
     def of(images_NHW: Bytes) -> "Normaliser":
         """The mean and standard deviation of `images_NHW`; of blank images the deviation is taken as 1."""
-        counts = np.bincount(images_NHW.reshape(-1), minlength=256)
-        values = np.arange(256) / 255
-        mean = float(counts @ values / counts.sum())
-        deviation = float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum()))
-        return Normaliser(mean, deviation or 1.0)
+        total = squares = 0.0  # whole numbers below 2**53: exact in float64
+        for start in range(0, len(images_NHW), CHUNK):
+            values = images_NHW[start : start + CHUNK].reshape(-1).astype(np.float64)
+            total, squares = total + float(values.sum()), squares + float(values @ values)
+        mean = total / images_NHW.size
+        variance = max(squares / images_NHW.size - mean**2, 0.0)
+        return Normaliser(mean / 255, variance**0.5 / 255 or 1.0)
 
     def table(self) -> Floats:
         """float32 [256]: what each byte becomes."""

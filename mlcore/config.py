@@ -1,0 +1,282 @@
+"""Recipes: a TOML file, typed and closed to typos, plus `key=value` overrides from the command line.
+
+Every mistake in file and overrides is reported in one go, each as `path:line: what; the fix`. A resolved recipe
+written by `to_toml` reads back as itself, so a run can be trained again from the file in its folder.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlcore import schedule
+from mlcore.errors import RecipeError
+
+RECIPES = Path(__file__).parent / "recipes"
+LIMIT_BYTES = 1 << 20  # a recipe is a page, not a book
+COUNT_MAX = 10**9
+
+Whole: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Scalar: TypeAlias = bool | Whole | Annotated[float, Field(allow_inf_nan=False)] | str
+Options: TypeAlias = dict[str, Scalar | list[Scalar]]
+Count: TypeAlias = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+Positive: TypeAlias = Annotated[int, Field(ge=1, le=COUNT_MAX)]
+
+
+class Closed(BaseModel):
+    """Frozen, closed to unknown keys, and no value is converted ("3" is not 3)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Model(Closed):
+    """A name of `mlcore.models.MODELS` and that network's own options."""
+
+    name: str
+    options: Options = {}
+
+
+class Data(Closed):
+    """`validation` images are held out of the training split by seed; `limit` keeps so many of the rest (0: all).
+
+    `shuffle_labels` is the control that deals the training labels out anew: nothing can be learnt then.
+    `surrogate`: whether drawn digits may stand in when MNIST can't be had.
+    """
+
+    dataset: Literal["mnist", "mnist-surrogate"] = "mnist"
+    validation: Count = 0
+    limit: Count = 0
+    shuffle_labels: bool = False
+    surrogate: bool = True
+
+
+class Optimiser(Closed):
+    """Stochastic gradient descent: the peak rate, momentum, and the L2 coefficient on weights (not biases)."""
+
+    rate: float = Field(gt=0, le=1e3, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e3, allow_inf_nan=False)
+
+
+class Schedule(Closed):
+    """A name of `mlcore.schedule.SCHEDULES` and, beside it, its own options; it scales `optimiser.rate`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+    name: str = "constant"
+
+    @property
+    def options(self) -> dict[str, Scalar]:
+        """The keys beside `name`."""
+        return dict(self.__pydantic_extra__)
+
+
+class Train(Closed):
+    """`steps` caps what `epochs` would give; 0 steps evaluates the untrained network.
+
+    The validation part is evaluated after every `eval_every` epochs; a checkpoint is written at the end of an
+    epoch and whenever the last one is `checkpoint_every_s` seconds old.
+    """
+
+    epochs: Positive
+    batch: Positive = 64
+    steps: Count | None = None
+    eval_every: Positive = 1
+    checkpoint_every_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+
+
+class Recipe(Closed):
+    """Everything that decides a run, apart from the data's bytes and the code. `threads` 0: all there are."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    threads: int = Field(default=0, ge=0, le=1024)
+    model: Model
+    data: Data = Data()
+    optimiser: Optimiser
+    schedule: Schedule = Schedule()
+    train: Train
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes of `to_toml`, as `sha256sum recipe.toml` gives it."""
+        return hashlib.sha256(to_toml(self).encode()).hexdigest()
+
+
+def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a path or of a shipped name ("lenet5_mnist"), with overrides such as "train.epochs=3".
+
+    Raises RecipeError with a line per mistake.
+    """
+    path = find(source)
+    return parse(_text_of(path), str(path), overrides)
+
+
+def find(source: str) -> Path:
+    """The file of a recipe given as a path or as a shipped name; RecipeError lists the shipped ones."""
+    path = Path(source)
+    if path.suffix == ".toml":
+        return path
+    shipped = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
+    if source in shipped:
+        return shipped[source]
+    hint = _did_you_mean(source, shipped)
+    raise RecipeError(
+        f"no recipe '{source}'", place=source or "recipe", fix=f"{hint}give a .toml file or one of {', '.join(shipped)}"
+    )
+
+
+def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from TOML text; `place` names it in errors."""
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = re.search(r"at line (\d+)", str(error))
+        at = line.group(1) if line else str(text.count("\n") + 1)
+        raise RecipeError(f"not TOML: {error}", place=f"{place}:{at}", fix="correct the line") from error
+    places, mistakes = _lines(text, place), []
+    for override in overrides:
+        mistakes += _apply(document, override, places)
+    try:
+        recipe = Recipe.model_validate(document)
+        schedule.build(recipe.schedule.name, recipe.schedule.options)
+    except ValidationError as error:
+        mistakes += [_explain(item, places) for item in error.errors(include_url=False)]
+    except RecipeError as error:
+        mistakes.append(str(error.at(_where(error.place.split("."), places))))
+    if mistakes:
+        raise RecipeError("\n".join(dict.fromkeys(mistakes)))
+    return recipe
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML: every value, defaults too, in a fixed order."""
+    return "\n".join(_toml_lines(recipe.model_dump(exclude_none=True), ())) + "\n"
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(LIMIT_BYTES + 1)
+        if len(content) > LIMIT_BYTES:
+            raise RecipeError(f"longer than {LIMIT_BYTES} bytes", place=str(path), fix="check that it is a recipe")
+        return content.decode()
+    except FileNotFoundError as error:
+        raise RecipeError("no such file", place=str(path), fix="check the path, or give a shipped name") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError("not UTF-8 text", place=str(path), fix="check that it is a recipe") from error
+    except OSError as error:
+        raise RecipeError(f"can't be read ({error.strerror})", place=str(path), fix="check its rights") from error
+
+
+def _apply(document: dict[str, Any], override: str, places: dict[str, str]) -> list[str]:
+    """Set one dotted key in the document; what is wrong with the override, if anything."""
+    key, equals, text = override.partition("=")
+    shown = f"override '{override[:60]}'"
+    names = key.strip().split(".")
+    if not equals or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in names):
+        return [f"{shown}: not key=value; write for example train.epochs=3"]
+    table = document
+    for depth, name in enumerate(names[:-1], start=1):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            return [f"{shown}: '{'.'.join(names[:depth])}' is a value, not a section; drop the rest"]
+    table[names[-1]] = _value(text.strip())
+    places[key.strip()] = shown
+    return []
+
+
+def _value(text: str) -> Any:
+    """TOML's reading of the text when it is one value, else the text itself: name=mine needs no quotes."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return parsed["value"] if set(parsed) == {"value"} else text
+
+
+def _lines(text: str, place: str) -> dict[str, str]:
+    """Where each dotted key stands, as `place:line`; good for the usual layout of one key a line."""
+    places, section = {"": f"{place}:1"}, ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[+\s*([A-Za-z0-9_.\s-]+?)\s*\]", line):
+            section = header.group(1)
+            places.setdefault(section, f"{place}:{number}")
+        elif key := re.match(r"\s*([A-Za-z0-9_.-]+)\s*=", line):
+            places[f"{section}.{key.group(1)}".strip(".")] = f"{place}:{number}"
+    return places
+
+
+def _where(location: Sequence[str], places: dict[str, str]) -> str:
+    """The place of the longest known beginning of a dotted key."""
+    return next(places[key] for n in range(len(location), -1, -1) if (key := ".".join(location[:n])) in places)
+
+
+def _explain(item: Mapping[str, Any], places: dict[str, str]) -> str:
+    """One of pydantic's errors as `path:line: what; the fix`."""
+    location = [str(part) for part in item["loc"]][: 3 if item["loc"][0] == "model" else 2]  # no names of types
+    dotted = ".".join(location)
+    where = _where(location, places)
+    if item["type"] == "missing":
+        return f"{where}: '{dotted}' is missing; add it"
+    if item["type"] == "extra_forbidden":
+        known = _known(location[:-1])
+        return f"{where}: unknown key '{dotted}'; {_did_you_mean(location[-1], known)}known: {', '.join(known)}"
+    return f"{where}: '{dotted}' is {_shown(item['input'])}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value, cut short; a hexadecimal integer can be too long for Python to print."""
+    try:
+        return repr(value)[:60]
+    except ValueError:
+        return "a very long integer"
+
+
+def _known(location: Sequence[str]) -> list[str]:
+    """The keys of the section at `location`."""
+    kind: type[BaseModel] = Recipe
+    for name in location:
+        annotation = kind.model_fields[name].annotation
+        assert isinstance(annotation, type)
+        kind = annotation
+    return list(kind.model_fields)
+
+
+def _did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'? " if near else ""
+
+
+def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    """A table's own values first, then its sections, as TOML wants it."""
+    lines = ["", f"[{'.'.join(map(_toml_key, path))}]"] if path else []
+    lines += [f"{_toml_key(key)} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            lines += _toml_lines(value, (*path, key))
+    return lines
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+
+
+def _toml(value: Any) -> str:
+    """One value; floats by repr, which reads back to the bit."""
+    if isinstance(value, str):
+        quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return quoted
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    assert not isinstance(value, float) or math.isfinite(value)
+    return repr(value)
