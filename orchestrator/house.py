@@ -1,0 +1,134 @@
+"""Where everything stands: the state folder with its lock, and what one run needs to know at any moment.
+
+    .odyssey/   lock  key  ledger.db  workflows.db  repo.git/  worktrees/  base/  data/  gate/  outputs/
+
+The folder ignores itself, so that neither git nor the user's own .gitignore ever sees it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from orchestrator import library, planfile, planner
+from orchestrator.config import STATE_FOLDER, Settings
+from orchestrator.datasets import Dataset
+from orchestrator.errors import Busy, InputError, Problem
+from orchestrator.ledger import Ledger, load_key
+from orchestrator.library import Library
+from orchestrator.records import Assignment, Plan, Skill, Task
+from orchestrator.sandbox.base import Sandbox
+from orchestrator.workspace import Repository
+
+Say = Callable[[str, str, str], None]  # task, kind, text
+
+
+@dataclass(frozen=True)
+class State:
+    """The state folder of one repository. Reading it needs no lock; running needs `locked`."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, root: Path) -> State:
+        folder = root / STATE_FOLDER
+        folder.mkdir(exist_ok=True)
+        ignore = folder / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n")
+        return cls(folder)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder / "ledger.db", load_key(self.folder / "key"))
+
+    @cached_property
+    def repository(self) -> Repository:
+        return Repository(self.folder / "repo.git", self.folder / "worktrees")
+
+    def path(self, *parts: str) -> Path:
+        path = self.folder.joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One orchestrator a repository. Raises Busy, naming the other's process; the lock dies with its holder."""
+        with (self.folder / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise Busy(f"another orchestrator (process {file.read().strip()}) works on this repository") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one plan, as it stood at the base commit. All of it can be rebuilt after a crash."""
+
+    id: str
+    state: State
+    settings: Settings
+    sandbox: Sandbox
+    plan: Plan
+    library: Library
+    assignments: dict[str, Assignment]
+    base_commit: str
+    base_branch: str
+    base_folder: Path  # the base commit's files, ours to trust
+    datasets: dict[str, Dataset]
+    say: Say
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.state.ledger
+
+    @property
+    def repository(self) -> Repository:
+        return self.state.repository
+
+    @property
+    def stack(self) -> str:
+        """The branch that accepted changes pile up on."""
+        return f"odyssey/{self.id}/stack"
+
+    def task(self, task_id: str) -> Task:
+        return self.plan.task(task_id)
+
+    def skill(self, task_id: str) -> Skill:
+        return self.library.skills[self.assignments[task_id].skill]
+
+
+def base_files(state: State, root: Path, commit: str) -> Path:
+    """The base commit's files in a folder of ours: agents, skills, targets and tests come from there."""
+    folder = state.folder / "base" / commit
+    if not folder.with_suffix(".complete").exists():
+        state.repository.bring_in(root, commit)
+        folder.parent.mkdir(exist_ok=True)
+        state.repository.export(commit, folder)
+        folder.with_suffix(".complete").touch()
+    return folder
+
+
+def read_plan(root: Path, path: str) -> tuple[Plan, Library, dict[str, Assignment]]:
+    """Plan, library and who does what, checked against each other. Raises InputError with every problem."""
+    problems: list[Problem] = []
+    loaded, found = library.read(root)
+    problems += found
+    try:
+        plan = planfile.load(root, path)
+    except InputError as error:
+        raise InputError(problems + error.problems) from error
+    problems += library.check_plan(plan, loaded, root)
+    if problems:
+        raise InputError(problems)
+    return plan, loaded, {each.task: each for each in planner.assign(plan, loaded)}
