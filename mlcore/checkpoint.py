@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ class State(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    schema_name: str = Field(default="mlcore.checkpoint/1", pattern=r"^mlcore\.checkpoint/1$")
+    format: Literal["mlcore.checkpoint/1"] = "mlcore.checkpoint/1"
     recipe_sha256: str
     data_sha256: dict[str, str]
     data_dir: str | None

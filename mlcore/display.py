@@ -1,0 +1,131 @@
+"""What a person sees of a run: one line that moves on a terminal, plain lines elsewhere, nothing when quiet.
+
+Everything here goes to stderr: stdout is for data. On a surrogate every line says so.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
+
+PLAIN_EVERY_S = 10.0
+REDRAW_EVERY_S = 0.1
+SURROGATE_LABEL = "[SURROGATE digits, not MNIST] "
+
+
+@dataclass(frozen=True)
+class View:
+    """One moment of a run. `error_pct` is of the training images of the epoch so far; `left_s` to the very end."""
+
+    epoch: int
+    epochs: int
+    step: int
+    total_steps: int
+    loss: float
+    error_pct: float
+    images_per_s: float
+    left_s: float
+
+    def line(self) -> str:
+        """The progress line, without the bar."""
+        return (
+            f"epoch {self.epoch}/{self.epochs}  loss {self.loss:.4f}  error {self.error_pct:5.2f} %  "
+            f"{self.images_per_s:,.0f} images/s  {duration(self.left_s)} left"
+        )
+
+
+class Display(Protocol):
+    """Where a run's progress goes."""
+
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def show(self, view: View) -> None: ...
+    def close(self) -> None: ...
+
+
+class Quiet:
+    """Warnings only."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream, self.label = stream or sys.stderr, ""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        print(f"{self.label}warning: {text}", file=self.stream, flush=True)
+
+    def show(self, view: View) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Plain(Quiet):
+    """A line for what happens, and for progress one every ten seconds."""
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream)
+        self.clock, self.last = clock, clock()
+
+    def say(self, text: str) -> None:
+        print(f"{self.label}{text}", file=self.stream, flush=True)
+
+    def show(self, view: View) -> None:
+        if self.clock() - self.last >= PLAIN_EVERY_S:
+            self.last = self.clock()
+            self.say(f"step {view.step}/{view.total_steps}  {view.line()}")
+
+
+class Live(Quiet):
+    """A bar and a line that are drawn over, on a terminal; rich is loaded here only."""
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream)
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.clock, self.last = clock, 0.0
+        self.console = Console(file=self.stream, highlight=False)
+        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+        self.progress = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
+        self.task: Any = None
+
+    def say(self, text: str) -> None:
+        self.console.print(f"{self.label}{text}", markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}")
+
+    def show(self, view: View) -> None:
+        if self.clock() - self.last < REDRAW_EVERY_S and view.step < view.total_steps:
+            return
+        self.last = self.clock()
+        if self.task is None:
+            self.progress.start()
+            self.task = self.progress.add_task("", total=view.total_steps)
+        text = f"{self.label}{view.line()}"
+        self.progress.update(self.task, completed=view.step, total=view.total_steps, description=text, refresh=True)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+def choose(quiet: bool, surrogate: bool = False, stream: TextIO | None = None) -> Display:
+    """The display for this stream: live on a terminal, else plain; labelled when the digits are drawn."""
+    stream = stream or sys.stderr
+    display = Quiet(stream) if quiet else Live(stream) if stream.isatty() else Plain(stream)
+    display.label = SURROGATE_LABEL if surrogate else ""
+    return display
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3:07 min, 2:05 h."""
+    whole = round(max(seconds, 0))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"

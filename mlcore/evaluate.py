@@ -1,0 +1,58 @@
+"""What a trained network says about images, and how often it is wrong."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mlcore import ops
+from mlcore.autograd import no_grad
+from mlcore.data.images import Bytes, Normaliser
+from mlcore.errors import NotFinite
+from mlcore.layers import Layer
+from mlcore.tensor import Tensor
+
+BATCH = 500
+
+Classes: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`predictions` int64 [N], one class per image in their order; mean `loss` and `error_pct`, None without labels."""
+
+    predictions: Classes
+    loss: float | None
+    error_pct: float | None
+
+
+def evaluate(
+    model: Layer, normaliser: Normaliser, images_NHW: Bytes, labels_N: Bytes | None, step: int = 0
+) -> Evaluation:
+    """Run `model` over all images without a tape; NotFinite (naming `step`) when its outputs are not numbers."""
+    predictions = np.empty(len(images_NHW), dtype=np.int64)
+    loss = 0.0
+    for start in range(0, len(images_NHW), BATCH):
+        part = slice(start, start + BATCH)
+        with no_grad():
+            logits = model(Tensor(normaliser.apply(images_NHW[part])), None)
+        if not np.isfinite(logits.data).all():
+            raise NotFinite("the evaluated network's outputs are not finite", step=step, layer="output")
+        predictions[part] = logits.data.argmax(axis=1)
+        if labels_N is not None:
+            loss += ops.cross_entropy(logits, labels_N[part].astype(np.int64)).item() * len(logits.data)
+    if labels_N is None:
+        return Evaluation(predictions, None, None)
+    return Evaluation(predictions, loss / len(labels_N), error_pct(predictions, labels_N))
+
+
+def error_pct(predictions_N: npt.NDArray[np.integer], labels_N: npt.NDArray[np.integer]) -> float:
+    """The share of wrong predictions, in percent of N."""
+    return 100.0 * int(np.count_nonzero(predictions_N != labels_N)) / len(labels_N)
+
+
+def confusion(predictions_N: Classes, labels_N: Bytes, classes: int = 10) -> Classes:
+    """int64 [classes, classes]: how often the class of the row was taken for the class of the column."""
+    counts = np.bincount(labels_N.astype(np.int64) * classes + predictions_N, minlength=classes**2)
+    return counts.reshape(classes, classes).astype(np.int64)

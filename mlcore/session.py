@@ -1,0 +1,136 @@
+"""The moving parts that a recipe and a dataset make together: model, optimiser, schedule, batches."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlcore import models, ops
+from mlcore import schedule as schedules
+from mlcore.checkpoint import Arrays
+from mlcore.config import Recipe
+from mlcore.data.dataset import CLASSES, SIDE, Dataset
+from mlcore.data.images import Normaliser
+from mlcore.data.loader import Batch, Loader, Part, shuffled, split
+from mlcore.errors import CheckpointError, RecipeError
+from mlcore.layers import Sequential
+from mlcore.optim import SGD
+from mlcore.result import usable_cores
+from mlcore.rng import Rng
+from mlcore.tensor import Array, Tensor
+
+INPUT_SHAPE = (1, SIDE, SIDE)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One training under way. `validation` is empty when the recipe holds nothing out."""
+
+    recipe: Recipe
+    rng: Rng
+    model: Sequential
+    optimiser: SGD
+    schedule: schedules.Schedule
+    loader: Loader
+    validation: Part
+    total_steps: int
+
+    @property
+    def normaliser(self) -> Normaliser:
+        return self.loader.normaliser
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.recipe.optimiser.rate * self.schedule(step, self.total_steps)
+
+    def arrays(self) -> Arrays:
+        """Weights and velocities, as a checkpoint keeps them; the weights are the live ones."""
+        weights = {f"model/{name}": tensor.data for name, tensor in self.model.parameters().items()}
+        return weights | {f"optimiser/{name}": array for name, array in self.optimiser.state().items()}
+
+
+def assemble(recipe: Recipe, dataset: Dataset) -> Session:
+    """Build everything anew from the recipe's seed; RecipeError for what can't be built."""
+    rng, data = Rng(recipe.seed), recipe.data
+    if data.validation + max(data.limit, 1) > len(dataset.train_labels):
+        raise RecipeError(
+            f"{data.validation} held out and {max(data.limit, 1)} to train on exceed the "
+            f"{len(dataset.train_labels)} training images",
+            place="data.validation, data.limit",
+            fix="lower one of them",
+        )
+    part, validation = split(dataset.train_images, dataset.train_labels, data.validation, data.limit, rng)
+    part = shuffled(part, rng) if data.shuffle_labels else part
+    model, optimiser = _network(recipe, rng)
+    loader = Loader(part, recipe.train.batch, Normaliser.of(dataset.train_images), rng.child("loader"))
+    steps = recipe.train.epochs * loader.steps_per_epoch
+    return Session(
+        recipe=recipe,
+        rng=rng,
+        model=model,
+        optimiser=optimiser,
+        schedule=schedules.build(recipe.schedule.name, recipe.schedule.options),
+        loader=loader,
+        validation=validation,
+        total_steps=steps if recipe.train.steps is None else min(steps, recipe.train.steps),
+    )
+
+
+def build_model(recipe: Recipe, rng: Rng | None = None) -> Sequential:
+    """The recipe's network with its first weights."""
+    stream = (rng or Rng(recipe.seed)).child("model")
+    return models.build(recipe.model.name, recipe.model.options, stream, INPUT_SHAPE, CLASSES)
+
+
+def load_weights(model: Sequential, weights: Arrays) -> None:
+    """Replace a model's weights; CheckpointError when names, shapes or types differ."""
+    parameters = model.parameters()
+    if set(weights) != set(parameters):
+        odd = sorted(set(weights) ^ set(parameters))
+        raise CheckpointError(f"the weights are another model's: {odd}", fix="use the recipe they were saved with")
+    for name, tensor in parameters.items():
+        saved = weights[name]
+        if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"saved as {saved.dtype}{list(saved.shape)}, wanted {tensor.dtype}{list(tensor.shape)}",
+                place=name,
+                fix="use the recipe it was saved with",
+            )
+        tensor.data[...] = saved
+
+
+def forward_backward(session: Session, batch: Batch, step: int) -> tuple[float, Array]:
+    """Loss and logits [N, classes] of a batch; the gradients are left in the parameters."""
+    session.optimiser.zero_grad()
+    logits = session.model(Tensor(batch.images), session.rng.child("step", step))
+    scores = logits.data
+    loss = ops.cross_entropy(logits, batch.labels)
+    loss.backward()
+    return loss.item(), scores
+
+
+def compile_kernels(recipe: Recipe) -> None:
+    """Run one step on blank images with a network that is thrown away, so that training starts compiled."""
+    rng = Rng(recipe.seed)
+    model, optimiser = _network(recipe, rng)
+    logits = model(Tensor(np.zeros((recipe.train.batch, *INPUT_SHAPE), np.float32)), rng)
+    ops.cross_entropy(logits, np.zeros(recipe.train.batch, np.int64)).backward()
+    optimiser.step(0.0)
+
+
+def use_threads(wanted: int, environ: Mapping[str, str] = os.environ) -> int:
+    """Give the kernels `wanted` threads; 0: as MLCORE_THREADS says, else one per usable core. Returns the number."""
+    import numba
+
+    text = environ.get("MLCORE_THREADS", "")
+    if not wanted and text and not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise RecipeError(f"{text!r} is no number of threads", place="MLCORE_THREADS", fix="give a whole number above 0")
+    threads = min(wanted or int(text or usable_cores()), int(numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(threads)
+    return threads
+
+
+def _network(recipe: Recipe, rng: Rng) -> tuple[Sequential, SGD]:
+    model = build_model(recipe, rng)
+    return model, SGD(model.parameters(), recipe.optimiser.momentum, recipe.optimiser.weight_decay)

@@ -1,0 +1,213 @@
+"""Training: the loop, and what surrounds it so that nothing is lost: metrics, checkpoints, signals, bad numbers."""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlcore.checkpoint import Checkpoint, Row, State, save
+from mlcore.data.loader import Batch
+from mlcore.display import Display, View
+from mlcore.errors import CheckpointError, Interrupted, NotFinite
+from mlcore.evaluate import evaluate
+from mlcore.finite import find_non_finite
+from mlcore.monitor import LOG_EVERY, Monitor
+from mlcore.runs import Run
+from mlcore.session import Session, forward_backward
+from mlcore.stop import Stop
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its number (0-based), the batch's mean loss, how many images, how many were wrong."""
+
+    number: int
+    loss: float
+    images: int
+    wrong: int
+    rate: float
+
+
+def fit(session: Session, start: int) -> Iterator[Step]:
+    """The loop: a step per batch, from `start` to the recipe's end."""
+    for number, batch in enumerate(session.loader.batches(start, session.total_steps), start):
+        loss, logits = forward_backward(session, batch, number)
+        _demand_finite(session, batch, number, loss)
+        rate = session.rate(number)
+        session.optimiser.step(rate)
+        wrong = int(np.count_nonzero(logits.argmax(axis=1) != batch.labels))
+        yield Step(number, loss, len(batch.labels), wrong, rate)
+
+
+@dataclass
+class Trainer:
+    """Drives `fit` from a state to the end. `began`: (wall, CPU) clocks at the start of this sitting."""
+
+    session: Session
+    run: Run
+    state: State
+    monitor: Monitor
+    display: Display
+    stop: Stop
+    began: tuple[float, float]
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def train(self) -> State:
+        """Train to the end; raises Interrupted (checkpoint written) or NotFinite (the last one stays)."""
+        start, first, clock = time.perf_counter(), self.state.step, time.perf_counter()
+        for step in fit(self.session, first):
+            self._count(step, time.perf_counter() - clock)
+            self._log(step)
+            pace = (time.perf_counter() - start) / (self.state.step - first)
+            self.display.show(self._view(pace))
+            ended = self._at_epoch_end()
+            if ended:
+                self._close_epoch()
+            if ended or self.stop.signal or self._is_due():
+                self.checkpoint()
+            if self.stop.signal and self.state.step < self.session.total_steps:
+                raise self._interrupted(self.stop.signal)
+            clock = time.perf_counter()
+        return self.timed()
+
+    def checkpoint(self) -> None:
+        """Save now; a failure is told and training goes on, for the checkpoint before stays."""
+        _demand_finite_weights(self.session, self.state.step)
+        self.saved_at = time.monotonic()
+        try:
+            save(self.run.checkpoints, Checkpoint(self.timed(), self.session.arrays()))
+        except CheckpointError as error:
+            self.warn(str(error))
+
+    def warn(self, text: str) -> None:
+        """Tell now and in the result."""
+        self.display.warn(text)
+        if text not in self.state.warnings:
+            self.state = self.state.model_copy(update={"warnings": (*self.state.warnings, text)})
+
+    def timed(self) -> State:
+        """The state with this sitting's wall and CPU seconds added."""
+        wall, cpu = time.monotonic() - self.began[0], time.process_time() - self.began[1]
+        times = {"wall_s": self.state.wall_s + wall, "cpu_s": self.state.cpu_s + cpu}
+        return self.state.model_copy(update=times)
+
+    def _update(self, **fields: object) -> None:
+        self.state = self.state.model_copy(update=fields)
+
+    def _count(self, step: Step, seconds: float) -> None:
+        state = self.state
+        self._update(
+            step=step.number + 1,
+            epoch_loss_sum=state.epoch_loss_sum + step.loss * step.images,
+            epoch_wrong=state.epoch_wrong + step.wrong,
+            epoch_images=state.epoch_images + step.images,
+            images=state.images + step.images,
+            train_wall_s=state.train_wall_s + seconds,
+        )
+
+    def _log(self, step: Step) -> None:
+        if step.number % LOG_EVERY == 0:
+            epoch = step.number // self.session.loader.steps_per_epoch + 1
+            self._row({"kind": "step", "step": step.number + 1, "epoch": epoch, "loss": step.loss, "rate": step.rate})
+
+    def _row(self, row: Row) -> None:
+        self._update(rows=(*self.state.rows, row))
+        try:
+            self.monitor.add(row)
+        except OSError as error:
+            self.warn(f"metrics can't be written: {error.strerror or error}")
+
+    def _view(self, pace_s: float) -> View:
+        state, per_epoch = self.state, self.session.loader.steps_per_epoch
+        return View(
+            epoch=(state.step - 1) // per_epoch + 1,
+            epochs=-(-self.session.total_steps // per_epoch),
+            step=state.step,
+            total_steps=self.session.total_steps,
+            loss=state.epoch_loss_sum / state.epoch_images,
+            error_pct=100 * state.epoch_wrong / state.epoch_images,
+            images_per_s=state.images / state.train_wall_s,
+            left_s=pace_s * (self.session.total_steps - state.step),
+        )
+
+    def _at_epoch_end(self) -> bool:
+        step = self.state.step
+        return step % self.session.loader.steps_per_epoch == 0 or step == self.session.total_steps
+
+    def _close_epoch(self) -> None:
+        """The epoch's row, with the validation part's error when it is due; the sums begin anew."""
+        state = self.state
+        epoch = -(-state.step // self.session.loader.steps_per_epoch)
+        row: Row = {
+            "kind": "epoch",
+            "step": state.step,
+            "epoch": epoch,
+            "train_loss": state.epoch_loss_sum / state.epoch_images,
+            "train_error_pct": 100 * state.epoch_wrong / state.epoch_images,
+            "validation_loss": None,
+            "validation_error_pct": None,
+            "images_per_s": state.images / state.train_wall_s,
+            "wall_s": self.timed().wall_s,
+        }
+        if epoch % self.session.recipe.train.eval_every == 0 or state.step == self.session.total_steps:
+            row["validation_loss"], row["validation_error_pct"] = validate(self.session, state.step)
+        self._row(row)
+        self._update(epoch_loss_sum=0.0, epoch_wrong=0, epoch_images=0)
+        self.display.say(_epoch_line(row, -(-self.session.total_steps // self.session.loader.steps_per_epoch)))
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.session.recipe.train.checkpoint_every_s
+
+    def _interrupted(self, number: int) -> Interrupted:
+        return Interrupted(
+            f"stopped after step {self.state.step} of {self.session.total_steps}",
+            signal_number=number,
+            fix=f"go on with `mlcore train --resume {self.run.path}`",
+        )
+
+
+def validate(session: Session, step: int) -> tuple[float | None, float | None]:
+    """(loss, error in percent) on the validation part; (None, None) when there is none."""
+    part = session.validation
+    if not len(part):
+        return None, None
+    seen = evaluate(session.model, session.normaliser, part.images[part.index], part.labels[part.index], step)
+    return seen.loss, seen.error_pct
+
+
+def _epoch_line(row: Row, epochs: int) -> str:
+    validation = row["validation_error_pct"]
+    shown = "" if validation is None else f"  validation error {validation:.2f} %"
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  error {row['train_error_pct']:.2f} %{shown}  "
+        f"{row['images_per_s']:,.0f} images/s"
+    )
+
+
+def _demand_finite(session: Session, batch: Batch, number: int, loss: float) -> None:
+    """Raise NotFinite, naming the first layer at fault, when the loss or a gradient is NaN or infinite."""
+    if np.isfinite(loss) and all(_finite(p.grad) for p in session.model.parameters().values()):
+        return
+    rng = session.rng.child("step", number)
+    found = find_non_finite(session.model, batch.images, batch.labels, rng) or "loss: not finite"
+    raise _not_finite(found, number)
+
+
+def _demand_finite_weights(session: Session, step: int) -> None:
+    for name, tensor in session.model.parameters().items():
+        if not _finite(tensor.data):
+            raise _not_finite(f"layer '{name.rpartition('.')[0]}': weight {name} is not finite", step)
+
+
+def _finite(array: "np.typing.NDArray[np.float32] | None") -> bool:
+    """A sum is not finite when a term is not; only an odd overflow needs the second look."""
+    with np.errstate(all="ignore"):
+        return array is None or bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+
+
+def _not_finite(found: str, step: int) -> NotFinite:
+    match = re.match(r"layer '([^']*)': (.*)", found, re.DOTALL)
+    layer, _, what = ("", "", "") if match else found.partition(": ")
+    return NotFinite(match.group(2) if match else what, step=step, layer=match.group(1) if match else layer)
