@@ -1,4 +1,4 @@
-"""Before the gate measures a target: does the recipe load, fit the target's dataset, and learn? Says what comes next."""
+"""Before the gate measures a target: does the recipe load, fit the dataset, and learn? Says what comes next."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ OPENING, CLOSING = re.compile(r"<!--\s*odyssey:([\w-]+)\s*-->"), "<!-- /odyssey:
 EPILOG = """\
 example:
   python no_numbers.py plans/mnist.md
-exit codes: 0 no such number; 1 some were found (JSON on stdout lists them); 2 a file can't be read, or a block isn't closed
+exit codes: 0 no such number; 1 some were found (stdout lists them); 2 a file can't be read, or a block isn't closed
 """
 
 

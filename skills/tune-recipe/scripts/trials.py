@@ -1,0 +1,218 @@
+"""Trials: trainings of a recipe with some knobs turned, each run once and journaled, whatever kills the search.
+
+A trial is named by what it is (knobs, epochs, seed), so a search that starts over asks for the same trials in the same
+order and gets the finished ones from the journal. An unfinished one goes on by mlcore's own `--continue`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from halving import OutOfTime
+from recipe_edit import RecipeProblem
+from search_space import Knobs
+
+LABELS_OF_TEST = "t10k-labels"
+NOT_FINITE = 4  # mlcore's exit code for a loss that isn't finite: a bad setting, not a bad machine
+STATUS = {0: "finished", NOT_FINITE: "not finite", None: "out of time"}  # by exit code; None: stopped by us
+
+
+class TrainingFailed(Exception):
+    """mlcore could not train for a reason that no other setting would mend; `code` is its exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was tried and what came of it. `validation_error_pct` is None when the training broke down."""
+
+    knobs: Knobs
+    epochs: int
+    seed: int
+    status: str  # one of STATUS
+    validation_error_pct: float | None
+    data: str  # the dataset's name by mlcore: mnist, mnist-surrogate, ...
+    wall_s: float
+
+    @property
+    def error(self) -> float:
+        return math.inf if self.validation_error_pct is None else self.validation_error_pct
+
+
+@dataclass
+class Journal:
+    """One JSON object a line, fsynced before it counts. A line torn by a crash is cut off."""
+
+    path: Path
+    trials: dict[str, Trial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        whole = 0
+        for line in lines[:-1]:
+            try:
+                entry = json.loads(line)
+                self.trials[entry.pop("key")] = Trial(**entry)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                break
+            whole += len(line) + 1
+        if whole < sum(map(len, lines)) + len(lines) - 1:
+            os.truncate(self.path, whole)
+
+    def add(self, key: str, trial: Trial) -> None:
+        with self.path.open("ab") as stream:
+            stream.write(json.dumps({"key": key, **asdict(trial)}).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.trials[key] = trial
+
+    @property
+    def spent_s(self) -> float:
+        return sum(trial.wall_s for trial in self.trials.values())
+
+
+@dataclass
+class Trainer:
+    """Trains the recipe in a folder of its own, within a budget of seconds that is kept across restarts."""
+
+    recipe: Path
+    folder: Path
+    data: Path | None
+    validation: int
+    budget_s: float
+    journal: Journal
+
+    def train(self, knobs: Knobs, epochs: int, seed: int, reserve_epochs: int = 0) -> Trial:
+        """Raises OutOfTime before a trial that the budget doesn't hold, TrainingFailed when mlcore can't go on.
+
+        `reserve_epochs` must still fit into the budget after this trial.
+        """
+        key = trial_key(knobs, epochs, seed)
+        if key in self.journal.trials:
+            return self.journal.trials[key]
+        left_s = self._time_left(epochs + reserve_epochs)
+        out = self.folder / key
+        say(f"trial {len(self.journal.trials)}: {describe(knobs)}, {epochs} epochs, seed {seed}")
+        began = time.monotonic()
+        code = self._run(self._command(knobs, epochs, seed, out), left_s)
+        if code not in STATUS:
+            raise TrainingFailed(f"mlcore train stopped with exit {code}; its own words are above", code or 1)
+        trial = read_trial(out, knobs, epochs, seed, code, time.monotonic() - began)
+        self.journal.add(key, trial)
+        say(f"  {trial.status}, validation error {trial.error:.2f} %, {trial.wall_s:.0f} s")
+        return trial
+
+    def _time_left(self, epochs: int) -> float | None:
+        """Seconds for the next trial, foretold from the slowest epoch so far; the first trial has no limit."""
+        done = self.journal.trials.values()
+        if not done:
+            return None
+        left_s = self.budget_s - self.journal.spent_s
+        if max(trial.wall_s / trial.epochs for trial in done) * epochs > left_s:
+            raise OutOfTime
+        return left_s
+
+    def _command(self, knobs: Knobs, epochs: int, seed: int, out: Path) -> list[str]:
+        turned = [f"{name}={override(value)}" for name, value in sorted(knobs.items())]
+        fixed = [f"train.epochs={epochs}", f"data.validation={self.validation}", f"seed={seed}"]
+        where = ["--data", str(self.data)] if self.data else []
+        command = ["mlcore", "train", str(self.recipe), *turned, *fixed, *where]
+        return [*command, "--out", str(out), "--continue", "--quiet"]
+
+    def _run(self, command: list[str], limit_s: float | None) -> int | None:
+        """The exit code, None when time was up.
+
+        The trial inherits the search's lock: should the search be killed, the next one waits for it to end.
+        """
+        with locked(self.folder / "lock") as lock:
+            try:
+                child = subprocess.Popen(command, stdout=sys.stderr, pass_fds=(lock,))
+            except FileNotFoundError:
+                raise TrainingFailed("mlcore is not on PATH; install the project first", 127) from None
+            try:
+                return child.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                return None
+            finally:
+                if child.returncode is None:
+                    child.terminate()
+                    child.wait()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for a trial that an earlier search left running")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream.fileno()
+
+
+def trial_key(knobs: Knobs, epochs: int, seed: int) -> str:
+    digest = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:10]
+    return f"{digest}-e{epochs}-s{seed}"
+
+
+def read_trial(out: Path, knobs: Knobs, epochs: int, seed: int, code: int | None, took_s: float) -> Trial:
+    """What mlcore's result.json says of the validation split. Nothing in it about the test set is read."""
+    error, name, reported_s = None, "unknown", 0.0
+    try:
+        result: Mapping[str, Any] = json.loads((out / "result.json").read_bytes())
+        name, reported_s = str(result["data"]["name"]), float(result.get("wall_s") or 0.0)
+        if code == 0:
+            error = float(result["validation_error_pct"])
+            if not math.isfinite(error):
+                raise ValueError(f"validation_error_pct is {error}")
+    except (OSError, ValueError, TypeError, KeyError) as reason:
+        if code == 0:
+            raise TrainingFailed(f"{out / 'result.json'}: can't be used ({reason!r})", 2) from reason
+    return Trial(knobs, epochs, seed, STATUS[code], error, name, max(took_s, reported_s))
+
+
+def hide_test_labels(root: Path | None, folder: Path) -> Path | None:
+    """A folder of links to the datasets under `root`, without the labels of their test sets.
+
+    In the sandbox they aren't there anyway; this keeps the promise on a person's own machine too.
+    """
+    if root is None:
+        return None
+    if not root.is_dir():
+        raise RecipeProblem(f"{root}: no such folder; pass --data DIR or set MLCORE_DATA")
+    view = folder / "data"
+    for source in sorted(path for path in root.glob("mnist*/*") if path.is_file()) or sorted(root.glob("*-ubyte*")):
+        if not source.name.startswith(LABELS_OF_TEST):
+            link = view / (source.parent.name if source.parent != root else "mnist") / source.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(source.resolve())
+    return view.resolve() if view.is_dir() else None
+
+
+def override(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def describe(knobs: Knobs) -> str:
+    return ", ".join(f"{name} {value}" for name, value in knobs.items()) or "the recipe as it stands"
+
+
+def say(line: str) -> None:
+    print(f"tune: {line}", file=sys.stderr, flush=True)
