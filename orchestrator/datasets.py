@@ -66,7 +66,8 @@ def locate(name: str, data: Path | None) -> Dataset:
     """Have mlcore find, download or draw the dataset, then check its files here. Raises InputError with the fix."""
     if name not in OFFICIAL:
         raise InputError(f"dataset `{name}` can't be measured; measurable: {', '.join(OFFICIAL)}")
-    argv = [sys.executable, "-m", "mlcore", "fetch", name, "--json", *(["--data", str(data)] if data else [])]
+    mlcore = str(Path(sys.executable).with_name("mlcore"))
+    argv = [mlcore, "fetch", name, "--json", *(["--data", str(data)] if data else [])]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise InputError(f"dataset `{name}` could not be had; give its folder with --data (see the message above)")

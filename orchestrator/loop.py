@@ -1,8 +1,8 @@
 """The agent loop: one agent, one task, one conversation. The assistant turn is kept before its tools run.
 
-Every turn is two steps of the durable workflow: the reply (paid once, by its key in the ledger) and the tools. The worktree
-is snapshotted after each tool step; one that was cut off starts again from the snapshot before it, so its effects
-happen once.
+Every turn is two steps of the durable workflow: the reply (paid once, by its key in the ledger) and the tools. The
+worktree is snapshotted after each tool step; one that was cut off starts again from the snapshot before it, so that
+its effects happen once.
 """
 
 from __future__ import annotations
@@ -68,85 +68,76 @@ class Outcome:
     turns: int
 
 
-async def work(
-    attempt: Attempt, provider: Provider, ledger: Ledger, repository: Repository, durable: Durable
-) -> Outcome:
-    """Let the provider and the tools take turns until the agent ends its turn."""
-    messages: list[Message] = [{"role": "user", "content": attempt.brief}]
-    tree = await durable.step("snapshot", _async(lambda: repository.snapshot(attempt.worktree)))
-    for turn in range(attempt.max_turns):
-        request = _request(attempt, messages)
-        reply = Reply.model_validate(
-            await durable.step(
-                f"reply {turn}", lambda r=request, t=turn: _ask(attempt, provider, ledger, durable, r, t)
-            )
+@dataclass(frozen=True)
+class Loop:
+    """A brain, and the rooms that its turns pass through."""
+
+    provider: Provider
+    ledger: Ledger
+    repository: Repository
+    durable: Durable
+
+    async def work(self, attempt: Attempt) -> Outcome:
+        """Let the provider and the tools take turns until the agent ends its turn."""
+        messages: list[Message] = [{"role": "user", "content": attempt.brief}]
+        tree = await self.durable.step("snapshot", lambda: self._snapshot(attempt))
+        for turn in range(attempt.max_turns):
+            reply = await self._reply(attempt, turn, messages)
+            messages.append({"role": "assistant", "content": list(reply.content)})
+            if reply.stop_reason != "tool_use":
+                return Outcome(reply.stop_reason == "end_turn", reply.text, turn + 1)
+            results, tree = await self._results(attempt, turn, reply.tool_calls, tree)
+            messages.append({"role": "user", "content": results})
+        return Outcome(False, f"no end after {attempt.max_turns} turns", attempt.max_turns)
+
+    async def _snapshot(self, attempt: Attempt) -> str:
+        return await asyncio.to_thread(self.repository.snapshot, attempt.worktree)
+
+    async def _reply(self, attempt: Attempt, turn: int, messages: list[Message]) -> Reply:
+        specs = tuple(tools.specs(attempt.allowed))
+        request = Request(
+            tier=attempt.tier, model=attempt.model, system=attempt.system, messages=tuple(messages), tools=specs
         )
-        messages.append({"role": "assistant", "content": list(reply.content)})
-        if reply.stop_reason != "tool_use":
-            return Outcome(reply.stop_reason == "end_turn", reply.text, turn + 1)
-        done = await durable.step(
-            f"tools {turn}",
-            lambda r=reply, t=turn, at=tree: _use_tools(attempt, ledger, repository, durable, r.tool_calls, t, at),
-        )
-        tree = done["tree"]
-        messages.append({"role": "user", "content": done["results"]})
-    return Outcome(False, f"no end after {attempt.max_turns} turns", attempt.max_turns)
+        return Reply.model_validate(await self.durable.step(f"reply {turn}", lambda: self._ask(attempt, turn, request)))
 
+    async def _ask(self, attempt: Attempt, turn: int, request: Request) -> Json:
+        """One reply, paid once: its key is on record before it is sent, its price after."""
+        key = call_key(attempt, request, turn)
+        dearest = price_usd(request.tier, len(request.model_dump_json()) // 3, request.max_tokens)
+        try:
+            self.ledger.reserve(attempt.run, usd=dearest)
+        except BudgetExhausted as error:
+            return await self.durable.pause(str(error))
+        who = {"run": attempt.run, "task": attempt.task, "attempt": attempt.number, "turn": turn, "tier": attempt.tier}
+        known = self.ledger.begin_call(key, dearest, **who)
+        if known:
+            return json.loads(known["reply"])
+        reply = await self.provider.reply(request)
+        usd = price_usd(request.tier, reply.usage.input_tokens, reply.usage.output_tokens)
+        self.ledger.end_call(key, reply.model_dump(mode="json"), reply.usage.total, usd)
+        return reply.model_dump(mode="json")
 
-def _request(attempt: Attempt, messages: list[Message]) -> Request:
-    return Request(
-        tier=attempt.tier,
-        model=attempt.model,
-        system=attempt.system,
-        messages=tuple(messages),
-        tools=tuple(tools.specs(attempt.allowed)),
-    )
+    async def _results(
+        self, attempt: Attempt, turn: int, calls: tuple[Block, ...], tree: str
+    ) -> tuple[list[Block], str]:
+        done = await self.durable.step(f"tools {turn}", lambda: self._use_tools(attempt, turn, calls, tree))
+        return done["results"], done["tree"]
 
+    async def _use_tools(self, attempt: Attempt, turn: int, calls: tuple[Block, ...], tree: str) -> Json:
+        """Run the turn's calls in order, from the snapshot that the turn began with."""
+        try:
+            self.ledger.reserve(attempt.run)
+        except BudgetExhausted as error:
+            return await self.durable.pause(str(error))
+        return await asyncio.to_thread(self._use_all, attempt, turn, calls, tree)
 
-async def _ask(
-    attempt: Attempt, provider: Provider, ledger: Ledger, durable: Durable, request: Request, turn: int
-) -> Json:
-    """One reply, paid once: its key is on record before it is sent, its price after."""
-    key = call_key(attempt, request, turn)
-    dearest = price_usd(request.tier, len(request.model_dump_json()) // 3, request.max_tokens)
-    try:
-        ledger.reserve(attempt.run, usd=dearest)
-    except BudgetExhausted as error:
-        return await durable.pause(str(error))
-    who = {"run": attempt.run, "task": attempt.task, "attempt": attempt.number, "turn": turn, "tier": attempt.tier}
-    known = ledger.begin_call(key, dearest, **who)
-    if known:
-        return json.loads(known["reply"])
-    reply = await provider.reply(request)
-    usd = price_usd(request.tier, reply.usage.input_tokens, reply.usage.output_tokens)
-    ledger.end_call(key, reply.model_dump(mode="json"), reply.usage.total, usd)
-    return reply.model_dump(mode="json")
-
-
-async def _use_tools(
-    attempt: Attempt,
-    ledger: Ledger,
-    repository: Repository,
-    durable: Durable,
-    calls: tuple[Block, ...],
-    turn: int,
-    tree: str,
-) -> Json:
-    """Run the turn's calls in order, from the snapshot that the turn began with."""
-    try:
-        ledger.reserve(attempt.run)
-    except BudgetExhausted as error:
-        return await durable.pause(str(error))
-
-    def run_all() -> Json:
-        repository.restore(attempt.worktree, tree)
+    def _use_all(self, attempt: Attempt, turn: int, calls: tuple[Block, ...], tree: str) -> Json:
+        self.repository.restore(attempt.worktree, tree)
         started = time.monotonic()
         results = [_use(attempt, call) for call in calls]
         seconds = time.monotonic() - started
-        ledger.charge_seconds(f"tools:{attempt.key}/{turn}", attempt.run, attempt.task, "tools", seconds)
-        return {"results": results, "tree": repository.snapshot(attempt.worktree)}
-
-    return await asyncio.to_thread(run_all)
+        self.ledger.charge_seconds(f"tools:{attempt.key}/{turn}", attempt.run, attempt.task, "tools", seconds)
+        return {"results": results, "tree": self.repository.snapshot(attempt.worktree)}
 
 
 def _use(attempt: Attempt, call: Block) -> Block:
@@ -164,10 +155,3 @@ def call_key(attempt: Attempt, request: Request, turn: int) -> str:
 def price_usd(tier: Tier, input_tokens: int, output_tokens: int) -> float:
     per_input, per_output = PRICES_USD_PER_MTOK[tier]
     return (input_tokens * per_input + output_tokens * per_output) / 1e6
-
-
-def _async(do: Callable[[], Json]) -> Callable[[], Awaitable[Json]]:
-    async def run() -> Json:
-        return await asyncio.to_thread(do)
-
-    return run

@@ -72,9 +72,13 @@ def _targets(change: Change, plan: Plan, repository: Repository) -> Iterator[str
         for name in ("title", "paper", "targets", "budget"):
             if getattr(changed, name) != getattr(plan, name):
                 yield f"{plan.path}: `{name}` was changed"
-        if {task.id for task in changed.tasks} != {task.id for task in plan.tasks}:
-            yield f"{plan.path}: tasks were added or taken away"
+        if _promises(changed) != _promises(plan):
+            yield f"{plan.path}: tasks were changed; an agent may edit the prose around them"
         yield from _blocks(change, plan, repository, text)
+
+
+def _promises(plan: Plan) -> list[dict[str, object]]:
+    return [task.model_dump(exclude={"line", "section", "agent", "done"}) for task in plan.tasks]
 
 
 def _blocks(change: Change, plan: Plan, repository: Repository, text: str) -> Iterator[str]:

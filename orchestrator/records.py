@@ -233,9 +233,13 @@ class Verdict(Record):
 
 
 class Judgement(Record):
-    """What the gate says of a change."""
+    """What the gate says of a change.
 
-    accepted: bool
+    accepted: all checks passed, every target of the task reproduced; missed: measured, but a target was missed;
+    unmeasured: sound, but no verdict could be had; refused: a check failed, the change is not shown to anyone.
+    """
+
+    outcome: Literal["accepted", "missed", "unmeasured", "refused"]
     risk: Risk
     verdicts: tuple[Verdict, ...] = ()
     receipts: tuple[str, ...] = ()

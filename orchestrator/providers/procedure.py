@@ -1,7 +1,7 @@
 """Tier 0: a skill's own fixed steps, answered in the shape of a language model's turns.
 
-A procedure is a TOML file beside the skill. Each `[[step]]` is one assistant turn: what it says and the tool it calls, as
-templates over the task. Where it stands is read off the conversation, so a resumed one goes on by itself.
+A procedure is a TOML file beside the skill. Each `[[step]]` is one assistant turn: what it says and the tool it calls,
+as templates over the task. Where it stands is read off the conversation, so a resumed one goes on by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
 class Step(Record):
     say: str = Field(min_length=1)
-    tool: str | None = None
+    tool: str
     input: dict[str, Any] = Field(default_factory=dict)
     on_error: Literal["stop", "continue"] = "stop"
 
@@ -75,8 +75,6 @@ class ProcedureProvider:
 
 def _turn(turn: int, step: Step, variables: dict[str, Any]) -> Reply:
     say = {"type": "text", "text": _render(step.say, variables)}
-    if step.tool is None:
-        return Reply(content=(say,), stop_reason="tool_use")  # a turn without a call: the loop answers "go on"
     call = {
         "type": "tool_use",
         "id": f"step_{turn + 1}",

@@ -1,0 +1,290 @@
+"""The gate: change -> Judgement. Policy, risk, tests, the task's acceptance commands, then reproduction.
+
+Everything it holds a change against (targets, margins, tests, who may write what) comes from the base commit. Each
+check is a step of the durable workflow and leaves a receipt under a key of its own: nothing runs twice after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from orchestrator import measure, policy, risk, testplugin
+from orchestrator.errors import BudgetExhausted
+from orchestrator.house import Run
+from orchestrator.loop import Durable, Json
+from orchestrator.measure import CACHE, DATA, REPO, SCORER, Site
+from orchestrator.records import RISK_LEVELS, Change, Judgement, Receipt, Risk, Target, Task, Verdict
+from orchestrator.sandbox.base import Command, Completed, Limits, Mount
+
+
+@dataclass(frozen=True)
+class Gate:
+    run: Run
+    task: Task
+    change: Change
+    durable: Durable
+    secret: bytes
+
+    async def judge(self) -> Judgement:
+        """The cheapest check first; the first that fails ends it, with words for the next attempt."""
+        found = risk.assess(self.change, self.run.skill(self.task.id).risk)
+        receipts: list[Receipt] = []
+        for name, check in self._checks(found):
+            self.run.say(self.task.id, "gate", f"{name}")
+            receipt = await self._receipt(name, check)
+            receipts.append(receipt)
+            if not receipt.passed:
+                return self._refused(found, receipts, receipt)
+        verdicts = []
+        for target in self.run.plan.targets_of(self.task):
+            measured = await self._measure(target)
+            receipts += measured
+            verdicts.append(self._verdict(target, measured))
+        return self._judged(found, receipts, verdicts)
+
+    # What is checked, in order
+
+    def _checks(self, found: Risk) -> list[tuple[str, Callable[[], Receipt]]]:
+        checks: list[tuple[str, Callable[[], Receipt]]] = [("policy", self._policy)]
+        selection = self._selection(found)
+        if selection:
+            checks.append(("tests of the base commit", lambda: self._tests(selection, base=True)))
+        if any(file.path.startswith("tests/") for file in self.change.files):
+            checks.append(("tests of the change", lambda: self._tests(selection or ("tests",), base=False)))
+        for command in self.task.accept:
+            checks.append((f"accept: {command}", lambda argv=tuple(shlex.split(command)): self._accept(argv)))
+        return checks
+
+    def _selection(self, found: Risk) -> tuple[str, ...]:
+        """The tests of this risk and of every lower one, in the order in which the settings name them."""
+        levels = RISK_LEVELS[: RISK_LEVELS.index(found.level) + 1]
+        return tuple(dict.fromkeys(path for level in levels for path in self.run.settings.tests.get(level, ())))
+
+    def _policy(self) -> Receipt:
+        run = self.run
+        wrong = policy.violations(self.change, self.task, run.skill(self.task.id), run.plan, run.repository)
+        return self._note("policy", not wrong, "; ".join(wrong) or "within what the task may write", None)
+
+    def _tests(self, selection: tuple[str, ...], base: bool) -> Receipt:
+        """The tests run with nothing of the change's configuration, and must be as many as were collected."""
+        tree = self._fresh_tree("base-tests" if base else "own-tests")
+        if base:
+            shutil.rmtree(tree / "tests", ignore_errors=True)
+            shutil.copytree(self.run.base_folder / "tests", tree / "tests")
+        present = tuple(path for path in selection if (tree / path).exists())
+        if not present:
+            return self._note("tests", False, f"none of {', '.join(selection)} exists", None)
+        expected = self._pytest(self.run.base_folder, present, "--collect-only")[1].get("collected") if base else None
+        done, counted = self._pytest(tree, present)
+        return self._note("tests", *_tests_passed(done, counted, expected), done, counted=counted)
+
+    def _pytest(self, tree: Path, selection: tuple[str, ...], *flags: str) -> tuple[Completed, dict[str, int]]:
+        plugin = Path(testplugin.__file__).resolve()
+        nonce = secrets.token_hex(16)
+        argv = (
+            *(sys.executable, "-P", "-m", "pytest", "-c", "/dev/null", "--rootdir", str(REPO), "--noconftest"),
+            *("-p", plugin.stem, "-p", "no:cacheprovider", "-p", "no:xdist", "-q", *flags, "--", *selection),
+        )
+        mounts = (Mount(tree, REPO, writable=True), Mount(plugin, SCORER / plugin.name))
+        env = {"PYTHONPATH": f"{REPO}:{SCORER}"}
+        done = self._run(argv, mounts, env, stdin=f"{nonce}\n".encode())
+        return done, _counted(done.stdout, nonce)
+
+    def _accept(self, argv: tuple[str, ...]) -> Receipt:
+        done = self._run(argv, (Mount(self._fresh_tree("accept"), REPO, writable=True),), {"PYTHONPATH": str(REPO)})
+        tail = (done.stderr.strip() or done.stdout.strip())[-600:]
+        what = "ended with 0" if done.exit_code == 0 else f"ended with {done.exit_code}: {tail}"
+        return self._note("accept", done.exit_code == 0, f"`{shlex.join(argv)}` {what}", done, argv=argv)
+
+    # Reproduction
+
+    async def _measure(self, target: Target) -> list[Receipt]:
+        receipts = []
+        for trial in measure.trials(target, self.change.commit, self.secret):
+            self.run.say(self.task.id, "measure", f"{target.id}: {trial.name}")
+            dataset = self.run.datasets[target.dataset]
+            receipt = await self._receipt(
+                f"{target.id}/{trial.name}",
+                lambda t=trial, d=dataset: measure.run_trial(t, target, self.change, d, self._site, self.secret),
+            )
+            self.run.say(self.task.id, "measured", f"{target.id}: {receipt.what}")
+            receipts.append(receipt)
+            if not receipt.passed:
+                break
+        return receipts
+
+    def _verdict(self, target: Target, receipts: list[Receipt]) -> Verdict:
+        return measure.verdict(target, self.run.datasets[target.dataset], self.change, receipts)
+
+    # Judgements
+
+    def _refused(self, found: Risk, receipts: list[Receipt], failed: Receipt) -> Judgement:
+        return Judgement(
+            outcome="refused", risk=found, receipts=_ids(receipts), feedback=f"{failed.kind}: {failed.what}"
+        )
+
+    def _judged(self, found: Risk, receipts: list[Receipt], verdicts: list[Verdict]) -> Judgement:
+        outcomes = {verdict.outcome for verdict in verdicts}
+        feedback = "; ".join(f"{v.target}: {v.outcome}: {v.reason}" for v in verdicts if v.outcome != "reproduced")
+        outcome = "accepted" if outcomes <= {"reproduced"} else "missed"
+        if outcomes & {"not measured", "did not finish"}:
+            outcome = "unmeasured"
+        return Judgement(
+            outcome=outcome,  # type: ignore[arg-type]  # one of the three above
+            risk=found,
+            verdicts=tuple(verdicts),
+            receipts=_ids(receipts),
+            feedback=feedback,
+        )
+
+    # How a check becomes a receipt, once
+
+    async def _receipt(self, name: str, check: Callable[[], Receipt]) -> Receipt:
+        key = f"{self.run.id}/{self.task.id}/{self.change.attempt}/{self.change.commit}/{name}"
+        return Receipt.model_validate(await self.durable.step(name, self._signing(key, check)))
+
+    def _signing(self, key: str, check: Callable[[], Receipt]) -> Callable[[], Awaitable[Json]]:
+        async def sign() -> Json:
+            ledger = self.run.ledger
+            known = ledger.receipt(key)
+            if known is None:
+                try:
+                    ledger.reserve(self.run.id)
+                except BudgetExhausted as error:
+                    return await self.durable.pause(str(error))
+                started = time.monotonic()
+                made = (await asyncio.to_thread(check)).model_copy(update={"run": self.run.id})
+                known = ledger.add_receipt(key, made)
+                ledger.charge_seconds(f"gate:{key}", self.run.id, self.task.id, "gate", time.monotonic() - started)
+            return known.model_dump(mode="json")
+
+        return sign
+
+    def _note(
+        self,
+        kind: str,
+        passed: bool,
+        what: str,
+        done: Completed | None,
+        argv: tuple[str, ...] = (),
+        counted: dict[str, int] | None = None,
+    ) -> Receipt:
+        return Receipt(
+            run=self.run.id,
+            task=self.task.id,
+            attempt=self.change.attempt,
+            kind=kind,  # type: ignore[arg-type]
+            passed=passed,
+            what=what,
+            commit=self.change.commit,
+            argv=argv,
+            exit_code=done.exit_code if done else None,
+            values={key: float(value) for key, value in (counted or {}).items()},
+            sandbox=self.run.sandbox.tier,
+            machine=machine(),
+            environment=environment(),
+            wall_s=round(done.wall_s, 3) if done else 0.0,
+            cpu_s=round(done.cpu_s, 3) if done else 0.0,
+        )
+
+    # Places
+
+    @cached_property
+    def _folder(self) -> Path:
+        return self.run.state.path(
+            "gate", f"{self.run.id}-{self.task.id}-{self.change.attempt}", self.change.commit[:12]
+        )
+
+    @cached_property
+    def _site(self) -> Site:
+        tree = self._folder / "tree"
+        if not (self._folder / "tree.complete").exists():
+            self.run.repository.export(self.change.commit, tree)
+            (self._folder / "tree.complete").touch()
+        return Site(self._folder, tree, self.run.sandbox, self._limits, machine(), environment())
+
+    def _fresh_tree(self, name: str) -> Path:
+        tree = self._folder / name
+        self.run.repository.export(self.change.commit, tree)
+        return tree
+
+    @property
+    def _limits(self) -> Limits:
+        settings = self.run.settings
+        return Limits(wall_s=settings.command_minutes * 60, memory_bytes=int(settings.memory_gb * 2**30))
+
+    def _run(
+        self, argv: tuple[str, ...], mounts: tuple[Mount, ...], env: dict[str, str], stdin: bytes = b""
+    ) -> Completed:
+        """A command over the change's files, with the datasets (test labels withheld) and kernels of its own."""
+        cache = self._folder / "cache"
+        cache.mkdir(exist_ok=True)
+        command = Command(
+            argv=argv,
+            cwd=REPO,
+            mounts=(*mounts, Mount(self.run.state.path("data"), DATA), Mount(cache, CACHE, writable=True)),
+            env={"MLCORE_DATA": str(DATA), "NUMBA_CACHE_DIR": str(CACHE), "HOME": "/tmp", **env},
+            stdin=stdin,
+            limits=self._limits,
+        )
+        return self.run.sandbox.run(command)
+
+
+def _tests_passed(done: Completed, counted: dict[str, int], expected: int | None) -> tuple[bool, str]:
+    tail = "\n".join(done.stdout.strip().splitlines()[-12:])[-1200:]
+    if not counted:
+        return False, f"the tests did not come to their end (exit code {done.exit_code}): {tail}"
+    if done.exit_code != 0 or counted.get("failed") or counted["exit"] != 0:
+        return False, f"tests failed: {tail}"
+    if expected is not None and counted["collected"] != expected:
+        return False, f"{counted['collected']} tests were collected, {expected} at the base commit"
+    return True, f"{counted.get('passed', 0)} passed, {counted.get('skipped', 0)} skipped"
+
+
+def _counted(stdout: str, nonce: str) -> dict[str, int]:
+    """The plugin's count, if the line that carries our nonce is there."""
+    for line in reversed(stdout.splitlines()):
+        if nonce in line:
+            try:
+                found = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            return {key: value for key, value in found.items() if isinstance(value, int)}
+    return {}
+
+
+def _ids(receipts: list[Receipt]) -> tuple[str, ...]:
+    return tuple(receipt.id for receipt in receipts)
+
+
+@lru_cache(maxsize=1)
+def machine() -> str:
+    """This machine in a line: processor, hardware threads, system."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {os.cpu_count()} threads, {platform.system()} {platform.release()}"
+
+
+@lru_cache(maxsize=1)
+def environment() -> str:
+    """sha256 over the interpreter's and every installed package's version."""
+    packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions())
+    return hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()
