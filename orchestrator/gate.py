@@ -19,8 +19,9 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from orchestrator import measure, policy, risk, testplugin
 from orchestrator.errors import BudgetExhausted
@@ -66,7 +67,7 @@ class Gate:
         if any(file.path.startswith("tests/") for file in self.change.files):
             checks.append(("tests of the change", lambda: self._tests(selection or ("tests",), base=False)))
         for command in self.task.accept:
-            checks.append((f"accept: {command}", lambda argv=tuple(shlex.split(command)): self._accept(argv)))
+            checks.append((f"accept: {command}", partial(self._accept, tuple(shlex.split(command)))))
         return checks
 
     def _selection(self, found: Risk) -> tuple[str, ...]:
@@ -117,10 +118,8 @@ class Gate:
         for trial in measure.trials(target, self.change.commit, self.secret):
             self.run.say(self.task.id, "measure", f"{target.id}: {trial.name}")
             dataset = self.run.datasets[target.dataset]
-            receipt = await self._receipt(
-                f"{target.id}/{trial.name}",
-                lambda t=trial, d=dataset: measure.run_trial(t, target, self.change, d, self._site, self.secret),
-            )
+            check = partial(measure.run_trial, trial, target, self.change, dataset, self._site, self.secret)
+            receipt = await self._receipt(f"{target.id}/{trial.name}", check)
             self.run.say(self.task.id, "measured", f"{target.id}: {receipt.what}")
             receipts.append(receipt)
             if not receipt.passed:
@@ -140,11 +139,11 @@ class Gate:
     def _judged(self, found: Risk, receipts: list[Receipt], verdicts: list[Verdict]) -> Judgement:
         outcomes = {verdict.outcome for verdict in verdicts}
         feedback = "; ".join(f"{v.target}: {v.outcome}: {v.reason}" for v in verdicts if v.outcome != "reproduced")
-        outcome = "accepted" if outcomes <= {"reproduced"} else "missed"
+        outcome: Any = "accepted" if outcomes <= {"reproduced"} else "missed"
         if outcomes & {"not measured", "did not finish"}:
             outcome = "unmeasured"
         return Judgement(
-            outcome=outcome,  # type: ignore[arg-type]  # one of the three above
+            outcome=outcome,
             risk=found,
             verdicts=tuple(verdicts),
             receipts=_ids(receipts),
@@ -176,7 +175,7 @@ class Gate:
 
     def _note(
         self,
-        kind: str,
+        kind: Any,
         passed: bool,
         what: str,
         done: Completed | None,
@@ -187,7 +186,7 @@ class Gate:
             run=self.run.id,
             task=self.task.id,
             attempt=self.change.attempt,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             passed=passed,
             what=what,
             commit=self.change.commit,

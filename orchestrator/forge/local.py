@@ -1,0 +1,123 @@
+"""Pull requests without a server: branches in Odyssey's bare repository, records in the ledger.
+
+Pull requests of a run are stacked: each builds on the one below. Merging is what a person does, and the only moment at
+which Odyssey touches the user's branches.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.errors import ForgeError, GitError
+from orchestrator.ledger import Ledger
+from orchestrator.records import PullRequest
+from orchestrator.workspace import Repository, find_checkout, git
+
+
+class LocalForge:
+    def __init__(self, ledger: Ledger, repository: Repository, root: Path) -> None:
+        self._ledger = ledger
+        self._repository = repository
+        self._root = root
+
+    def open(self, draft: PullRequest) -> PullRequest:
+        self._repository.set_branch(draft.head, draft.commit)
+        return self._ledger.add_pull(
+            lambda number: draft.model_copy(update={"number": number, "created_at": self._ledger.time()}),
+            draft.run,
+            draft.task,
+        )
+
+    def list(self) -> list[PullRequest]:
+        return self._ledger.pulls()
+
+    def show(self, number: int) -> PullRequest:
+        return self._ledger.pull(number)
+
+    def diff(self, number: int) -> str:
+        pull = self.show(number)
+        return self._repository.diff(pull.base_commit, pull.commit)
+
+    def approve(self, number: int, by: str) -> PullRequest:
+        pull = self._open(number)
+        if by == pull.author:
+            raise ForgeError(f"`{by}` wrote pull request {number}: an author's approval does not count")
+        return self._ledger.set_pull(number, status="approved", approved_by=by)
+
+    def close(self, number: int) -> PullRequest:
+        self._open(number)
+        return self._ledger.set_pull(number, status="closed")
+
+    def merge(self, number: int, by: str) -> PullRequest:
+        """Bring it, and whatever open ones it is stacked on, into the base branch. Raises ForgeError with the fix."""
+        pull = self._open(number)
+        for each in self._below(pull):
+            if each.status == "closed":
+                raise ForgeError(f"pull request {number} is stacked on {each.number}, which was closed")
+            if each.guarded and each.status != "approved":
+                raise ForgeError(
+                    f"pull request {each.number} changes what guards the system: "
+                    f"read it, then `orchestrate pr approve {each.number}`"
+                )
+        self._merge_commit(pull)
+        for each in self._below(pull):
+            merged = self._ledger.set_pull(each.number, status="merged", approved_by=each.approved_by or by)
+        return merged
+
+    def _open(self, number: int) -> PullRequest:
+        pull = self.show(number)
+        if pull.status not in ("open", "approved"):
+            raise ForgeError(f"pull request {number} is already {pull.status}")
+        return pull
+
+    def _below(self, pull: PullRequest) -> list[PullRequest]:
+        """What merging this one brings in, from the bottom of the stack up to itself."""
+        stack = [pull]
+        while stack[0].below is not None:
+            lower = self.show(stack[0].below)
+            if lower.status == "merged":
+                break
+            stack.insert(0, lower)
+        return stack
+
+    def _merge_commit(self, pull: PullRequest) -> None:
+        checkout = find_checkout(self._root)
+        message = f"Merge pull request {pull.number}: {pull.title}"
+        git(self._root, "fetch", "--quiet", "--no-tags", "--", str(self._repository.folder), f"refs/heads/{pull.head}")
+        if pull.base != checkout.branch:
+            raise ForgeError(
+                f"pull request {pull.number} is for `{pull.base}`, but `{checkout.branch or 'no branch'}` is checked "
+                f"out; run `git switch {pull.base}` first"
+            )
+        try:
+            git(
+                self._root, "merge", "--quiet", "--no-ff", "--no-edit", "-m", message, pull.commit, env=self._identity()
+            )
+        except GitError as error:
+            self._undo()
+            raise ForgeError(f"{error}; bring the branch up to date by hand, or run the plan again") from error
+
+    def _undo(self) -> None:
+        try:
+            git(self._root, "merge", "--abort")
+        except GitError:
+            pass  # there was no merge to undo: git refused before it began
+
+    def _identity(self) -> dict[str, str]:
+        """The person's own name, which our clean environment would hide, for the merge commit."""
+        found = {}
+        for role in ("AUTHOR", "COMMITTER"):
+            for field in ("name", "email"):
+                found[f"GIT_{role}_{field.upper()}"] = person(self._root, field)
+        return found
+
+
+def person(root: Path, field: str = "name") -> str:
+    """Who is at the keyboard, as git knows them."""
+    import os
+
+    try:
+        return git(root, "config", "--get", f"user.{field}", env={"GIT_CONFIG_GLOBAL": str(Path.home() / ".gitconfig")})
+    except GitError:
+        user = os.environ.get("USER") or f"uid-{os.getuid()}"
+        return user if field == "name" else f"{user}@localhost"

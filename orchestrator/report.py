@@ -1,0 +1,113 @@
+"""What people read: the result block of a plan, the as-built notes, a pull request's body, the report of a run.
+
+Every number here comes from a receipt; nothing an agent said is among them. An agent's words are quoted, and marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.house import Run
+from orchestrator.measure import half_width_pct
+from orchestrator.records import Change, Judgement, Receipt, Target, Task, Verdict
+
+SIGNS = {"reproduced": "reproduced", "not reproduced": "**not reproduced**"}
+
+
+def results(targets: Iterable[Target], verdicts: dict[str, Verdict], receipts: Iterable[Receipt]) -> str:
+    """The verdict table, then every seed and control with its receipt."""
+    lines = ["| target | published | asked | measured | verdict |", "|---|---|---|---|---|"]
+    by_id = {receipt.id: receipt for receipt in receipts}
+    chosen = [(target, verdicts[target.id]) for target in targets if target.id in verdicts]
+    lines += [_row(target, verdict) for target, verdict in chosen]
+    for target, verdict in chosen:
+        lines += [
+            "",
+            f"`{target.id}`: {verdict.reason}. Dataset: {verdict.dataset}. Commit `{verdict.commit[:12]}`.",
+            "",
+        ]
+        lines += ["| run | error | moved by a pixel | time | receipt |", "|---|---|---|---|---|"]
+        lines += [_trial(by_id[receipt]) for receipt in verdict.receipts if receipt in by_id]
+    machines = sorted({receipt.machine for receipt in by_id.values() if receipt.machine})
+    tiers = sorted({receipt.sandbox for receipt in by_id.values() if receipt.sandbox})
+    return "\n".join([*lines, "", f"Measured by the harness on {'; '.join(machines)}; sandbox: {', '.join(tiers)}."])
+
+
+def _row(target: Target, verdict: Verdict) -> str:
+    measured = "-"
+    if verdict.mean is not None:
+        spread = f" ± {verdict.spread:.2f}" if verdict.spread is not None else ""
+        interval = half_width_pct(verdict.mean, 10_000)
+        measured = f"{verdict.mean:.2f} %{spread} over {len(verdict.values)} seeds (binomial ± {interval:.2f})"
+    outcome = SIGNS.get(verdict.outcome, verdict.outcome)
+    return f"| `{target.id}` | {target.value:.2f} % ({target.source}) | {target.limit} | {measured} | {outcome} |"
+
+
+def _trial(receipt: Receipt) -> str:
+    error, moved = (
+        f"{receipt.values[key]:.2f} %" if key in receipt.values else "-"
+        for key in ("test_error_pct", "gate_split_error_pct")
+    )
+    name = receipt.what.partition(":")[0]
+    expected = " (chance expected)" if receipt.kind == "control" else ""
+    failed = "" if receipt.passed else " **failed**"
+    return f"| {name}{expected}{failed} | {error} | {moved} | {receipt.wall_s:.0f} s | `{receipt.id[:12]}` |"
+
+
+def as_built(run: Run, task: Task, change: Change, judgement: Judgement) -> str:
+    """One line of facts: who, which tier, which try, what changed, how long."""
+    who = run.assignments[task.id].agent
+    spent = run.ledger.spent(run.id, task.id)
+    files = ", ".join(f"`{f.path}` (+{f.added} -{f.removed})" for f in change.files) or "no files but this plan"
+    cost = f"${spent['usd']:.2f}, {spent['seconds'] / 60:.1f} min"
+    return (
+        f"- `{task.id}`: {judgement.outcome}; {who}, tier {change.tier}, attempt {change.attempt}, {cost}, "
+        f"risk {judgement.risk.level}; {files}; {len(judgement.receipts)} receipts"
+    )
+
+
+def status_line(change: Change, judgement: Judgement) -> str:
+    return f"{judgement.outcome} ({change.tier}, attempt {change.attempt})"
+
+
+def title(task: Task, judgement: Judgement) -> str:
+    verdicts = ", ".join(f"{each.target} {each.outcome}" for each in judgement.verdicts)
+    return f"{task.title}: {verdicts}" if verdicts else task.title
+
+
+def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str, head: str) -> str:
+    """A pull request's body: what, why, evidence, verdict, risk, cost, receipts; the agent's own words last."""
+    receipts = [receipt for receipt in run.ledger.receipts(run.id, task.id) if receipt.id in judgement.receipts]
+    spent = run.ledger.spent(run.id, task.id)
+    parts = [
+        ("What", _what(task, change)),
+        ("Why", f"Task `{task.id}` of [{run.plan.title}]({run.plan.path}), section {task.section}."),
+        ("Evidence", _evidence(receipts)),
+        ("Verdict", _verdict(run, task, judgement, receipts)),
+        ("Risk", "\n".join([f"**{judgement.risk.level}**", *(f"- {reason}" for reason in judgement.risk.reasons)])),
+        ("Cost", f"${spent['usd']:.2f}, {spent['tokens']} tokens, {spent['seconds'] / 60:.1f} minutes of commands."),
+        ("Receipts", f"{len(receipts)}, signed; the chain's head is `{head}`. `orchestrate report {run.id} --verify`"),
+        (
+            "What the agent says",
+            "Unverified, quoted:\n\n" + "\n".join(f"> {line}" for line in words.splitlines() or ["(nothing)"]),
+        ),
+    ]
+    return "\n\n".join(f"## {heading}\n\n{text}" for heading, text in parts if text)
+
+
+def _what(task: Task, change: Change) -> str:
+    files = [f"- `{f.path}`: {f.status}, +{f.added} -{f.removed}" for f in change.files]
+    return "\n".join([task.title, "", *(files or ["No files but the plan's own record."])])
+
+
+def _evidence(receipts: list[Receipt]) -> str:
+    lines = ["| check | passed | what the harness saw | receipt |", "|---|---|---|---|"]
+    for each in receipts:
+        what = " ".join(each.what.split()).replace("|", "\\|")
+        lines.append(f"| {each.kind} | {'yes' if each.passed else '**no**'} | {what} | `{each.id[:12]}` |")
+    return "\n".join(lines)
+
+
+def _verdict(run: Run, task: Task, judgement: Judgement, receipts: list[Receipt]) -> str:
+    verdicts = {verdict.target: verdict for verdict in judgement.verdicts}
+    return results(run.plan.targets_of(task), verdicts, receipts) if verdicts else ""
