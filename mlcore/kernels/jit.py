@@ -1,0 +1,47 @@
+"""How kernels are compiled: once per machine, releasing the GIL, without fast-math.
+
+Fast-math may assume that no NaN exists, and then hides one; the kernels get their speed from `simd` instead.
+Compiled code is cached beside the sources (or in NUMBA_CACHE_DIR). Numba only looks at the file a function stands
+in before it trusts that cache, but kernels call into one another across files: here any change to any kernel file
+makes all of them compile anew.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a serial kernel."""
+    return _compile(function, parallel=False)
+
+
+def parallel_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel whose `prange` shares its turns among the threads of `numba.set_num_threads`.
+
+    A turn must not depend on how many threads there are: sums go into one slot per turn, added in order afterwards.
+    """
+    return _compile(function, parallel=True)
+
+
+def _compile(function: Callable[..., Any], parallel: bool) -> Any:
+    try:
+        dispatcher = njit(nogil=True, parallel=parallel, cache=True)(function)
+    except RuntimeError:  # nowhere to write a cache: compile in every process
+        return njit(nogil=True, parallel=parallel)(function)
+    cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if cache_file is not None:
+        cache_file._source_stamp = _stamp()
+    return dispatcher
+
+
+@functools.cache
+def _stamp() -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every file in this folder."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)

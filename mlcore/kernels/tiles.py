@@ -1,0 +1,173 @@
+"""The two inner loops that all matrix work comes down to, and how operands are laid out for them.
+
+`outer_rows` adds up outer products, 8 rows by 32 columns at a time; `dot_tile` adds up dot products, 4 by 4 at a
+time. Both hold their sixteen sums in vector registers. The right-hand operand is a flat buffer plus a table
+`steps`: row k of it begins at steps[k]. Rows may overlap, which is how a padded image serves as the matrix of its
+own windows without being copied out.
+
+Buffers are padded to whole tiles; the callers drop what falls in the padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcore.kernels.jit import kernel
+from mlcore.kernels.simd import load, multiply_add, spread_add, store, total, zeros
+
+ROWS, COLUMNS, DOTS, VECTOR = 8, 32, 4, 16
+
+Array = NDArray[Any]
+
+
+def round_up(size: int, tile: int) -> int:
+    """The next multiple of `tile`."""
+    return -(-size // tile) * tile
+
+
+@kernel
+def pack_rows(matrix: Array, packed: Array) -> None:
+    """matrix [M, K] to packed [M / 8, K, 8]: the order in which `outer_rows` reads it; missing rows are zeros."""
+    rows, depth = matrix.shape
+    for tile in range(packed.shape[0]):
+        for k in range(depth):
+            for i in range(8):
+                row = tile * 8 + i
+                packed[tile, k, i] = matrix[row, k] if row < rows else 0
+
+
+@kernel
+def pad_rows(matrix: Array, padded: Array) -> None:
+    """matrix [M, K] into the corner of padded, zeros elsewhere."""
+    rows, columns = matrix.shape
+    padded[rows:] = 0
+    for i in range(rows):
+        padded[i, :columns] = matrix[i]
+        padded[i, columns:] = 0
+
+
+@kernel
+def outer_rows(left: Array, right: Array, start: int, steps: Array, columns: int, out: Array) -> None:
+    """out[8, columns] = left.T @ right, where right[k] = right[start + steps[k] :]; columns in whole 32s.
+
+    left: [K, 8] from `pack_rows`, flattened. out: flat, rows `columns` apart.
+    """
+    for column in range(0, columns, 32):
+        _outer_tile(left, right, start + column, steps, out, column, columns)
+
+
+@kernel
+def _outer_tile(left: Array, right: Array, start: int, steps: Array, out: Array, at: int, width: int) -> None:
+    a0, a1, b0, b1 = zeros(out), zeros(out), zeros(out), zeros(out)
+    c0, c1, d0, d1 = zeros(out), zeros(out), zeros(out), zeros(out)
+    e0, e1, f0, f1 = zeros(out), zeros(out), zeros(out), zeros(out)
+    g0, g1, h0, h1 = zeros(out), zeros(out), zeros(out), zeros(out)
+    for k in range(steps.size):
+        i, j = 8 * k, start + steps[k]
+        x0, x1 = load(right, j), load(right, j + 16)
+        a0, a1 = spread_add(left[i], x0, a0), spread_add(left[i], x1, a1)
+        b0, b1 = spread_add(left[i + 1], x0, b0), spread_add(left[i + 1], x1, b1)
+        c0, c1 = spread_add(left[i + 2], x0, c0), spread_add(left[i + 2], x1, c1)
+        d0, d1 = spread_add(left[i + 3], x0, d0), spread_add(left[i + 3], x1, d1)
+        e0, e1 = spread_add(left[i + 4], x0, e0), spread_add(left[i + 4], x1, e1)
+        f0, f1 = spread_add(left[i + 5], x0, f0), spread_add(left[i + 5], x1, f1)
+        g0, g1 = spread_add(left[i + 6], x0, g0), spread_add(left[i + 6], x1, g1)
+        h0, h1 = spread_add(left[i + 7], x0, h0), spread_add(left[i + 7], x1, h1)
+    store(out, at, a0)
+    store(out, at + 16, a1)
+    store(out, at + width, b0)
+    store(out, at + width + 16, b1)
+    store(out, at + 2 * width, c0)
+    store(out, at + 2 * width + 16, c1)
+    store(out, at + 3 * width, d0)
+    store(out, at + 3 * width + 16, d1)
+    store(out, at + 4 * width, e0)
+    store(out, at + 4 * width + 16, e1)
+    store(out, at + 5 * width, f0)
+    store(out, at + 5 * width + 16, f1)
+    store(out, at + 6 * width, g0)
+    store(out, at + 6 * width + 16, g1)
+    store(out, at + 7 * width, h0)
+    store(out, at + 7 * width + 16, h1)
+
+
+@kernel
+def dot_tile(
+    left: Array, l: Array, right: Array, r: Array, parts: int, part_l: int, part_r: int, length: int, out: Array
+) -> None:
+    """out[4 * i + j] = left row i . right row j, for four rows each.
+
+    left, right: flat; row i of left begins at l[i], row j of right at r[j]. A row has `parts` pieces of `length`
+    values (whole 16s), `part_l` and `part_r` apart.
+    """
+    aa, ab, ac, ad = zeros(out), zeros(out), zeros(out), zeros(out)
+    ba, bb, bc, bd = zeros(out), zeros(out), zeros(out), zeros(out)
+    ca, cb, cc, cd = zeros(out), zeros(out), zeros(out), zeros(out)
+    da, db, dc, dd = zeros(out), zeros(out), zeros(out), zeros(out)
+    l0, l1, l2, l3 = l[0], l[1], l[2], l[3]
+    r0, r1, r2, r3 = r[0], r[1], r[2], r[3]
+    for part in range(parts):
+        i, j = part * part_l, part * part_r
+        for f in range(0, length, 16):
+            w, x = load(right, r0 + j + f), load(right, r1 + j + f)
+            y, z = load(right, r2 + j + f), load(right, r3 + j + f)
+            v = load(left, l0 + i + f)
+            aa, ab, ac, ad = (
+                multiply_add(v, w, aa),
+                multiply_add(v, x, ab),
+                multiply_add(v, y, ac),
+                multiply_add(v, z, ad),
+            )
+            v = load(left, l1 + i + f)
+            ba, bb, bc, bd = (
+                multiply_add(v, w, ba),
+                multiply_add(v, x, bb),
+                multiply_add(v, y, bc),
+                multiply_add(v, z, bd),
+            )
+            v = load(left, l2 + i + f)
+            ca, cb, cc, cd = (
+                multiply_add(v, w, ca),
+                multiply_add(v, x, cb),
+                multiply_add(v, y, cc),
+                multiply_add(v, z, cd),
+            )
+            v = load(left, l3 + i + f)
+            da, db, dc, dd = (
+                multiply_add(v, w, da),
+                multiply_add(v, x, db),
+                multiply_add(v, y, dc),
+                multiply_add(v, z, dd),
+            )
+    out[0], out[1], out[2], out[3] = total(aa), total(ab), total(ac), total(ad)
+    out[4], out[5], out[6], out[7] = total(ba), total(bb), total(bc), total(bd)
+    out[8], out[9], out[10], out[11] = total(ca), total(cb), total(cc), total(cd)
+    out[12], out[13], out[14], out[15] = total(da), total(db), total(dc), total(dd)
+
+
+@kernel
+def sum_row(values: Array, at: int, length: int) -> Any:
+    """The sum of `length` values (whole 16s) from values[at]."""
+    so_far = zeros(values)
+    one = values.dtype.type(1)
+    for f in range(0, length, 16):
+        so_far = spread_add(one, load(values, at + f), so_far)
+    return total(so_far)
+
+
+def padded_copy(matrix: Array, row_tile: int, column_tile: int) -> Array:
+    """A copy of [M, K], both sides rounded up to whole tiles with zeros."""
+    rows, columns = matrix.shape
+    padded = np.empty((round_up(rows, row_tile), round_up(columns, column_tile)), matrix.dtype)
+    pad_rows(matrix, padded)
+    return padded
+
+
+def packed_rows(matrix: Array) -> Array:
+    """[M, K] as [M / 8, K, 8] for `outer_rows`."""
+    packed = np.empty((round_up(matrix.shape[0], ROWS) // ROWS, matrix.shape[1], ROWS), matrix.dtype)
+    pack_rows(matrix, packed)
+    return packed
