@@ -37,19 +37,12 @@ class Capture:
     def text(self) -> str:
         """All of it, or head and tail around a line that says how many bytes are left out. Bad UTF-8 becomes U+FFFD."""
         self._trim()
+        if not self._left_out:
+            return bytes(self._head + self._tail).decode("utf-8", "replace")  # the border may cut a character
         head, tail = (bytes(part).decode("utf-8", "replace") for part in (self._head, self._tail))
-        return (
-            f"{head}\n[... {self._left_out} bytes left out ...]\n{tail}"
-            if self._left_out
-            else _whole(self._head, self._tail)
-        )
+        return f"{head}\n[... {self._left_out} bytes left out ...]\n{tail}"
 
     def _trim(self) -> None:
         surplus = max(0, len(self._tail) - self._tail_room)
         self._left_out += surplus
         del self._tail[:surplus]
-
-
-def _whole(head: bytearray, tail: bytearray) -> str:
-    # joined before decoding: the border between the halves may cut a character
-    return bytes(head + tail).decode("utf-8", "replace")

@@ -1,0 +1,103 @@
+"""What a tool is: a name and a schema that a model sees, and an act inside the sandbox."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.sandbox.base import Limits, Mount, OnOutput, Sandbox
+
+CONTENT_CHARS = 24_000  # of one result: what a model reads is paid for at every later turn
+SCRATCH = "runs"
+
+
+class Arguments(BaseModel):
+    """A tool's arguments, closed to typos."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class ToolContext:
+    """One agent's reach in one attempt.
+
+    worktree: absolute; what it works on, and the working directory of its commands.
+    writes: globs relative to the worktree; commands: patterns (see `commands.py`).
+    mounts: read-only extras such as datasets. env: for its commands. outputs: where whole results are kept, outside.
+    limits: of each command; `wall_s` is the most that a command may ask for. on_output: hears commands as they run.
+    """
+
+    worktree: Path
+    writes: tuple[str, ...]
+    commands: tuple[str, ...]
+    sandbox: Sandbox
+    outputs: Path
+    mounts: tuple[Mount, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    on_output: OnOutput | None = None
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """The text that goes back to the model."""
+
+    content: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True)
+class Tool:
+    """`act` raises ToolRefused, with the reason and the fix, for what the agent may not do."""
+
+    name: str
+    description: str
+    arguments: type[Arguments]
+    act: Callable[[Any, ToolContext], ToolResult]
+
+    def spec(self) -> dict[str, Any]:
+        """The tool as Anthropic's Messages API takes it."""
+        schema = _without_titles(self.arguments.model_json_schema())
+        return {"name": self.name, "description": self.description, "input_schema": schema}
+
+
+def cut(result: ToolResult, name: str, context: ToolContext) -> ToolResult:
+    """A result that a model can afford: head and tail, the whole kept in a file that `read` opens as @outputs/..."""
+    if len(result.content) <= CONTENT_CHARS:
+        return result
+    path = _kept(result.content, name, context.outputs)
+    half = CONTENT_CHARS // 2
+    left_out = len(result.content) - 2 * half
+    notice = f"\n[... {left_out} characters left out; the whole is in @outputs/{path.name}: read it by offset ...]\n"
+    return ToolResult(result.content[:half] + notice + result.content[-half:], result.is_error)
+
+
+def _kept(content: str, name: str, outputs: Path) -> Path:
+    outputs.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = outputs / f"{number:04d}-{name}.txt"
+        try:
+            with path.open("x", encoding="utf-8", errors="replace") as file:
+                file.write(content)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("numbers don't end")
+
+
+def _without_titles(schema: Any) -> Any:
+    """A schema without pydantic's titles, which repeat the names: a model pays for each word, each turn."""
+    if isinstance(schema, list):
+        return [_without_titles(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    # a title is a string; a property called "title" is a schema
+    kept = {key: value for key, value in schema.items() if not (key == "title" and isinstance(value, str))}
+    if "properties" in kept:
+        kept.pop("description", None)  # the class's docstring is for us
+    return {key: _without_titles(value) for key, value in kept.items()}
