@@ -125,8 +125,9 @@ def use_threads(wanted: int, environ: Mapping[str, str] = os.environ) -> int:
 
     text = environ.get("MLCORE_THREADS", "")
     if not wanted and text and not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise RecipeError(f"{text!r} is no number of threads", place="MLCORE_THREADS", fix="give a whole number above 0")
-    threads = min(wanted or int(text or usable_cores()), int(numba.config.NUMBA_NUM_THREADS))
+        raise RecipeError(f"{text!r} is no number of threads", place="MLCORE_THREADS", fix="give a number above 0")
+    most = int(getattr(numba.config, "NUMBA_NUM_THREADS"))  # noqa: B009  numba makes its settings at import
+    threads = min(wanted or int(text or usable_cores()), most)
     numba.set_num_threads(threads)
     return threads
 

@@ -15,6 +15,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ MAX_RANK = 4
 LIMIT_BYTES = 128 << 20  # MNIST's largest file is 47 MB
 DEFLATE_MAX_RATIO = 1032  # zlib's technical notes: no deflate stream expands further
 GZIP_MAGIC = b"\x1f\x8b"
+IDX_SUFFIX = re.compile(r"[.-]idx[1-4]-ubyte(\.gz)?$|\.idx(\.gz)?$")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,203 @@
+"""The `mlcore` command: parse, call, print. What is slow to import is imported when a command needs it.
+
+Exit codes: 0 done · 1 unexpected · 2 recipe, data, checkpoint or usage at fault · 4 a NaN or an infinity stopped
+training · 5 a check failed · 130 Ctrl-C · 143 SIGTERM (after both: resumable).
+stdout is data (with --json one document), stderr is talk.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlcore.errors import MlcoreError
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    help="Train small networks on a CPU, fast and reproducibly.\n\nFirst steps: `mlcore check lenet5_mnist`, then "
+    "`mlcore train lenet5_mnist`.\n\nExit codes: 0 done, 2 recipe/data/usage, 4 NaN or infinity, 5 check failed, "
+    "130 Ctrl-C, 143 SIGTERM.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a shipped name: lenet5_mnist.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/20260101-120000-...")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="A folder that holds mnist/ or is it; else MLCORE_DATA."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A .toml file or a shipped name.")] = None,
+    overrides: Overrides = None,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. Default: runs/<id>.")] = None,
+    go_on: Annotated[bool, typer.Option("--continue", help="With --out: go on with the run that DIR holds.")] = False,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a stopped run.")] = None,
+    pictures: Annotated[bool, typer.Option(help="Draw curves and mistakes, write TensorBoard events.")] = True,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a recipe; prints the run's folder and its test error.
+
+    Ctrl-C or SIGTERM finishes the step, writes a checkpoint and prints the command that goes on. A resumed run
+    ends with the same bits as one that was never stopped.
+
+    Example: mlcore train lenet5_mnist seed=7 train.epochs=3
+
+    Example: mlcore train --resume runs/20260101-120000-lenet5_mnist-s7
+    """
+    from mlcore.commands import TrainRequest, train_command
+
+    request = TrainRequest(recipe, tuple(overrides or ()), data, out, go_on, resume, pictures, quiet)
+    _print(train_command(request), as_json, lambda d: f"run={d['run']} test_error_pct={d['test_error_pct']}")
+
+
+@app.command()
+def evaluate(run: RunFolder, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Evaluate a run's newest sound checkpoint on the test images.
+
+    Example: mlcore evaluate runs/20260101-120000-lenet5_mnist-s1
+    """
+    from mlcore.commands import evaluate_command
+
+    _print(evaluate_command(run, data), as_json, lambda d: f"step={d['step']} test_error_pct={d['test_error_pct']}")
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="IDX files (gzip or not) or pictures.")],
+) -> None:
+    """Print the digit in each image, as one JSON object per line.
+
+    Pictures are made grey and 28x28; dark ink on light paper is inverted to MNIST's light on dark.
+
+    Example: mlcore predict runs/20260101-120000-lenet5_mnist-s1 digit.png
+    """
+    from mlcore.commands import predict_command
+
+    for line in predict_command(run, images):
+        typer.echo(json.dumps(line))
+
+
+@app.command()
+def summary(recipe: RecipeName, overrides: Overrides = None, as_json: JsonOption = False) -> None:
+    """Show a recipe's network: shapes, parameters, multiply-accumulates, memory.
+
+    Example: mlcore summary lenet5_mnist
+    """
+    from mlcore.commands import summary_command
+    from mlcore.tables import summary_table
+
+    _print(summary_command(recipe, overrides or []), as_json, summary_table)
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[str, typer.Argument(metavar="[mnist|surrogate]")] = "mnist",
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Also copy the files into DIR.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Of a surrogate: how many training images.")] = None,
+    surrogate: Annotated[bool, typer.Option(help="Let drawn digits stand in when MNIST can't be had.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find, download or draw a dataset; print where it is and what it is.
+
+    Example: mlcore fetch mnist
+
+    Example: mlcore fetch surrogate --out data/mnist-surrogate --count 6000
+    """
+    from mlcore.commands import fetch_command
+
+    document = fetch_command(dataset, data, out, count, surrogate)
+    _print(document, as_json, lambda d: f"{d['name']} {d['path']}")
+
+
+@app.command()
+def gradcheck(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="For example lenet5; all ops without.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every gradient with central differences in float64; exit 5 when one is off.
+
+    Example: mlcore gradcheck lenet5
+    """
+    from mlcore.commands import demand_passed, gradcheck_command
+    from mlcore.tables import gradcheck_table
+
+    document = gradcheck_command(model)
+    _print(document, as_json, gradcheck_table)
+    demand_passed(document)
+
+
+@app.command()
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    data: DataOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that data reach the network intact and that it can learn; exit 5 when a check fails.
+
+    Example: mlcore check lenet5_mnist
+    """
+    from mlcore.commands import check_command, demand_passed
+    from mlcore.tables import check_table
+
+    document = check_command(recipe, overrides or [], data, quiet)
+    _print(document, as_json, check_table)
+    demand_passed(document)
+
+
+def main() -> None:
+    """The console script: every documented error becomes its message on stderr and its exit code."""
+    try:
+        app()
+    except MlcoreError as error:
+        _print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as halted:
+        sys.exit(128 + getattr(halted, "number", 2))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _print(document: dict[str, Any], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:
+    """The document, or its one line for people; a surrogate's says what it is."""
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, allow_nan=False))
+        return
+    from mlcore.display import SURROGATE_LABEL
+
+    label = SURROGATE_LABEL if _is_surrogate(document) else ""
+    verdict = f" verdict: {document['verdict']}" if document.get("verdict") else ""
+    typer.echo("\n".join(f"{label}{text}{verdict}" for text in line(document).splitlines()))
+
+
+def _is_surrogate(document: dict[str, Any]) -> bool:
+    data = document.get("data", document)
+    return bool(isinstance(data, dict) and data.get("surrogate"))
+
+
+def _print_error(error: MlcoreError) -> None:
+    for text in str(error).splitlines():
+        typer.echo(f"error: {text}", err=True)
+    if "--json" in sys.argv[1:]:
+        typer.echo(json.dumps({"schema": "mlcore.error/1", **error.as_json()}, indent=2))

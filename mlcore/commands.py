@@ -1,0 +1,233 @@
+"""What each command does once it was parsed; every function returns the document that the command prints."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlcore import config, runs
+from mlcore.checkpoint import Checkpoint, newest
+from mlcore.data.dataset import MNIST, SURROGATE, Dataset, read_dataset
+from mlcore.data.fetch import Places, copy_to, find
+from mlcore.data.images import Normaliser
+from mlcore.data.pictures import read_pictures
+from mlcore.display import Plain, choose
+from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
+
+DATASETS = {"mnist": MNIST, "surrogate": SURROGATE, SURROGATE: SURROGATE}
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """The arguments of `mlcore train`."""
+
+    recipe: str | None
+    overrides: tuple[str, ...]
+    data: Path | None
+    out: Path | None
+    go_on: bool
+    resume: Path | None
+    pictures: bool
+    quiet: bool
+
+
+def train_command(request: TrainRequest) -> dict[str, Any]:
+    """Train, resume or continue; result.json's document with the run's folder under "run"."""
+    from mlcore.stop import Halted, listening
+
+    _demand_sense(request)
+    with listening() as stop:
+        try:
+            return _train(request, stop)
+        except Halted as halted:
+            raise Interrupted("stopped before the first step", signal_number=halted.number) from halted
+
+
+def _train(request: TrainRequest, stop: Any) -> dict[str, Any]:
+    from mlcore.launch import Order, execute, started
+
+    run = runs.Run(request.resume) if request.resume else None
+    recipe = run.load_recipe() if run else config.load(str(request.recipe), request.overrides)
+    data = request.data or (_data_dir_of(run) if run else None)
+    dataset = find_dataset(recipe, data, request.quiet)
+    display = choose(request.quiet, dataset.surrogate)
+    run = run or started(recipe, dataset, request.out, request.go_on, display)
+    display.say(f"training {recipe.name}, seed {recipe.seed}, on {dataset.name} from {dataset.path}, into {run.path}")
+    order = Order(request.overrides, data, request.pictures)
+    return {**execute(run, recipe, dataset, display, order, stop), "run": str(run.path)}
+
+
+def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of a run on the test images."""
+    from mlcore.evaluate import evaluate
+    from mlcore.session import use_threads
+
+    run = runs.Run(folder)
+    recipe, found = run.load_recipe(), _checkpoint_of(run)
+    dataset = find_dataset(recipe, data or _existing(found.state.data_dir), quiet=False)
+    use_threads(recipe.threads)
+    seen = evaluate(_model(recipe, found), _normaliser(found), dataset.test_images, dataset.test_labels)
+    return {
+        "schema": "mlcore.evaluation/1",
+        "run": str(folder),
+        "step": found.state.step,
+        "data": {"name": dataset.name, "surrogate": dataset.surrogate, "sha256": dataset.sha256},
+        "images": len(seen.predictions),
+        "test_loss": seen.loss,
+        "test_error_pct": seen.error_pct,
+        "verdict": "not measured on MNIST" if dataset.surrogate else None,
+    }
+
+
+def predict_command(folder: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """One object per image: its file, its number in the file, the class."""
+    from mlcore.evaluate import evaluate
+
+    run = runs.Run(folder)
+    recipe, found = run.load_recipe(), _checkpoint_of(run)
+    model, normaliser = _model(recipe, found), _normaliser(found)
+    for path in images:
+        predictions = evaluate(model, normaliser, read_pictures(path), None).predictions
+        for index, digit in enumerate(predictions.tolist()):
+            yield {"image": str(path), "index": index, "class": digit}
+
+
+def summary_command(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The network, layer by layer."""
+    from mlcore.session import INPUT_SHAPE, build_model
+    from mlcore.summary import summarise
+
+    loaded = config.load(recipe, overrides)
+    summary = summarise(build_model(loaded), INPUT_SHAPE, loaded.train.batch)
+    return {"schema": "mlcore.summary/1", "recipe": loaded.name, "batch": loaded.train.batch, **asdict(summary)}
+
+
+def fetch_command(name: str, data: Path | None, out: Path | None, count: int | None, surrogate: bool) -> dict[str, Any]:
+    """Where a dataset is and what it is."""
+    if name not in DATASETS:
+        raise RecipeError(f"no dataset '{name}'", place="mlcore fetch", fix=f"known: {', '.join(DATASETS)}")
+    if count and (DATASETS[name] != SURROGATE or out is None):
+        raise RecipeError(
+            "--count is of a surrogate", place="mlcore fetch", fix="write: fetch surrogate --count N --out DIR"
+        )
+    if count and out:
+        dataset = _draw(out, count)
+    else:
+        dataset = find(DATASETS[name], Places.of(data, os.environ), surrogate, _say)
+        dataset = read_dataset(copy_to(dataset, out)) if out else dataset
+    return {
+        "schema": "mlcore.dataset/1",
+        "name": dataset.name,
+        "surrogate": dataset.surrogate,
+        "path": str(dataset.path),
+        "train_images": len(dataset.train_images),
+        "test_images": len(dataset.test_images),
+        "test_labels": dataset.test_labels is not None,
+        "sha256": dataset.sha256,
+        "warnings": list(dataset.warnings),
+    }
+
+
+def gradcheck_command(model: str | None) -> dict[str, Any]:
+    """Every gradient against central differences."""
+    from mlcore.gradcheck import run_gradcheck
+
+    rows = [asdict(row) for row in run_gradcheck(model)]
+    return {"schema": "mlcore.gradcheck/1", "passed": all(row["passed"] for row in rows), "rows": rows}
+
+
+def check_command(recipe: str, overrides: Sequence[str], data: Path | None, quiet: bool) -> dict[str, Any]:
+    """The learning smoke checks."""
+    from mlcore.check import run_checks
+    from mlcore.session import use_threads
+
+    loaded = config.load(recipe, overrides)
+    dataset = find_dataset(loaded, data, quiet)
+    display = choose(quiet, dataset.surrogate)
+    use_threads(loaded.threads)
+    rows = []
+    for row in run_checks(loaded, dataset):
+        display.say(f"{'ok  ' if row.passed else 'FAIL'} {row.name}: {row.saw}")
+        rows.append(asdict(row))
+    return {
+        "schema": "mlcore.check/1",
+        "recipe": {"name": loaded.name, "sha256": loaded.sha256},
+        "data": {"name": dataset.name, "surrogate": dataset.surrogate, "sha256": dataset.sha256},
+        "passed": all(row["passed"] for row in rows),
+        "checks": rows,
+    }
+
+
+def demand_passed(document: dict[str, Any]) -> None:
+    """Raise CheckFailed, naming what failed, unless the document says passed."""
+    rows = document.get("checks") or document.get("rows") or []
+    failed = [str(row["name"]) for row in rows if not row["passed"]]
+    if failed:
+        raise CheckFailed(f"{len(failed)} of {len(rows)} failed: {', '.join(failed)}", fix="see the table above")
+
+
+def find_dataset(recipe: config.Recipe, data: Path | None, quiet: bool) -> Dataset:
+    """The recipe's dataset, from wherever it can be had."""
+    say = _say_nothing if quiet else _say
+    return find(recipe.data.dataset, Places.of(data, os.environ), recipe.data.surrogate, say)
+
+
+def _demand_sense(request: TrainRequest) -> None:
+    place = "mlcore train"
+    if request.resume and (request.recipe or request.overrides or request.out or request.go_on):
+        raise RecipeError(
+            "--resume takes all from the run", place=place, fix="leave recipe, overrides, --out and --continue away"
+        )
+    if not request.resume and not request.recipe:
+        raise RecipeError("no recipe", place=place, fix="write for example: mlcore train lenet5_mnist")
+    if request.go_on and not request.out:
+        raise RecipeError("--continue needs the folder", place=place, fix="add --out DIR")
+
+
+def _checkpoint_of(run: runs.Run) -> Checkpoint:
+    found = newest(run.checkpoints, Plain().warn)
+    if found is None:
+        raise CheckpointError(
+            "no checkpoint yet", place=str(run.path), fix=f"go on with `mlcore train --resume {run.path}`"
+        )
+    return found
+
+
+def _data_dir_of(run: runs.Run) -> Path | None:
+    found = newest(run.checkpoints, _say_nothing)
+    return _existing(found.state.data_dir) if found else None
+
+
+def _existing(folder: str | None) -> Path | None:
+    return Path(folder) if folder and Path(folder).is_dir() else None
+
+
+def _model(recipe: config.Recipe, found: Checkpoint) -> Any:
+    from mlcore.session import build_model, load_weights
+
+    model = build_model(recipe)
+    load_weights(model, found.group("model"))
+    return model
+
+
+def _normaliser(found: Checkpoint) -> Normaliser:
+    return Normaliser(found.state.mean, found.state.deviation)
+
+
+def _draw(out: Path, count: int) -> Dataset:
+    from mlcore.data.surrogate import write_surrogate
+
+    try:
+        return read_dataset(write_surrogate(out, count, max(count // 6, 1)))
+    except OSError as error:
+        raise DataError(f"can't be written ({error.strerror})", place=str(out), fix="choose another --out") from error
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _say_nothing(text: str) -> None:
+    pass

@@ -1,0 +1,235 @@
+"""A run from its beginning to its result: new, resumed or continued; every end leaves its files in order."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlcore import result as results
+from mlcore import runs
+from mlcore.checkpoint import Checkpoint, State, newest, save
+from mlcore.config import Recipe
+from mlcore.data.dataset import Dataset
+from mlcore.display import Display
+from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
+from mlcore.evaluate import Evaluation, evaluate
+from mlcore.files import replacing, write_json
+from mlcore.monitor import Monitor
+from mlcore.session import Session, assemble, compile_kernels, load_weights, use_threads
+from mlcore.stop import Halted, Stop
+from mlcore.train import Trainer, validate
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for on the command line, beyond the recipe."""
+
+    overrides: tuple[str, ...] = ()
+    data_dir: Path | None = None
+    pictures: bool = True
+
+
+def started(recipe: Recipe, dataset: Dataset, out: Path | None, go_on: bool, display: Display) -> runs.Run:
+    """The folder to train in. With `go_on`, `out` may hold a run; another recipe's or data's is replaced."""
+    run = runs.Run(out) if out else None
+    if run and go_on and run.recipe.exists():
+        if _same(run, recipe, dataset, display):
+            return run
+        display.warn(f"{run.path}: held a run of another recipe or other data; it is replaced")
+        run.clear()
+    return runs.create(recipe, out, datetime.now())
+
+
+def execute(
+    run: runs.Run, recipe: Recipe, dataset: Dataset, display: Display, order: Order, stop: Stop
+) -> dict[str, Any]:
+    """Train what is left of the run and write its result; returns result.json's document.
+
+    A finished run is left as it is. Raises Interrupted or NotFinite after the result was written with that status.
+    """
+    with run.locked():
+        if done := run.finished():
+            display.say(f"{run.path}: finished already")
+            return done
+        began = (time.monotonic(), time.process_time())
+        threads = use_threads(recipe.threads)
+        display.say("loading the kernels (compiled on the first run on a machine, then cached)")
+        compile_kernels(recipe)
+        session = assemble(recipe, dataset)
+        state = _restored(run, session, dataset, order, display)
+        trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began)
+        return _Ending(trainer, dataset, order, threads).run_to_result()
+
+
+def _same(run: runs.Run, recipe: Recipe, dataset: Dataset, display: Display) -> bool:
+    """Whether the run in the folder is of this recipe and of these training and test images."""
+    try:
+        if run.load_recipe() != recipe:
+            return False
+        done = run.finished()
+        found = None if done else newest(run.checkpoints, display.warn)
+        known = done["data"]["sha256"] if done else found.state.data_sha256 if found else dataset.sha256
+    except (MlcoreError, KeyError, TypeError) as error:
+        display.warn(f"{run.path}: can't be gone on with: {error}")
+        return False
+    return _agree(known, dataset.sha256)
+
+
+def _agree(known: dict[str, str], present: dict[str, str]) -> bool:
+    """Equal where both have a file: test labels may be withheld from one of them."""
+    return all(known[name] == present[name] for name in known.keys() & present.keys())
+
+
+def _restored(run: runs.Run, session: Session, dataset: Dataset, order: Order, display: Display) -> State:
+    """The state to go on from, its arrays loaded into the session; a first checkpoint when there is none."""
+    found = newest(run.checkpoints, display.warn)
+    if found is None:
+        state = State(
+            recipe_sha256=session.recipe.sha256,
+            data_sha256=dataset.sha256,
+            data_dir=str(order.data_dir.resolve()) if order.data_dir else None,
+            mean=session.normaliser.mean,
+            deviation=session.normaliser.deviation,
+            step=0,
+            warnings=dataset.warnings,
+        )
+        save(run.checkpoints, Checkpoint(state, session.arrays()))
+        return state
+    if found.state.recipe_sha256 != session.recipe.sha256 or not _agree(found.state.data_sha256, dataset.sha256):
+        raise CheckpointError(
+            "the checkpoints are of another recipe or other data", place=str(run.path), fix="choose another --out"
+        )
+    load_weights(session.model, found.group("model"))
+    session.optimiser.load_state(found.group("optimiser"))
+    display.say(f"going on after step {found.state.step} of {session.total_steps}")
+    return found.state
+
+
+def _monitor(run: runs.Run, state: State, order: Order) -> Monitor:
+    try:
+        return Monitor(run.metrics, run.events if order.pictures else None, state.rows, state.step)
+    except OSError as error:
+        raise DataError(f"can't be written ({error.strerror})", place=str(run.path), fix="make room") from error
+
+
+@dataclass
+class _Ending:
+    """What follows on training, however it ended: evaluation, predictions, pictures, result.json."""
+
+    trainer: Trainer
+    dataset: Dataset
+    order: Order
+    threads: int
+
+    def run_to_result(self) -> dict[str, Any]:
+        trainer = self.trainer
+        try:
+            trainer.stop.gentle = True
+            state = trainer.train()
+            return self._finish(state)
+        except Halted as halted:
+            raise self._noted("interrupted", _halted(halted, trainer)) from halted
+        except Interrupted as error:
+            raise self._noted("interrupted", error) from None
+        except MlcoreError as error:
+            raise self._noted("failed", error) from None
+        finally:
+            trainer.stop.gentle = False
+            trainer.monitor.close()
+            trainer.display.close()
+
+    def _finish(self, state: State) -> dict[str, Any]:
+        session, run, data = self.trainer.session, self.trainer.run, self.dataset
+        seen = evaluate(session.model, session.normaliser, data.test_images, data.test_labels, state.step)
+        validation = _last(state, "validation_error_pct")
+        if validation is None:
+            validation = validate(session, state.step)[1]
+        try:
+            with replacing(run.predictions) as stream:
+                np.save(stream, seen.predictions, allow_pickle=False)
+            if self.order.pictures:
+                self._draw(seen)
+            document = self._result("finished", validation, seen, None)
+            write_json(run.result, document)
+        except OSError as error:
+            raise DataError(
+                f"the result can't be written ({error.strerror})", place=str(run.path), fix="make room, then --resume"
+            ) from error
+        return document
+
+    def _draw(self, seen: Evaluation) -> None:
+        """Pictures never cost a run its result."""
+        from mlcore.pictures import draw_all
+
+        try:
+            draw_all(self.trainer.run, self.trainer.state.rows, self.dataset, seen.predictions)
+        except Exception as error:
+            self.trainer.warn(f"pictures can't be drawn: {type(error).__name__}: {error}")
+
+    def _noted(self, status: results.Status, error: MlcoreError) -> MlcoreError:
+        """The error, after result.json was written with it as far as the disk allows."""
+        failure = results.Failure(
+            error=type(error).__name__,
+            message=str(error),
+            exit_code=error.exit_code,
+            step=getattr(error, "step", None),
+            layer=getattr(error, "layer", None),
+        )
+        try:
+            write_json(self.trainer.run.result, self._result(status, None, None, failure))
+        except OSError as lost:
+            self.trainer.warn(f"result.json can't be written: {lost.strerror}")
+        return error
+
+    def _result(
+        self,
+        status: results.Status,
+        validation: float | None,
+        seen: Evaluation | None,
+        failure: results.Failure | None,
+    ) -> dict[str, Any]:
+        state, session, data = self.trainer.timed(), self.trainer.session, self.dataset
+        recipe = session.recipe
+        weights = {name: tensor.data for name, tensor in session.model.parameters().items()}
+        return results.Result(
+            schema_name=results.SCHEMA,
+            status=status,
+            verdict=results.NOT_MNIST if data.surrogate else None,
+            recipe=results.RecipeRef(name=recipe.name, sha256=recipe.sha256, overrides=self.order.overrides),
+            code=results.code(),
+            data=results.DataRef(name=data.name, surrogate=data.surrogate, sha256=data.sha256),
+            seed=recipe.seed,
+            machine=results.machine(self.threads),
+            wall_s=state.wall_s,
+            cpu_s=state.cpu_s,
+            train_wall_s=state.train_wall_s,
+            images_per_s=state.images / state.train_wall_s if state.train_wall_s else None,
+            epochs=state.step / session.loader.steps_per_epoch,
+            steps=state.step,
+            total_steps=session.total_steps,
+            parameters=sum(weight.size for weight in weights.values()),
+            weights_sha256=results.weights_sha256(weights),
+            train_loss=_last(state, "train_loss"),
+            validation_error_pct=validation,
+            test_loss=seen.loss if seen else None,
+            test_error_pct=seen.error_pct if seen else None,
+            failure=failure,
+            warnings=state.warnings,
+        ).document()
+
+
+def _last(state: State, key: str) -> float | None:
+    """The value of the newest epoch row that has one."""
+    values = (row.get(key) for row in reversed(state.rows) if row["kind"] == "epoch")
+    return next((float(value) for value in values if isinstance(value, (int, float))), None)
+
+
+def _halted(halted: Halted, trainer: Trainer) -> Interrupted:
+    return Interrupted(
+        "stopped at once by a second signal",
+        signal_number=halted.number,
+        fix=f"go on from the last checkpoint with `mlcore train --resume {trainer.run.path}`",
+    )

@@ -1,0 +1,84 @@
+"""A run's pictures: learning curves, the confusion matrix, a gallery of misclassified digits.
+
+Drawn by matplotlib without a display; it is loaded, and given a writable place for its font cache, only here.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlcore.checkpoint import Row
+from mlcore.data.dataset import Dataset
+from mlcore.evaluate import Classes, confusion
+from mlcore.runs import Run
+
+GALLERY = 40
+CURVES = (("train_error_pct", "training"), ("validation_error_pct", "validation"))
+
+
+def draw_all(run: Run, rows: Sequence[Row], dataset: Dataset, predictions: Classes) -> None:
+    """Write curves.png, and with test labels confusion.png and mistakes.png, into the run's folder."""
+    note = "drawn SURROGATE digits, not MNIST" if dataset.surrogate else dataset.name
+    draw_curves(run.path / "curves.png", rows, note)
+    if dataset.test_labels is not None:
+        draw_confusion(run.path / "confusion.png", confusion(predictions, dataset.test_labels), note)
+        draw_mistakes(run.path / "mistakes.png", dataset, predictions, note)
+
+
+def draw_curves(path: Path, rows: Sequence[Row], note: str) -> None:
+    """The loss of single steps on the left, errors by epoch on the right."""
+    figure = _figure(9, 3.5)
+    left, right = figure.subplots(1, 2)
+    steps = [row for row in rows if row["kind"] == "step"]
+    left.plot([row["step"] for row in steps], [row["loss"] for row in steps])
+    left.set(xlabel="step", ylabel="loss of the batch", yscale="log", title=note)
+    for key, label in CURVES:
+        epochs = [row for row in rows if row["kind"] == "epoch" and row[key] is not None]
+        if epochs:
+            right.plot([row["epoch"] for row in epochs], [row[key] for row in epochs], marker=".", label=label)
+    right.set(xlabel="epoch", ylabel="error, %", ylim=(0, None))
+    if right.lines:
+        right.legend()
+    figure.savefig(path)
+
+
+def draw_confusion(path: Path, counts: Classes, note: str) -> None:
+    """Rows: the digit that it is; columns: the digit it was taken for. Only mistakes are coloured."""
+    figure = _figure(5.5, 5.5)
+    axes = figure.subplots()
+    axes.imshow(np.where(np.eye(len(counts), dtype=bool), 0, counts), cmap="Reds")
+    for truth, row in enumerate(counts):
+        for taken, count in enumerate(row):
+            axes.text(taken, truth, str(count), ha="center", va="center", fontsize=8)
+    axes.set(xlabel="taken for", ylabel="is", title=note, xticks=range(len(counts)), yticks=range(len(counts)))
+    figure.savefig(path)
+
+
+def draw_mistakes(path: Path, dataset: Dataset, predictions: Classes, note: str) -> None:
+    """The first misclassified test images, each with its number, its label and what it was taken for."""
+    assert dataset.test_labels is not None
+    wrong = np.flatnonzero(predictions != dataset.test_labels)
+    figure = _figure(10, 6)
+    figure.suptitle(f"{len(wrong)} of {len(predictions)} wrong ({note})")
+    for axes in (grid := figure.subplots(5, GALLERY // 5).ravel()):
+        axes.axis("off")
+    for axes, index in zip(grid, wrong[:GALLERY], strict=False):
+        axes.imshow(dataset.test_images[index], cmap="gray_r", vmin=0, vmax=255)
+        axes.set_title(f"{index}: {dataset.test_labels[index]} as {predictions[index]}", fontsize=7)
+    figure.savefig(path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure in inches, on no screen."""
+    if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
+        os.environ["MPLCONFIGDIR"] = str(Path(tempfile.gettempdir()) / f"mlcore-matplotlib-{os.getuid()}")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=100)
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,45 @@
+"""Documents of commands as text for people: columns, widths, nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def summary_table(document: dict[str, Any]) -> str:
+    """A network, layer by layer, with its totals."""
+    head = ("layer", "kind", "output", "parameters", "MACs", "KiB/batch")
+    total = {**document, "layer": "total", "kind": "", "output_shape": ()}
+    rows = [
+        (
+            row["layer"],
+            row["kind"],
+            "x".join(map(str, row["output_shape"])),
+            f"{row['parameters']:,}",
+            f"{row['macs']:,}",
+            f"{row['activation_bytes'] / 1024:,.0f}",
+        )
+        for row in (*document["rows"], total)
+    ]
+    return columns([head, *rows])
+
+
+def check_table(document: dict[str, Any]) -> str:
+    """The checks, each with what it wanted and saw."""
+    rows = [(row["name"], "ok" if row["passed"] else "FAIL", row["wanted"], row["saw"]) for row in document["checks"]]
+    return columns([("check", "", "wanted", "saw"), *rows])
+
+
+def gradcheck_table(document: dict[str, Any]) -> str:
+    """The gradients, each with how far it was off."""
+    head = tuple(document["rows"][0])
+    return columns([head, *(tuple(_cell(row[key]) for key in head) for row in document["rows"])])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.2e}" if isinstance(value, float) else str(value)
