@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also under python -P
 from halving import OutOfTime, beats, champion
 from recipe_edit import RecipeProblem, look_up, read_recipe, set_values, write_text
-from search_space import Knobs, Space, candidates, read_space
+from search_space import Knobs, candidates, read_space
 from trials import Journal, Trainer, TrainingFailed, hide_test_labels, say
 
 SCHEMA = "odyssey/search-1"
@@ -123,7 +123,10 @@ def tune(args: argparse.Namespace) -> dict[str, Any]:
         folder = args.runs / f"tune-{sha256(json.dumps(question, sort_keys=True) + text)[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         trainer = make_trainer(args, folder)
-        outcome, adopted = search(args, recipe, space, trainer)
+        contenders = candidates(space, recipe, args.trials, args.seed)
+        for knobs in contenders:
+            set_values(text, knobs)  # what couldn't be written back isn't worth trying
+        outcome, adopted = search(args, recipe, contenders, trainer)
         edited = set_values(text, adopted)
         log = make_log(question, text, edited, outcome, adopted, trainer.journal)
         write_json(folder / "done.json", {"question": question, "log": log})
@@ -142,7 +145,9 @@ def make_trainer(args: argparse.Namespace, folder: Path) -> Trainer:
     return Trainer(args.recipe, folder, data, args.validation, args.minutes * 60, Journal(folder / "journal.jsonl"))
 
 
-def search(args: argparse.Namespace, recipe: Mapping[str, Any], space: Space, trainer: Trainer) -> tuple[str, Knobs]:
+def search(
+    args: argparse.Namespace, recipe: Mapping[str, Any], contenders: list[Knobs], trainer: Trainer
+) -> tuple[str, Knobs]:
     """Returns the outcome in words, and the knobs to change (none, mostly)."""
     epochs, dataset = look_up(recipe, "train.epochs"), look_up(recipe, "data.dataset")
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
@@ -157,7 +162,6 @@ def search(args: argparse.Namespace, recipe: Mapping[str, Any], space: Space, tr
     found = trainer.train({}, epochs, args.seed).data
     if found not in (dataset, "unknown"):
         return f"not searched: the data are {found}, not {dataset}", {}
-    contenders = candidates(space, recipe, args.trials, args.seed)
     try:
         best = champion(functools.partial(missed_by, reserve_epochs=epochs), contenders, epochs, args.seed)
         if best is None:

@@ -40,14 +40,7 @@ class Unreadable(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="no_numbers.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("files", nargs="+", type=Path, help="Markdown files")
-    args = parser.parse_args(argv)
+    args = arguments().parse_args(argv)
     try:
         found = [dict(path=str(path), **claim) for path in args.files for claim in claims(read(path), str(path))]
     except Unreadable as error:
@@ -58,6 +51,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{each['path']}:{each['line']}: `{each['text']}` looks measured; {fix}", file=sys.stderr)
     print(json.dumps({"checked": [str(path) for path in args.files], "claims": found}))
     return int(bool(found))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="no_numbers.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", type=Path, help="Markdown files")
+    return parser
 
 
 def read(path: Path) -> str:
