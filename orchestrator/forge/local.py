@@ -6,6 +6,8 @@ which Odyssey touches the user's branches.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 from orchestrator.errors import ForgeError, GitError
@@ -28,7 +30,7 @@ class LocalForge:
             draft.task,
         )
 
-    def list(self) -> list[PullRequest]:
+    def all(self) -> list[PullRequest]:
         return self._ledger.pulls()
 
     def show(self, number: int) -> PullRequest:
@@ -98,10 +100,8 @@ class LocalForge:
             raise ForgeError(f"{error}; bring the branch up to date by hand, or run the plan again") from error
 
     def _undo(self) -> None:
-        try:
+        with contextlib.suppress(GitError):  # when git refused before it began, there is none to undo
             git(self._root, "merge", "--abort")
-        except GitError:
-            pass  # there was no merge to undo: git refused before it began
 
     def _identity(self) -> dict[str, str]:
         """The person's own name, which our clean environment would hide, for the merge commit."""
@@ -114,8 +114,6 @@ class LocalForge:
 
 def person(root: Path, field: str = "name") -> str:
     """Who is at the keyboard, as git knows them."""
-    import os
-
     try:
         return git(root, "config", "--get", f"user.{field}", env={"GIT_CONFIG_GLOBAL": str(Path.home() / ".gitconfig")})
     except GitError:

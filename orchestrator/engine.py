@@ -1,0 +1,133 @@
+"""Durable execution behind one small interface: workflows whose steps are journaled, so that a killed run goes on.
+
+The library is DBOS on SQLite. What it must be told, each learned from a failure: an executor id of its own for every
+process, a constant application version, JSON instead of pickle, and that work left PENDING by a dead process is ours
+to take over (the caller holds the repository's lock, so nobody else is at it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+Json = Any
+Workflow = Callable[..., Awaitable[Json]]
+
+APPLICATION_VERSION = "odyssey-1"  # change when workflows change shape; old runs are then left to the old version
+POLL_S = 0.05
+
+
+class Paused(Exception):
+    """The run was stopped where it is, on purpose; `resume` goes on from there."""
+
+
+class Engine:
+    """One process's share of the durable work. Use as a context manager; workflows are named functions."""
+
+    def __init__(self, database: Path, workflows: dict[str, Workflow]) -> None:
+        self._database = database
+        self._workflows = workflows
+        self._registered: dict[str, Workflow] = {}
+        self._paused: asyncio.Future[str] | None = None
+
+    def __enter__(self) -> Engine:
+        from dbos import DBOS, DBOSConfig
+
+        with sqlite3.connect(self._database) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")  # four times faster a step
+        logging.getLogger("dbos").setLevel(logging.CRITICAL)
+        config = DBOSConfig(
+            name="odyssey",
+            system_database_url=f"sqlite:///{self._database}",
+            executor_id=f"{os.getpid()}-{os.urandom(4).hex()}",
+            application_version=APPLICATION_VERSION,
+            serializer=_serializer(),
+            log_level="CRITICAL",
+            enable_otlp=False,
+        )
+        DBOS(config=config)
+        self._registered = {name: DBOS.workflow(name=name)(do) for name, do in self._workflows.items()}
+        DBOS.launch()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        from dbos import DBOS
+
+        DBOS.destroy(destroy_registry=True)
+
+    async def run(self, name: str, workflow_id: str, *args: Json) -> Json:
+        """Start the workflow, or go on with it, and whatever it started, if it is there. Raises Paused."""
+        from dbos import DBOS, SetWorkflowID
+
+        self._paused = asyncio.get_running_loop().create_future()
+        for status in await DBOS.list_workflows_async(status="PENDING"):
+            await DBOS.resume_workflow_async(status.workflow_id)
+        with SetWorkflowID(workflow_id):
+            handle = await DBOS.start_workflow_async(self._registered[name], *args)
+        finished = asyncio.ensure_future(handle.get_result(polling_interval_sec=POLL_S))
+        await asyncio.wait([finished, self._paused], return_when=asyncio.FIRST_COMPLETED)
+        if self._paused.done():
+            finished.cancel()
+            raise Paused(self._paused.result())
+        return await finished
+
+    async def spawn(self, name: str, workflow_id: str, *args: Json) -> None:
+        """Start a child workflow; does nothing if it was started before."""
+        from dbos import DBOS, SetWorkflowID
+
+        with SetWorkflowID(workflow_id):
+            await DBOS.start_workflow_async(self._registered[name], *args)
+
+    async def step(self, name: str, do: Callable[[], Awaitable[Json]]) -> Json:
+        """Run once and journal what it returns; after a crash give that back. A step cut off by a crash runs again."""
+        from dbos import DBOS
+
+        return await DBOS.run_step_async({"name": name}, do)
+
+    async def pause(self, reason: str) -> Json:
+        """Stop the run from inside a step: the step stays unfinished, as after a crash. Does not return."""
+        if self._paused is not None and not self._paused.done():
+            self._paused.get_loop().call_soon_threadsafe(_settle, self._paused, reason)
+        await asyncio.Event().wait()
+
+
+def _settle(future: asyncio.Future[str], reason: str) -> None:
+    if not future.done():
+        future.set_result(reason)
+
+
+def _serializer() -> Any:
+    """Journal entries as JSON: nothing is ever unpickled."""
+    from dbos import Serializer
+
+    class JsonSerializer(Serializer):  # type: ignore[misc]
+        def serialize(self, data: Any) -> str:
+            return json.dumps(data, default=_as_json)
+
+        def deserialize(cls, serialized_data: str) -> Any:
+            return _from_json(json.loads(serialized_data))
+
+        def name(self) -> str:
+            return "odyssey_json"
+
+    return JsonSerializer()
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, BaseException):
+        return {"__error__": [type(value).__name__, str(value)]}
+    if isinstance(value, (tuple, set)):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} can't be journaled; return JSON from a step")
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"__error__"}:
+        return RuntimeError(": ".join(value["__error__"]))
+    return value

@@ -1,0 +1,120 @@
+"""An accepted change becomes a pull request on top of the run's stack, the plan's own record written in the same go.
+
+Runs under a lock, as one step. Repeated after a crash it finds the pull request that it made and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from orchestrator import planfile, planner, report
+from orchestrator.forge.base import Forge
+from orchestrator.globs import matches
+from orchestrator.house import Run
+from orchestrator.records import Change, Judgement, PullRequest, Task, Verdict
+
+# A verdict holds on a new base as long as nothing but these differ from the tree that was measured.
+HARMLESS = ("plans/**", "docs/**", "*.md")
+Json = Any
+
+
+def publish(run: Run, forge: Forge, task: Task, change: Change, judgement: Judgement, words: str) -> Json:
+    """`{"detail": ...}` once it is published; `{"stale": change}` when it must be judged again on a new base."""
+    known = run.ledger.pull_of(run.id, task.id)
+    if known:
+        run.repository.set_branch(run.stack, known.commit)
+        return {"detail": f"pull request {known.number}"}
+    head = run.repository.resolve(f"refs/heads/{run.stack}") or run.base_commit
+    commit = _stacked(run, task, change, head)
+    if isinstance(commit, Change):
+        return {"stale": commit.model_dump(mode="json")}
+    recorded = _record(run, task, change, judgement, commit)
+    below = _top(run)
+    pull = forge.open(
+        PullRequest(
+            number=0,
+            run=run.id,
+            task=task.id,
+            plan=run.plan.path,
+            title=report.title(task, judgement),
+            body=report.body(run, task, change, judgement, words, run.ledger.head()),
+            head=f"odyssey/{run.id}/{task.id}",
+            commit=recorded,
+            base=run.base_branch or run.base_commit,
+            base_commit=head,
+            below=below.number if below else None,
+            risk=judgement.risk.level,
+            guarded=judgement.risk.guarded,
+            author=f"{run.assignments[task.id].agent} ({change.tier})",
+            status="open",
+        )
+    )
+    run.repository.set_branch(run.stack, pull.commit)
+    return {"detail": f"pull request {pull.number}"}
+
+
+def _stacked(run: Run, task: Task, change: Change, head: str) -> str | Change:
+    """The change's commit on the stack's head; a Change when the result is not what the gate judged."""
+    if head == change.base:
+        return change.commit
+    tree = run.repository.merge(head, change.commit)
+    if tree is None:
+        raise RuntimeError(f"the change conflicts with what was accepted meanwhile ({head[:12]})")
+    moved = [file for file in run.repository.changed(change.base, head) if not matches(file.path, HARMLESS)]
+    if not change.files:
+        return head
+    commit = run.repository.commit_tree(tree, head, f"{task.title}\n\nTask: {task.id}", _author(run, task, change))
+    if moved:
+        return run.repository.change(task.id, change.attempt, change.tier, head, commit)
+    return commit
+
+
+def _record(run: Run, task: Task, change: Change, judgement: Judgement, commit: str) -> str:
+    """The plan's own record, as a commit by the harness: tick, status, tree, as-built note, result block."""
+    path = run.plan.path
+    text = run.repository.read(commit, path) or ""
+    assignment = run.assignments[task.id]
+    level = run.library.agents[assignment.agent].level
+    status, agent = report.status_line(change, judgement), f"{assignment.agent} (level {level})"
+    text = planfile.tick(text, task.id, status, agent, judgement.outcome == "accepted")
+    text = planfile.set_block(text, "tree", planner.tree(run.plan, run.assignments.values()))
+    notes = [line for line in planfile.block(text, "as-built").splitlines() if f"`{task.id}`:" not in line]
+    notes = [line for line in notes if line.startswith("- ")]
+    text = planfile.set_block(text, "as-built", "\n".join([*notes, report.as_built(run, task, change, judgement)]))
+    if judgement.verdicts:
+        text = planfile.set_block(text, "result", _results(run, judgement))
+    tree = run.repository.replace_file(commit, path, text)
+    message = (
+        f"Record what happened to `{task.id}`: {status}\n\n"
+        f"Odyssey-Run: {run.id}\nOdyssey-Judged: {change.commit}\nOdyssey-Receipts: {run.ledger.head()}"
+    )
+    return run.repository.commit_tree(tree, commit, message, "Odyssey harness")
+
+
+def _results(run: Run, judgement: Judgement) -> str:
+    verdicts = verdicts_of(run) | {verdict.target: verdict for verdict in judgement.verdicts}
+    return report.results(run.plan.targets, verdicts, run.ledger.receipts(run.id))
+
+
+def verdicts_of(run: Run) -> dict[str, Verdict]:
+    """Every verdict that the run has published so far, by target."""
+    found = {}
+    for row in run.ledger.tasks(run.id):
+        for each in json.loads(row["verdicts"] or "[]"):
+            verdict = Verdict.model_validate(each)
+            found[verdict.target] = verdict
+    return found
+
+
+def as_json(value: Json) -> str:
+    return json.dumps(value)
+
+
+def _top(run: Run) -> PullRequest | None:
+    pulls = run.ledger.pulls(run.id)
+    return pulls[-1] if pulls else None
+
+
+def _author(run: Run, task: Task, change: Change) -> str:
+    return f"{run.assignments[task.id].agent} ({change.tier})"
