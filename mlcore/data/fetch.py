@@ -18,6 +18,7 @@ from mlcore.data.dataset import (
     MNIST,
     OFFICIAL_SHA256,
     SURROGATE,
+    UNVERIFIED,
     Dataset,
     file_in,
     holds_dataset,
@@ -61,14 +62,17 @@ def find(
     A folder named by flag must hold it: falling through to other data would be a surprise. For "mnist" a folder
     with only a surrogate counts when `allow_surrogate`. Raises DatasetMissing, ChecksumMismatch, DataError.
     """
-    folder = locate(name, places, allow_surrogate)
-    if folder is None and name == MNIST:
-        folder = _downloaded(places.cache / MNIST, allow_surrogate, say, download or fetch_url)
-    if folder is None:
-        folder = _drawn(places.cache / SURROGATE, say)
-    dataset = read_dataset(folder)
+    dataset = _located(name, places, allow_surrogate, say)
+    if dataset is None and name == MNIST:
+        dataset = _downloaded(places.cache / MNIST, allow_surrogate, say, download or fetch_url)
+    if dataset is None:
+        dataset = read_dataset(_drawn(places.cache / SURROGATE, say))
+    if dataset.surrogate and name == MNIST and not allow_surrogate:
+        raise DatasetMissing(
+            "holds drawn surrogate digits, not MNIST", place=str(dataset.path), fix="name a folder with the real files"
+        )
     for warning in dataset.warnings:
-        say(f"warning: {folder}: {warning}")
+        say(f"warning: {dataset.path}: {warning}")
     return dataset
 
 
@@ -119,20 +123,44 @@ def _inside(root: Path, names: list[str]) -> Path | None:
     return next((folder for folder in candidates if holds_dataset(folder)), None)
 
 
-def _downloaded(folder: Path, allow_surrogate: bool, say: Say, download: Download) -> Path | None:
-    """Every official file, downloaded into `folder`; None when that failed and the surrogate may stand in."""
+def _located(name: str, places: Places, allow_surrogate: bool, say: Say) -> Dataset | None:
+    """The dataset that is there already; a damaged copy in our own cache counts as none, and is fetched again."""
+    folder = locate(name, places, allow_surrogate)
+    if folder is None or folder != places.cache / MNIST:
+        return read_dataset(folder) if folder else None
+    try:
+        dataset = read_dataset(folder)
+    except DataError as error:
+        say(f"the cache is damaged: {error}")
+        return None
+    if dataset.name == UNVERIFIED:
+        say(f"the cache is damaged: {folder}: {'; '.join(dataset.warnings)}")
+        return None
+    return dataset
+
+
+def _downloaded(folder: Path, allow_surrogate: bool, say: Say, download: Download) -> Dataset | None:
+    """MNIST, downloaded into `folder`; None when that failed and the surrogate may stand in."""
     say(f"fetching MNIST into {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stem, digest in OFFICIAL_SHA256.items():
-            if file_in(folder, stem) is None:
+            if not _is_official(file_in(folder, stem), digest):
                 _download_one(folder / f"{stem}.gz", digest, say, download)
+        return read_dataset(folder)
     except (DataError, OSError) as error:
         say(f"MNIST can't be had: {error}")
         if not allow_surrogate:
-            raise DatasetMissing(f"MNIST can't be had ({error}); name a folder that holds it with --data") from error
+            fix = "name a folder that holds it with --data"
+            raise DatasetMissing(f"MNIST can't be had: {error}", place=str(folder), fix=fix) from error
         return None
-    return folder
+
+
+def _is_official(path: Path | None, digest: str) -> bool:
+    try:
+        return path is not None and read_idx(path).sha256 == digest
+    except DataError:
+        return False
 
 
 def _download_one(path: Path, digest: str, say: Say, download: Download) -> None:
@@ -149,7 +177,7 @@ def _download_one(path: Path, digest: str, say: Say, download: Download) -> None
                 say(f"fetched {url}")
                 return
             except (DataError, OSError) as error:
-                failures.append(f"{url}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+                failures.append(f"{url}: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}")
     raise DatasetMissing(f"no mirror gave it: {'; '.join(failures)}", place=str(path.name))
 
 
@@ -160,7 +188,9 @@ def _verify(path: Path, url: str, digest: str) -> None:
 
 
 def _drawn(folder: Path, say: Say) -> Path:
-    """The surrogate in `folder`, drawn now."""
+    """The surrogate in `folder`, drawn unless it is there and whole (its mark is written last)."""
+    if holds_dataset(folder) and (folder / MARK).is_file():
+        return folder
     from mlcore.data.surrogate import write_surrogate
 
     say(f"drawing SURROGATE digits into {folder}: numbers made from them are not measured on MNIST")
