@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def run(
         timeout=60,
         check=False,
     )
+
+
+def complaint(kind: type[Exception], call: Callable[[], object]) -> str | None:
+    """What the one documented error says; None when the call went well. Any other error comes through."""
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    return None
 
 
 def clean_env(extra: dict[str, str] | None = None) -> dict[str, str]:

@@ -29,6 +29,7 @@ def champion(score: Score, contenders: list[Knobs], epochs: int, seed: int) -> K
     """The candidate that is left, or None when none could be trained.
 
     When time runs out in a rung, the best so far of that rung if it is the first, else the best of the rung before.
+    Raises OutOfTime when there wasn't even time for one.
     """
     alive = list(contenders)
     for rung, length in enumerate(rungs(epochs, len(contenders))[:-1]):
@@ -41,6 +42,8 @@ def champion(score: Score, contenders: list[Knobs], epochs: int, seed: int) -> K
             late = True
         if late and rung:
             break
+        if late and not tried:
+            raise OutOfTime
         able = sorted((pair for pair in tried if math.isfinite(pair[0])), key=lambda pair: pair[0])
         alive = [knobs for _, knobs in able[: max(1, math.ceil(len(alive) / KEEP))]]
         if late:

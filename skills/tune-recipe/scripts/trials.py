@@ -68,7 +68,8 @@ class Journal:
         for line in lines[:-1]:
             try:
                 entry = json.loads(line)
-                self.trials[entry.pop("key")] = Trial(**entry)
+                key = str(entry.pop("key"))
+                self.trials[key] = Trial(**entry)
             except (ValueError, KeyError, TypeError, AttributeError):
                 break
             whole += len(line) + 1
