@@ -12,12 +12,12 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 Json = Any
-Workflow = Callable[..., Awaitable[Json]]
+Workflow = Callable[..., Coroutine[Any, Any, Json]]
 
 APPLICATION_VERSION = "odyssey-1"  # change when workflows change shape; old runs are then left to the old version
 POLL_S = 0.05
@@ -106,7 +106,7 @@ def _serializer() -> Any:
     """Journal entries as JSON: nothing is ever unpickled."""
     from dbos import Serializer
 
-    class JsonSerializer(Serializer):  # type: ignore[misc]
+    class JsonSerializer(Serializer):
         def serialize(self, data: Any) -> str:
             return json.dumps(data, default=_as_json)
 

@@ -86,7 +86,7 @@ class Run:
     base_branch: str
     base_folder: Path  # the base commit's files, ours to trust
     datasets: dict[str, Dataset]
-    say: Say
+    hear: Say  # a person's display
 
     @property
     def ledger(self) -> Ledger:
@@ -100,6 +100,12 @@ class Run:
     def stack(self) -> str:
         """The branch that accepted changes pile up on."""
         return f"odyssey/{self.id}/stack"
+
+    def say(self, task: str, kind: str, text: str) -> None:
+        """Tell the person, and the ledger. What commands print is only shown."""
+        if kind != "output":
+            self.ledger.note(self.id, task, kind, text)
+        self.hear(task, kind, text)
 
     def task(self, task_id: str) -> Task:
         return self.plan.task(task_id)

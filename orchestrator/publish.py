@@ -107,10 +107,6 @@ def verdicts_of(run: Run) -> dict[str, Verdict]:
     return found
 
 
-def as_json(value: Json) -> str:
-    return json.dumps(value)
-
-
 def _top(run: Run) -> PullRequest | None:
     pulls = run.ledger.pulls(run.id)
     return pulls[-1] if pulls else None

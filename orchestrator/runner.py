@@ -8,11 +8,11 @@ task: for each tier of its ladder: open a worktree, let the agent work, freeze t
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from orchestrator import attempt as attempts
 from orchestrator import publish
@@ -99,7 +99,7 @@ class Runner:
 
     async def _climb(self, task: Task) -> Json:
         """The ladder of tiers: each attempt starts afresh from files, with the last failure as evidence."""
-        feedback, last = "", None
+        feedback, last = "", cast(Tried | None, None)
         for number, tier in enumerate(self._run.assignments[task.id].tiers, 1):
             if not await self._engine.step("brain", lambda n=number, t=tier: self._has_brain(task, n, t)):  # type: ignore[misc]
                 return await self._out_of_brains(task, tier, last)
@@ -108,7 +108,9 @@ class Runner:
                 return await self._publish(task, last)
             feedback = last.judgement.feedback
             self._run.say(task.id, "refused", feedback)
-        return await self._publish(task, last) if _missed(last) else await self._end(task, "failed", feedback)
+        if last and last.judgement.outcome == "missed":
+            return await self._publish(task, last)
+        return await self._end(task, "failed", feedback)
 
     async def _try(self, task: Task, number: int, tier: Tier, feedback: str) -> Tried:
         opened = await self._engine.step("open", lambda: self._open(task, number, tier))
@@ -138,7 +140,7 @@ class Runner:
         return await self._end(task, "failed", f"other changes moved the base {MAX_REBASES} times")
 
     async def _out_of_brains(self, task: Task, tier: Tier, last: Tried | None) -> Json:
-        if _missed(last):
+        if last and last.judgement.outcome == "missed":
             return await self._publish(task, last)
         need = f"it needs a model of tier {tier}, and there is none: this version runs procedures only"
         why = f"; its procedure was refused: {last.judgement.feedback}" if last else ""
@@ -151,11 +153,12 @@ class Runner:
 
     async def _open(self, task: Task, number: int, tier: Tier) -> Json:
         run = self._run
-        base = run.repository.resolve(f"refs/heads/{run.stack}") or run.base_commit
-        worktree = await asyncio.to_thread(run.repository.open, f"odyssey/{run.id}/{task.id}/{number}", base)
+        head = run.repository.resolve(f"refs/heads/{run.stack}") or run.base_commit
+        branch = f"odyssey/{run.id}/attempts/{task.id}/{number}"
+        worktree, base = await asyncio.to_thread(run.repository.open, branch, head)
         self._set(task.id, status="running", attempt=number, tier=tier, started_at=run.ledger.time())
         run.say(task.id, "attempt", f"attempt {number}, tier {tier}, {run.assignments[task.id].agent}")
-        return {"worktree": str(worktree), "base": run.repository.base_of(worktree) or base}
+        return {"worktree": str(worktree), "base": base}
 
     async def _freeze(self, task: Task, number: int, tier: Tier, worktree: Path, base: str) -> Json:
         run = self._run
@@ -174,11 +177,9 @@ class Runner:
     async def _end(self, task: Task, status: str, detail: str, tried: Tried | None = None) -> Json:
         async def end() -> str:
             verdicts = [each.model_dump(mode="json") for each in tried.judgement.verdicts] if tried else []
-            self._set(task.id, status=status, detail=detail, verdicts=publish.as_json(verdicts))
-            if status in DONE:
-                for number in range(1, (tried.change.attempt if tried else 0) + 1):
-                    run = self._run
-                    run.repository.close(run.repository.worktrees / f"odyssey--{run.id}--{task.id}--{number}")
+            self._set(task.id, status=status, detail=detail, verdicts=json.dumps(verdicts))
+            for number in range(1, (tried.change.attempt if tried else 0) + 1):
+                self._run.repository.close(f"odyssey/{self._run.id}/attempts/{task.id}/{number}")
             return status
 
         return await self._engine.step("end", end)
@@ -217,10 +218,3 @@ def blocked(plan: Plan, status: dict[str, str]) -> dict[str, str]:
         for need in task.needs
         if status.get(need) in ("failed", "blocked")
     }
-
-
-def _missed(tried: Tried | None) -> bool:
-    return tried is not None and tried.judgement.outcome == "missed"
-
-
-Hook = Callable[[], None]

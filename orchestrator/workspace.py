@@ -119,20 +119,35 @@ class Repository:
 
     # Attempts
 
-    def open(self, branch: str, base: str) -> Path:
-        """A worktree on a new branch at `base`; the one that is there, when a killed run left it."""
-        path = self.worktrees / branch.replace("/", "--")
+    def open(self, branch: str, base: str) -> tuple[Path, str]:
+        """A worktree on a new branch at `base`, and that base; after a crash the one that is there, made clean."""
+        path = self._worktree(branch)
         if (path / ".git").exists():
-            return path
+            base = self.resolve(f"refs/heads/{branch}") or base
+            self.restore(path, self.tree(base))
+            return path, base
         shutil.rmtree(path, ignore_errors=True)
         git(self.folder, "worktree", "prune")
         git(self.folder, "worktree", "add", "--quiet", "-B", branch, "--", str(path), base)
-        return path
+        return path, base
 
-    def close(self, path: Path) -> None:
+    def close(self, branch: str) -> None:
         """Take a worktree away; its branch and commits stay."""
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(self._worktree(branch), ignore_errors=True)
         git(self.folder, "worktree", "prune")
+
+    def recover(self) -> None:
+        """Take away the locks that git left when it was killed. Only for the one who holds the repository's lock."""
+        for place in (self.folder, *self.folder.glob("worktrees/*")):
+            for lock in place.glob("*.lock"):
+                lock.unlink(missing_ok=True)
+        for lock in (self.folder / "refs").rglob("*.lock"):
+            lock.unlink(missing_ok=True)
+        for scratch in self.folder.glob("scratch-*"):
+            scratch.unlink(missing_ok=True)
+
+    def _worktree(self, branch: str) -> Path:
+        return self.worktrees / branch.replace("/", "--")
 
     def snapshot(self, worktree: Path) -> str:
         """The worktree as a tree object, ignored files left out. Neither its index nor its files are touched."""
@@ -200,6 +215,9 @@ class Repository:
             return git(self.folder, "cat-file", "blob", f"{commit}:{path}", strip=False)
         except GitError:
             return None
+
+    def message(self, commit: str) -> str:
+        return git(self.folder, "show", "--no-patch", "--format=%B", commit, "--")
 
     def diff(self, base: str, commit: str) -> str:
         return git(self.folder, "diff", "--no-ext-diff", "--no-textconv", "--no-color", base, commit, "--", strip=False)

@@ -1,0 +1,330 @@
+"""The command `orchestrate`: parse, call, print. stdout is data, stderr is talk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
+
+if TYPE_CHECKING:
+    from orchestrator.house import Run, State
+    from orchestrator.workspace import Checkout
+
+CODES = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+HELP = f"""Turn a plan kept in this repository into reviewed pull requests whose numbers were measured, not claimed.
+
+  orchestrate run plans/mnist.md     do the whole plan; ends with pull requests
+  orchestrate pr show 1              read one, with its evidence
+  orchestrate pr merge 1             take it
+
+\b
+Exit codes:
+{CODES}
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+pr = typer.Typer(help="Read, approve and merge the pull requests that runs have made.", no_args_is_help=True)
+app.add_typer(pr, name="pr")
+
+PlanPath = Annotated[Path, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")]
+RunId = Annotated[str | None, typer.Argument(help="a run's id; the latest if left out", metavar="RUN")]
+AsJson = Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")]
+Number = Annotated[int, typer.Argument(help="the pull request's number")]
+
+
+def main() -> None:
+    """Run the app; every error that Odyssey knows ends with its words and its exit code."""
+    from orchestrator.workspace import strip_git_variables
+
+    strip_git_variables()
+    try:
+        app()
+    except OrchestratorError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def run(
+    plan: PlanPath,
+    parallel: Annotated[int | None, typer.Option(help="tasks at work side by side")] = None,
+    data: Annotated[Path | None, typer.Option(help="the datasets' folder (else MLCORE_DATA, cache, download)")] = None,
+    again: Annotated[bool, typer.Option("--again", help="do tasks again that are already ticked")] = False,
+    unsafe_no_sandbox: Annotated[
+        bool, typer.Option("--unsafe-no-sandbox", help="run agents' code WITHOUT a sandbox; stamped on every receipt")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do a plan: every task by its agent, every change through the gate, every accepted one a pull request.
+
+    Works from HEAD's commit and in folders of its own: your checkout is not touched, whatever state it is in.
+    Interrupted at any moment, it goes on with `orchestrate resume`.
+    """
+    from orchestrator import session
+
+    checkout, state = _here()
+    with state.locked():
+        display = _display(as_json)
+        flags = {"parallel": parallel, "data": data.resolve() if data else None}
+        flags["unsafe_no_sandbox"] = unsafe_no_sandbox or None
+        job = session.start(checkout, state, _relative(plan, checkout), flags, display.say, again)
+        if checkout.dirty:
+            display.say(
+                "", "note", f"uncommitted changes are not part of this run (it works from {checkout.commit[:12]})"
+            )
+        _go(checkout, state, job, display, as_json)
+
+
+@app.command()
+def resume(
+    run_id: RunId = None,
+    minutes: Annotated[float | None, typer.Option(help="minutes to add to the run's budget")] = None,
+    usd: Annotated[float | None, typer.Option(help="dollars to add to the run's budget")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was interrupted, killed or paused: nothing that ended is done again."""
+    from orchestrator import session
+
+    checkout, state = _here()
+    with state.locked():
+        display = _display(as_json)
+        chosen = run_id or session.latest(state, unfinished=True)
+        session.extend_budget(state, chosen, minutes, usd)
+        job = session.again(checkout, state, chosen, display.say)
+        _go(checkout, state, job, display, as_json)
+
+
+@app.command()
+def plan(
+    plan: PlanPath,
+    write: Annotated[bool, typer.Option("--write", help="write the tree into the plan file")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show who would do what and what it would cost, without running anything."""
+    from orchestrator import documents, planfile, planner, views
+    from orchestrator.house import read_plan
+
+    checkout, state = _here()
+    path = _relative(plan, checkout)
+    loaded, library, assignments = read_plan(checkout.root, path)
+    estimates = views.estimates(state, library, assignments)
+    if write:
+        text = planfile.set_block(loaded.text, "tree", planner.tree(loaded, assignments.values()))
+        (checkout.root / path).write_text(text)
+    if as_json:
+        tasks = [{**each.model_dump(mode="json"), **estimates[each.task]} for each in assignments.values()]
+        print(documents.document("plan", plan=path, sha256=loaded.sha256, tasks=tasks))
+    else:
+        print(views.plan(loaded, assignments, estimates))
+
+
+@app.command()
+def lint(
+    plans: Annotated[list[Path] | None, typer.Argument(help="plans to read; all of plans/*.md if left out")] = None,
+) -> None:
+    """Check agents, skills and plans, all errors in one go, each with its place and the fix."""
+    from orchestrator import library, planfile
+    from orchestrator.errors import Problem
+
+    checkout, _ = _here()
+    root = checkout.root
+    loaded, problems = library.read(root)
+    paths = [_relative(path, checkout) for path in plans or []] or [
+        path.relative_to(root).as_posix() for path in sorted(root.glob("plans/*.md")) if path.name != "LOG.md"
+    ]
+    for path in paths:
+        try:
+            problems += library.check_plan(planfile.load(root, path), loaded, root)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(sorted(set[Problem](problems)))
+    print(
+        f"{len(loaded.agents)} agents, {len(loaded.skills)} skills, {len(paths)} plans: nothing to mend",
+        file=sys.stderr,
+    )
+
+
+@app.command()
+def status(run_id: RunId = None, as_json: AsJson = False) -> None:
+    """Where a run stands: its tasks, what they cost, its pull requests."""
+    from orchestrator import documents, session, views
+
+    _, state = _here()
+    content = documents.run(state, run_id or session.latest(state))
+    print(documents.document("status", **content) if as_json else views.status(content))
+
+
+@app.command()
+def report(
+    run_id: RunId = None,
+    verify: Annotated[bool, typer.Option("--verify", help="check the chain of receipts and their signatures")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a run measured: verdicts, every seed, every control, each with its receipt."""
+    from orchestrator import documents, session, views
+
+    _, state = _here()
+    chosen = run_id or session.latest(state)
+    content = documents.run(state, chosen)
+    found = state.ledger.receipts(chosen)
+    wrong = views.verify(state) if verify else []
+    if as_json:
+        print(documents.document("report", **content, receipts=documents.receipts(found), wrong=wrong))
+    else:
+        print(views.report(state, content, found))
+    if verify:
+        for line in wrong or [f"{len(found)} receipts of this run: chain and signatures hold"]:
+            print(line, file=sys.stderr)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def config(as_json: AsJson = False) -> None:
+    """Every setting, its value and where it comes from."""
+    from orchestrator import config as settings
+    from orchestrator import documents, views
+
+    checkout, _ = _here()
+    values, origin = settings.load(checkout.root, {})
+    if as_json:
+        print(documents.document("config", settings=values.model_dump(mode="json"), origin=origin))
+    else:
+        print(views.settings(values, origin))
+
+
+@pr.command("list")
+def pr_list(as_json: AsJson = False) -> None:
+    """All pull requests, newest last."""
+    from orchestrator import documents, views
+
+    _, state = _here()
+    pulls = state.ledger.pulls()
+    print(
+        documents.document("pr list", pull_requests=[documents.pull(each) for each in pulls])
+        if as_json
+        else views.pulls(pulls)
+    )
+
+
+@pr.command("show")
+def pr_show(number: Number, as_json: AsJson = False) -> None:
+    """One pull request: what, why, evidence, verdict, risk, cost, receipts."""
+    from orchestrator import documents, views
+
+    _, state = _here()
+    found = state.ledger.pull(number)
+    print(documents.document("pr show", pull_request=documents.pull(found)) if as_json else views.pull(found))
+
+
+@pr.command("diff")
+def pr_diff(number: Number) -> None:
+    """What it changes, against what it is stacked on."""
+    print(_forge().diff(number), end="")
+
+
+@pr.command("approve")
+def pr_approve(number: Number) -> None:
+    """Say that you have read it. Needed before merging what guards the system (gate, tests, skills, CI)."""
+    found = _forge().approve(number, _person())
+    print(f"pull request {number} approved by {found.approved_by}", file=sys.stderr)
+
+
+@pr.command("merge")
+def pr_merge(number: Number) -> None:
+    """Merge it, and what it is stacked on, into the branch that is checked out."""
+    found = _forge().merge(number, _person())
+    print(f"pull request {number} merged into {found.base}", file=sys.stderr)
+
+
+@pr.command("close")
+def pr_close(number: Number) -> None:
+    """Turn it down; its branch stays in the local forge."""
+    _forge().close(number)
+    print(f"pull request {number} closed", file=sys.stderr)
+
+
+# Helpers, in reading order
+
+
+def _here() -> tuple[Checkout, State]:
+    from orchestrator.house import State
+    from orchestrator.workspace import find_checkout
+
+    checkout = find_checkout(Path.cwd())
+    return checkout, State.of(checkout.root)
+
+
+def _relative(path: Path, checkout: Checkout) -> str:
+    try:
+        return path.resolve().relative_to(checkout.root.resolve()).as_posix()
+    except ValueError:
+        raise InputError(f"{path} is outside the repository {checkout.root}; keep plans inside it") from None
+
+
+def _display(as_json: bool) -> Any:
+    from orchestrator.display import Display
+
+    return Display(live=sys.stderr.isatty() and not as_json)
+
+
+def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool) -> NoReturn:
+    from orchestrator import documents, views
+    from orchestrator.engine import Paused
+    from orchestrator.forge.local import LocalForge
+    from orchestrator.runner import Runner
+
+    resume_with = f"orchestrate resume {job.id}"
+    _exit_on_signals(resume_with)
+    state.repository.recover()
+    rows = state.ledger.tasks(job.id)
+    display.expect((row["id"], job.task(row["id"]).title, row["agent"], row["status"]) for row in rows)
+    forge = LocalForge(state.ledger, state.repository, checkout.root)
+    code = 0
+    try:
+        with display.shown():
+            Runner(job, forge, (state.folder / "key").read_bytes()).go()
+    except Paused as paused:
+        print(f"paused: {paused}\ngo on with: {resume_with} --minutes 30", file=sys.stderr, flush=True)
+        code = 5
+    content = documents.run(state, job.id)
+    print(documents.document("run", **content) if as_json else views.status(content), flush=True)
+    if code == 0 and content["run"]["status"] != "accepted":
+        code = 3
+    if code != 5:
+        print(f"read it: orchestrate report {job.id}; go on: {resume_with}", file=sys.stderr, flush=True)
+    os._exit(code)  # a paused workflow still waits in this process; it must not be told that it was cancelled
+
+
+def _exit_on_signals(resume_with: str) -> None:
+    """All that matters is on disk at every moment, so the quickest exit is the safest: like a kill, with a word."""
+
+    def leave(number: int, _: object) -> None:
+        os.write(2, f"\ninterrupted; go on with: {resume_with}\n".encode())
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+
+
+def _forge() -> Any:
+    from orchestrator.forge.local import LocalForge
+
+    checkout, state = _here()
+    return LocalForge(state.ledger, state.repository, checkout.root)
+
+
+def _person() -> str:
+    from orchestrator.forge.local import person
+
+    return person(_here()[0].root)
+
+
+if __name__ == "__main__":
+    main()

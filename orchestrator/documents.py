@@ -1,0 +1,49 @@
+"""The versioned JSON documents that `--json` puts on stdout: one a command, the same facts that people are shown."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from orchestrator.house import State
+from orchestrator.records import PullRequest, Receipt
+
+VERSION = 1
+Json = dict[str, Any]
+
+
+def document(command: str, **content: Any) -> str:
+    return json.dumps({"odyssey": VERSION, "command": command, **content}, indent=2)
+
+
+def run(state: State, run_id: str) -> Json:
+    """A run with its tasks, verdicts, spending and pull requests."""
+    ledger = state.ledger
+    row = ledger.run(run_id)
+    tasks = ledger.tasks(run_id)
+    spent = ledger.spent(run_id)
+    return {
+        "run": {
+            "id": run_id,
+            "plan": row["plan"],
+            "status": row["status"],
+            "base_commit": row["base_commit"],
+            "base_branch": row["base_branch"] or None,
+            "sandbox": row["sandbox"],
+            "created_at": row["created_at"],
+            "finished_at": row["finished_at"],
+            "budget": json.loads(row["budget"]),
+            "spent": {"usd": spent["usd"], "tokens": spent["tokens"], "minutes": spent["seconds"] / 60},
+        },
+        "tasks": [{key: task[key] for key in ("id", "status", "agent", "tier", "attempt", "detail")} for task in tasks],
+        "verdicts": [verdict for task in tasks for verdict in json.loads(task["verdicts"] or "[]")],
+        "pull_requests": [pull(each) for each in ledger.pulls(run_id)],
+    }
+
+
+def pull(each: PullRequest) -> Json:
+    return each.model_dump(mode="json")
+
+
+def receipts(found: list[Receipt]) -> list[Json]:
+    return [receipt.model_dump(mode="json") for receipt in found]

@@ -1,0 +1,117 @@
+"""From a person's words to a Run: a new one at HEAD's commit, or one of before, rebuilt from the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator import config, datasets
+from orchestrator.datasets import Dataset
+from orchestrator.errors import InputError, NotFound, Problem
+from orchestrator.house import Run, Say, State, base_files, read_plan
+from orchestrator.records import Budget, Plan
+from orchestrator.sandbox.probes import choose_sandbox
+from orchestrator.workspace import Checkout
+
+
+def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, Any], hear: Say, again: bool) -> Run:
+    """A new run of the plan as HEAD's commit has it. Everything a person can mend is checked before it begins."""
+    base = base_files(state, checkout.root, checkout.commit)
+    if not (base / plan_path).is_file():
+        fix = "commit it first: a run works from the commit, never from uncommitted files"
+        raise InputError([Problem(plan_path, 0, f"is not in commit {checkout.commit[:12]}", fix)])
+    settings, _ = config.load(base, flags)
+    plan, library, assignments = read_plan(base, plan_path)
+    todo = [task for task in plan.tasks if again or not task.done]
+    if not todo:
+        raise InputError([Problem(plan_path, 0, "every task is ticked", "add --again to do them all again")])
+    sandbox = choose_sandbox(settings.unsafe_no_sandbox)
+    found = {name: _withheld(state, name, settings.data) for name in dict.fromkeys(t.dataset for t in plan.targets)}
+    run = Run(
+        id=_new_id(state, plan),
+        state=state,
+        settings=settings,
+        sandbox=sandbox,
+        plan=plan,
+        library=library,
+        assignments=assignments,
+        base_commit=checkout.commit,
+        base_branch=checkout.branch,
+        base_folder=base,
+        datasets=found,
+        hear=hear,
+    )
+    _record(run, [task.id for task in todo])
+    return run
+
+
+def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:
+    """A run of before, as it was: same commit, same settings, same datasets."""
+    row = state.ledger.run(run_id)
+    settings = config.Settings.model_validate_json(row["settings"])
+    base = base_files(state, checkout.root, row["base_commit"])
+    plan, library, assignments = read_plan(base, row["plan"])
+    found = {each["name"]: Dataset(**{**each, "folder": Path(each["folder"])}) for each in json.loads(row["dataset"])}
+    return Run(
+        id=run_id,
+        state=state,
+        settings=settings,
+        sandbox=choose_sandbox(settings.unsafe_no_sandbox),
+        plan=plan,
+        library=library,
+        assignments=assignments,
+        base_commit=row["base_commit"],
+        base_branch=row["base_branch"],
+        base_folder=base,
+        datasets=found,
+        hear=hear,
+    )
+
+
+def latest(state: State, unfinished: bool = False) -> str:
+    """The newest run's id. Raises NotFound with what to do."""
+    rows = [row for row in state.ledger.runs() if not unfinished or row["status"] == "running"]
+    if not rows:
+        what = "nothing to resume" if unfinished else "no run yet"
+        raise NotFound(f"{what}; start one with `orchestrate run plans/NAME.md`")
+    return str(rows[-1]["id"])
+
+
+def extend_budget(state: State, run_id: str, minutes: float | None, usd: float | None) -> None:
+    """More of what ran out, added to what the run had."""
+    budget = Budget.model_validate_json(state.ledger.run(run_id)["budget"])
+    more = {"minutes": budget.minutes + (minutes or 0), "usd": budget.usd + (usd or 0)}
+    state.ledger.set_run(run_id, budget=budget.model_copy(update=more).model_dump_json())
+
+
+def _withheld(state: State, name: str, data: Path | None) -> Dataset:
+    dataset = datasets.locate(name, data)
+    datasets.withhold(dataset, state.path("data"))
+    return replace(dataset, folder=dataset.folder.resolve())
+
+
+def _new_id(state: State, plan: Plan) -> str:
+    name = Path(plan.path).stem
+    taken = [row["id"] for row in state.ledger.runs() if row["id"].rpartition("-")[0] == name]
+    return f"{name}-{len(taken) + 1}"
+
+
+def _record(run: Run, todo: list[str]) -> None:
+    described = [{**asdict(each), "folder": str(each.folder)} for each in run.datasets.values()]
+    run.ledger.open_run(
+        run.id,
+        plan=run.plan.path,
+        plan_sha256=run.plan.sha256,
+        base_commit=run.base_commit,
+        base_branch=run.base_branch,
+        budget=run.plan.budget.model_dump_json(),
+        settings=run.settings.model_dump_json(),
+        sandbox=run.sandbox.tier,
+        dataset=json.dumps(described),
+    )
+    for position, task in enumerate(run.plan.tasks):
+        if task.id in todo:
+            run.ledger.open_task(run.id, task.id, position=position, agent=run.assignments[task.id].agent)

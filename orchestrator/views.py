@@ -1,0 +1,121 @@
+"""What the commands print for people: plain text and Markdown, the same whether it goes to a terminal or a file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator import planner
+from orchestrator import report as reports
+from orchestrator.config import Settings
+from orchestrator.house import State
+from orchestrator.library import Library
+from orchestrator.planfile import load
+from orchestrator.records import Assignment, Plan, PullRequest, Receipt, Verdict
+
+
+def estimates(state: State, library: Library, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
+    """Dollars and minutes a task, from earlier runs where there were any."""
+    measured = _measured_minutes(state, assignments)
+    found = {}
+    for task, assignment in assignments.items():
+        estimate = planner.estimate(assignment, library.skills[assignment.skill], measured)
+        usd = None if math.isnan(estimate.usd) else estimate.usd
+        found[task] = {"usd": usd, "minutes": round(estimate.minutes, 2), "minutes_from": estimate.minutes_from}
+    return found
+
+
+def plan(loaded: Plan, assignments: Mapping[str, Assignment], costs: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [f"{loaded.title} ({loaded.path})", "", planner.tree(loaded, assignments.values()), ""]
+    for task, cost in costs.items():
+        dollars = "$?" if cost["usd"] is None else f"${cost['usd']:.2f}"
+        lines.append(f"{task:<24} {dollars:>7} {cost['minutes']:6.1f} min  (from {cost['minutes_from']})")
+    total = sum(cost["minutes"] for cost in costs.values())
+    unknown = any(cost["usd"] is None for cost in costs.values())
+    lines.append(f"{'together':<24} {'$?' if unknown else '$0.00':>7} {total:6.1f} min")
+    budget = loaded.budget
+    lines.append(f"{'budget':<24} {f'${budget.usd:.2f}':>7} {budget.minutes:6.1f} min, {budget.tokens} tokens")
+    for target in loaded.targets:
+        lines.append(f"target {target.id}: {target.metric} {target.limit}, {target.seeds} seeds ({target.source})")
+    return "\n".join(lines)
+
+
+def status(content: Mapping[str, Any]) -> str:
+    run = content["run"]
+    spent, budget = run["spent"], run["budget"]
+    lines = [f"run {run['id']}: {run['status']} ({run['plan']} at {run['base_commit'][:12]}, sandbox {run['sandbox']})"]
+    lines.append(
+        f"spent ${spent['usd']:.2f} of ${budget['usd']:.2f}, {spent['tokens']} of {budget['tokens']} tokens, "
+        f"{spent['minutes']:.1f} of {budget['minutes']:g} minutes of commands"
+    )
+    for task in content["tasks"]:
+        where = f"{task['agent']}, {task['tier']}, attempt {task['attempt']}" if task["tier"] else task["agent"]
+        lines.append(
+            f"  {task['status']:<11} {task['id']:<20} {where}" + (f": {task['detail']}" if task["detail"] else "")
+        )
+    for each in content["verdicts"]:
+        verdict = Verdict.model_validate(each)
+        values = ", ".join(f"{value:.2f}" for value in verdict.values.values())
+        lines.append(f"verdict {verdict.target}: {verdict.outcome} ({verdict.reason}; seeds: {values or 'none'})")
+    for pull_request in content["pull_requests"]:
+        lines.append(_pull_line(PullRequest.model_validate(pull_request)))
+    return "\n".join(lines)
+
+
+def report(state: State, content: Mapping[str, Any], receipts: list[Receipt]) -> str:
+    base = state.folder / "base" / content["run"]["base_commit"]
+    targets = load(base, content["run"]["plan"]).targets
+    verdicts = {each["target"]: Verdict.model_validate(each) for each in content["verdicts"]}
+    head = state.ledger.head()
+    lines = [status(content), "", reports.results(targets, verdicts, receipts) if verdicts else "Nothing was measured."]
+    return "\n".join([*lines, "", f"{len(receipts)} receipts; the ledger's chain ends at {head}"])
+
+
+def verify(state: State) -> list[str]:
+    """What is wrong with the ledger, held against the chain heads that were published in commits."""
+    anchors = []
+    for pull_request in state.ledger.pulls():
+        message = state.repository.message(pull_request.commit)
+        anchors += [line.split()[1] for line in message.splitlines() if line.startswith("Odyssey-Receipts: ")]
+    return state.ledger.verify(tuple(anchors))
+
+
+def pulls(found: list[PullRequest]) -> str:
+    return "\n".join(_pull_line(each) for each in found) or "no pull requests yet; `orchestrate run PLAN` makes them"
+
+
+def pull(found: PullRequest) -> str:
+    stacked = f", stacked on {found.below}" if found.below else ""
+    lines = [
+        f"# {found.title}",
+        "",
+        f"pull request {found.number} ({found.status}) by {found.author}, {found.created_at}",
+        f"{found.head} -> {found.base}{stacked}; commit {found.commit[:12]}; risk {found.risk}",
+        "",
+        found.body,
+    ]
+    return "\n".join(lines)
+
+
+def settings(values: Settings, origin: Mapping[str, str]) -> str:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        rows.append(f"{name:<18} {getattr(values, name)!s:<40} {origin[name]:<12} {field.description}")
+    return "\n".join(rows)
+
+
+def _pull_line(each: PullRequest) -> str:
+    stacked = f", on {each.below}" if each.below else ""
+    return f"pull request {each.number} [{each.status}{stacked}] {each.title} (risk {each.risk})"
+
+
+def _measured_minutes(state: State, assignments: Mapping[str, Assignment]) -> dict[str, float]:
+    """Mean minutes a skill's tasks took, over all earlier runs of tasks with the same names."""
+    found: dict[str, list[float]] = {}
+    for row in state.ledger.runs():
+        for task in state.ledger.tasks(row["id"]):
+            if task["id"] in assignments and task["status"] == "accepted":
+                seconds = state.ledger.spent(row["id"], task["id"])["seconds"]
+                found.setdefault(assignments[task["id"]].skill, []).append(seconds / 60)
+    return {skill: sum(minutes) / len(minutes) for skill, minutes in found.items()}
