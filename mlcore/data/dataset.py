@@ -1,5 +1,6 @@
 """A dataset read from a folder, with what can be said about its origin: official, unverified or drawn."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -65,8 +66,8 @@ def holds_dataset(folder: Path) -> bool:
     return all(file_in(folder, stem) for stem in (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES))
 
 
-def read_dataset(folder: Path) -> Dataset:
-    """Read and check the IDX files in `folder`.
+def read_dataset(folder: Path, official: Mapping[str, str] = OFFICIAL_SHA256) -> Dataset:
+    """Read and check the IDX files in `folder`; they are "mnist" when their sha256 are the `official` ones.
 
     Raises DatasetMissing, IdxError (malformed, or counts that don't match), DataError (labels beyond 0..9).
     """
@@ -83,7 +84,7 @@ def read_dataset(folder: Path) -> Dataset:
     sha256 = {stem: idx.sha256 for stem, idx in read.items()}
     if test_labels:
         sha256[TEST_LABELS] = test_labels.sha256
-    name, warnings = _origin(folder, sha256)
+    name, warnings = _origin(folder, sha256, official)
     return Dataset(
         name=name,
         train_images=train_images.array,
@@ -123,11 +124,11 @@ def _read_pair(images_path: Path, labels_path: Path | None) -> tuple[Idx, Idx | 
     return images, labels
 
 
-def _origin(folder: Path, sha256: dict[str, str]) -> tuple[str, tuple[str, ...]]:
+def _origin(folder: Path, sha256: dict[str, str], official: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     """The name these files deserve, and the warnings that go with it."""
     if (folder / MARK).is_file() or folder.name == SURROGATE:
         return SURROGATE, ("trained on drawn surrogate digits: not measured on MNIST",)
-    different = [stem for stem, digest in sha256.items() if digest != OFFICIAL_SHA256[stem]]
+    different = [stem for stem, digest in sha256.items() if digest != official[stem]]
     if different:
         return UNVERIFIED, (f"not the official MNIST files: {', '.join(different)} differ by sha256",)
     return MNIST, ()

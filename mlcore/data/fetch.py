@@ -10,7 +10,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlcore.data.dataset import (
@@ -54,19 +54,38 @@ class Places:
         return Places(data, Path(variable) if variable else None, Path(cache) if cache else base / "mlcore")
 
 
+def fetch_url(url: str, path: Path) -> None:
+    """Download `url` to `path` with pooch; raises OSError (requests' errors are) when it can't be had."""
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=False)
+    pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where downloads come from and what they must be: sha256 of decompressed bytes by file name without .gz."""
+
+    mirrors: tuple[str, ...] = MIRRORS
+    official: Mapping[str, str] = field(default_factory=lambda: OFFICIAL_SHA256)
+    download: Download = fetch_url
+
+
 def find(
-    name: str, places: Places, allow_surrogate: bool = True, say: Say = print, download: Download | None = None
+    name: str, places: Places, allow_surrogate: bool = True, say: Say = print, source: Source | None = None
 ) -> Dataset:
     """Find, verify and read the dataset `name` ("mnist" or "mnist-surrogate").
 
     A folder named by flag must hold it: falling through to other data would be a surprise. For "mnist" a folder
     with only a surrogate counts when `allow_surrogate`. Raises DatasetMissing, ChecksumMismatch, DataError.
     """
-    dataset = _located(name, places, allow_surrogate, say)
+    source = source or Source()
+    dataset = _located(name, places, allow_surrogate, say, source)
     if dataset is None and name == MNIST:
-        dataset = _downloaded(places.cache / MNIST, allow_surrogate, say, download or fetch_url)
+        dataset = _downloaded(places.cache / MNIST, allow_surrogate, say, source)
     if dataset is None:
-        dataset = read_dataset(_drawn(places.cache / SURROGATE, say))
+        dataset = read_dataset(_drawn(places.cache / SURROGATE, say), source.official)
     if dataset.surrogate and name == MNIST and not allow_surrogate:
         raise DatasetMissing(
             "holds drawn surrogate digits, not MNIST", place=str(dataset.path), fix="name a folder with the real files"
@@ -93,15 +112,6 @@ def locate(name: str, places: Places, allow_surrogate: bool = True) -> Path | No
     return next((found for root, wanted in elsewhere if root and (found := _inside(root, wanted))), None)
 
 
-def fetch_url(url: str, path: Path) -> None:
-    """Download `url` to `path` with pooch; raises OSError (requests' errors are) when it can't be had."""
-    import pooch
-
-    pooch.get_logger().setLevel(logging.WARNING)
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=False)
-    pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
-
-
 def copy_to(dataset: Dataset, out: Path) -> Path:
     """Copy a dataset's files into `out`; returns it. Raises DataError when it can't be written."""
     names = [path for stem in dataset.sha256 if (path := file_in(dataset.path, stem))]
@@ -123,13 +133,13 @@ def _inside(root: Path, names: list[str]) -> Path | None:
     return next((folder for folder in candidates if holds_dataset(folder)), None)
 
 
-def _located(name: str, places: Places, allow_surrogate: bool, say: Say) -> Dataset | None:
+def _located(name: str, places: Places, allow_surrogate: bool, say: Say, source: Source) -> Dataset | None:
     """The dataset that is there already; a damaged copy in our own cache counts as none, and is fetched again."""
     folder = locate(name, places, allow_surrogate)
     if folder is None or folder != places.cache / MNIST:
-        return read_dataset(folder) if folder else None
+        return read_dataset(folder, source.official) if folder else None
     try:
-        dataset = read_dataset(folder)
+        dataset = read_dataset(folder, source.official)
     except DataError as error:
         say(f"the cache is damaged: {error}")
         return None
@@ -139,15 +149,15 @@ def _located(name: str, places: Places, allow_surrogate: bool, say: Say) -> Data
     return dataset
 
 
-def _downloaded(folder: Path, allow_surrogate: bool, say: Say, download: Download) -> Dataset | None:
+def _downloaded(folder: Path, allow_surrogate: bool, say: Say, source: Source) -> Dataset | None:
     """MNIST, downloaded into `folder`; None when that failed and the surrogate may stand in."""
     say(f"fetching MNIST into {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stem, digest in OFFICIAL_SHA256.items():
+        for stem, digest in source.official.items():
             if not _is_official(file_in(folder, stem), digest):
-                _download_one(folder / f"{stem}.gz", digest, say, download)
-        return read_dataset(folder)
+                _download_one(folder / f"{stem}.gz", digest, say, source)
+        return read_dataset(folder, source.official)
     except (DataError, OSError) as error:
         say(f"MNIST can't be had: {error}")
         if not allow_surrogate:
@@ -163,15 +173,15 @@ def _is_official(path: Path | None, digest: str) -> bool:
         return False
 
 
-def _download_one(path: Path, digest: str, say: Say, download: Download) -> None:
+def _download_one(path: Path, digest: str, say: Say, source: Source) -> None:
     """Try the mirrors in turn; a file takes its place only after its decompressed bytes were verified."""
     failures = []
-    for mirror in MIRRORS:
+    for mirror in source.mirrors:
         url = mirror + path.name
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as scratch:
             part = Path(scratch) / path.name
             try:
-                download(url, part)
+                source.download(url, part)
                 _verify(part, url, digest)
                 part.replace(path)
                 say(f"fetched {url}")

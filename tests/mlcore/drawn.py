@@ -1,0 +1,82 @@
+"""Small drawn datasets and recipes for tests: seconds become milliseconds, nothing is downloaded."""
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlcore import config
+from mlcore.data.dataset import Dataset, read_dataset
+from mlcore.data.surrogate import write_surrogate
+from mlcore.display import Quiet
+
+RECIPE = """
+name = "tiny"
+threads = 1
+[model]
+name = "mlp"
+options.hidden = [16]
+[optimiser]
+rate = 0.05
+[schedule]
+name = "one_cycle"
+[train]
+epochs = 2
+batch = 16
+"""
+
+
+@functools.cache
+def surrogate_folder(train: int = 600, test: int = 120) -> Path:
+    """A surrogate of that size, drawn once per process."""
+    return write_surrogate(Path(tempfile.mkdtemp(prefix="mlcore-test-")) / "mnist-surrogate", train, test)
+
+
+@functools.cache
+def surrogate(train: int = 600, test: int = 120) -> Dataset:
+    """The same, read."""
+    return read_dataset(surrogate_folder(train, test))
+
+
+def tiny(*overrides: str) -> config.Recipe:
+    """A recipe that trains in a blink."""
+    return config.parse(RECIPE, "tiny.toml", overrides)
+
+
+def real_mnist() -> Path | None:
+    """The folder of the real MNIST files, or None where MLCORE_DATA names none."""
+    root = os.environ.get("MLCORE_DATA")
+    return Path(root) / "mnist" if root and (Path(root) / "mnist").is_dir() else None
+
+
+def command(*arguments: str | Path) -> list[str]:
+    """argv of `mlcore ...` in a process of its own."""
+    return [sys.executable, "-c", "from mlcore.cli import main; main()", *map(str, arguments)]
+
+
+def mlcore(*arguments: str | Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `mlcore ...`; env on top of this process's own."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=timeout, env={**os.environ, **env}, check=False
+    )
+
+
+class Heard(Quiet):
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self.views: list[Any] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.said.append(f"warning: {text}")
+
+    def show(self, view: Any) -> None:
+        self.views.append(view)
