@@ -28,9 +28,6 @@ RECIPE = """\
 # Chosen on a validation split; see plans/LOG.md.
 name = "lenet5_mnist"
 
-[data]
-dataset = "mnist"
-
 [optimiser]
 rate = 0.5         # far too high, on purpose
 momentum = 0.9     # the paper of 2012

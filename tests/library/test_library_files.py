@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 import pytest
 import yaml
+from jinja2.sandbox import SandboxedEnvironment
 
 from orchestrator import library
 from orchestrator.globs import matches
@@ -25,9 +25,9 @@ AGENTS = sorted(path.stem for path in ROOT.glob("agents/*.md"))
 SKILL_KEYS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
 # what the procedure provider hands to the templates
 WORLD: dict[str, Any] = {
-    "task": SimpleNamespace(id="task-1", title="a task", skill="", needs=(), writes=(), options={}),
-    "plan": SimpleNamespace(title="a plan", path="plans/a.md"),
-    "target": SimpleNamespace(id="a-target", value=0.95, margin=0.05, direction="at_most", seeds=3, metric="m"),
+    "task": {"id": "task-1", "title": "a task", "options": {}},
+    "plan": {"title": "a plan", "path": "plans/a.md"},
+    "target": {"id": "a-target", "value": 0.95, "margin": 0.05, "direction": "at_most", "seeds": 3},
     "targets": [],
     "recipe": "mlcore/recipes/a.toml",
     "dataset": "mnist",
@@ -62,7 +62,7 @@ def rendered(value: Any, skill: str) -> Any:
         return {key: rendered(item, skill) for key, item in value.items()}
     if not isinstance(value, str):
         return value
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
     return environment.from_string(value).render(**WORLD, writes=WRITES[skill])
 
 
@@ -163,7 +163,7 @@ def test_the_arguments_of_a_procedure_are_arguments_of_its_script(skill: str) ->
 def test_the_tune_procedure_names_its_log_whatever_the_order_of_writes() -> None:
     step = procedure("tune-recipe")["step"][0]
     template = step["input"]["argv"][step["input"]["argv"].index("--log") + 1]
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
     for writes in (["a.toml", "plans/search.json"], ["plans/search.json", "a.toml"]):
         assert environment.from_string(template).render(writes=writes, recipe="a.toml") == "plans/search.json"
 

@@ -113,6 +113,13 @@ def test_trainings_never_see_the_test_labels_even_where_they_lie_about(tmp_path:
         assert not [name for name in result["seen"] if name.startswith("t10k-labels")]
 
 
+def test_a_folder_without_test_labels_is_used_as_it_is(tmp_path: Path) -> None:
+    folder = small_dataset(tmp_path / "data" / "mnist")
+    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+    assert trials.hide_test_labels(folder.parent, tmp_path / "scratch") == folder.parent
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_a_planted_test_error_changes_nothing(tmp_path: Path) -> None:
     """The stand-in writes test_error_pct 0.0 into every result; the trial that is judged by it would be `within`."""
     tune(tmp_path)
@@ -244,7 +251,7 @@ def test_sigterm_ends_the_search_and_its_training(tmp_path: Path) -> None:
         ("rate = ", (), "can't be read as a recipe"),
         (RECIPE.replace("epochs = 4", ""), (), "needs `epochs`"),
         (RECIPE, ("--space", "{}"), "write an object"),
-        ('train.epochs = 4\noptimiser = {rate = 0.5}\ndata.dataset = "mnist"\n', (), "line by line"),
+        ("train.epochs = 4\noptimiser = {rate = 0.5}\n", (), "line by line"),
     ],
 )
 def test_what_cannot_be_used_exits_2_before_anything_is_trained(

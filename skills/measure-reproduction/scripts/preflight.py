@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 MIN_SEEDS = 3
+DEFAULT_DATASET = "mnist"  # what mlcore takes when a recipe names none
 EPILOG = """\
 example:
   python preflight.py --recipe mlcore/recipes/lenet5_mnist.toml --seeds 3 --dataset mnist --target lenet5-test-error
@@ -59,8 +60,9 @@ def check_recipe(recipe: dict[str, Any], dataset: str) -> list[str]:
     """What would make the measurement mean something else than the target does."""
     data = recipe.get("data", {})
     found = []
-    if data.get("dataset") != dataset:
-        found.append(f"data.dataset is {data.get('dataset')!r}, the target's is {dataset!r}; use the same")
+    named = data.get("dataset", DEFAULT_DATASET)
+    if named != dataset:
+        found.append(f"data.dataset is {named!r}, the target's is {dataset!r}; use the same")
     if data.get("shuffle_labels"):
         found.append("data.shuffle_labels is on: that is a control, not the target; take it out")
     for key in ("validation", "limit"):

@@ -134,7 +134,7 @@ class Trainer:
         fixed = [f"train.epochs={epochs}", f"data.validation={self.validation}", f"seed={seed}"]
         where = ["--data", str(self.data)] if self.data else []
         command = ["mlcore", "train", str(self.recipe), *turned, *fixed, *where]
-        return [*command, "--out", str(out), "--continue", "--quiet"]
+        return [*command, "--out", str(out), "--continue", "--no-pictures", "--quiet"]
 
     def _run(self, command: list[str], limit_s: float | None) -> int | None:
         """The exit code, None when time was up.
@@ -189,7 +189,7 @@ def read_trial(out: Path, knobs: Knobs, epochs: int, seed: int, code: int | None
 
 
 def hide_test_labels(root: Path | None, folder: Path) -> Path | None:
-    """A folder of links to the datasets under `root`, without the labels of their test sets.
+    """`root`, or if labels of a test set lie there, a folder of links to everything under it but these.
 
     In the sandbox they aren't there anyway; this keeps the promise on a person's own machine too.
     """
@@ -197,14 +197,18 @@ def hide_test_labels(root: Path | None, folder: Path) -> Path | None:
         return None
     if not root.is_dir():
         raise RecipeProblem(f"{root}: no such folder; pass --data DIR or set MLCORE_DATA")
+    files = [path for path in (*root.glob("mnist*/*"), *root.glob("*-ubyte*")) if path.is_file()]
+    hidden = [path for path in files if path.name.startswith(LABELS_OF_TEST)]
+    if not hidden:
+        return root
     view = folder / "data"
-    for source in sorted(path for path in root.glob("mnist*/*") if path.is_file()) or sorted(root.glob("*-ubyte*")):
-        if not source.name.startswith(LABELS_OF_TEST):
+    for source in files:
+        if source not in hidden:
             link = view / (source.parent.name if source.parent != root else "mnist") / source.name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(source.resolve())
-    return view.resolve() if view.is_dir() else None
+    return view
 
 
 def override(value: Any) -> str:

@@ -40,10 +40,18 @@ MISSED_BY: dict[str, Callable[[float, float, float], float]] = {
 }
 SLACK = 1e-9  # 0.95 + 0.05 is not 1.0 in binary
 FINAL_SEEDS = 2
-QUESTION = ("value", "margin", "direction", "validation", "trials", "seed")  # what makes a search that search
+QUESTION = (
+    "dataset",
+    "value",
+    "margin",
+    "direction",
+    "validation",
+    "trials",
+    "seed",
+)  # what makes a search that search
 EPILOG = """\
 example:
-  python tune.py mlcore/recipes/lenet5_mnist.toml --value 0.95 --margin 0.05 --log plans/mnist/search.json --minutes 10
+  python tune.py mlcore/recipes/lenet5_mnist.toml --value 0.95 --margin 0.05 --log plans/mnist/search.json
 a space (JSON) names knobs and where they may stand:
   {"optimiser.rate": {"times": [0.3, 3]}, "optimiser.momentum": {"range": [0.8, 0.95]},
    "optimiser.weight_decay": {"log": [1e-5, 1e-3]}, "train.batch": {"choice": [32, 64, 128]}}
@@ -82,6 +90,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--value", type=number, required=True, help="the target's error in %%")
     add("--margin", type=number, default=0.0, help="the target's margin in points (default: 0)")
     add("--direction", choices=sorted(MISSED_BY), default="at_most", help="default: at_most")
+    add("--dataset", default="mnist", help="the target's dataset; on any other nothing is searched (default: mnist)")
     add("--log", type=Path, required=True, help="where the search log goes, e.g. plans/mnist/search.json")
     add("--data", type=Path, help="folder that holds the dataset (default: MLCORE_DATA, else mlcore finds it)")
     add("--validation", type=whole, default=5000, help="training images set aside to judge by (default: 5000)")
@@ -149,7 +158,7 @@ def search(
     args: argparse.Namespace, recipe: Mapping[str, Any], contenders: list[Knobs], trainer: Trainer
 ) -> tuple[str, Knobs]:
     """Returns the outcome in words, and the knobs to change (none, mostly)."""
-    epochs, dataset = look_up(recipe, "train.epochs"), look_up(recipe, "data.dataset")
+    epochs = look_up(recipe, "train.epochs")
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
         raise RecipeProblem(f"{args.recipe}: needs `epochs` of at least 1 under [train]")
 
@@ -160,8 +169,8 @@ def search(
     if missed_by({}, epochs, args.seed) <= SLACK:
         return "within reach as it stands; nothing to change", {}
     found = trainer.train({}, epochs, args.seed).data
-    if found not in (dataset, "unknown"):
-        return f"not searched: the data are {found}, not {dataset}", {}
+    if found not in (args.dataset, "unknown"):
+        return f"not searched: the data are {found}, not {args.dataset}", {}
     try:
         best = champion(functools.partial(missed_by, reserve_epochs=epochs), contenders, epochs, args.seed)
         if best is None:

@@ -25,8 +25,9 @@ CLAIM = r"(?:error|accuracy|loss|mean|spread|top-[15]|reach(?:es|ed)|achiev(?:es
 MEASURED = (
     re.compile(rf"(?P<number>{NUMBER})\s?k?\s?(?:{UNITS})", re.IGNORECASE),
     re.compile(rf"\b{CLAIM}\b[^.;:|\d]{{0,30}}?(?P<number>{NUMBER})", re.IGNORECASE),
-    re.compile(r"(?P<number>(?<![\w.,-])0\.\d{2,})"),  # a bare fraction: 0.9905
+    re.compile(r"(?P<number>(?<![\w.,-])0\.\d{2,}(?!\.?\d))"),  # a bare fraction: 0.9905
 )
+PLACE = re.compile(r"\b(?:line|step|sec\.|section|table|fig\.|figure|page|issue|version|C|S|F)\s*$", re.IGNORECASE)
 OPENING, CLOSING = re.compile(r"<!--\s*odyssey:([\w-]+)\s*-->"), "<!-- /odyssey:{} -->"
 EPILOG = """\
 example:
@@ -76,12 +77,13 @@ def claims(text: str, path: str) -> Iterator[dict[str, str | int]]:
     front, body = split_front_matter(text)
     allowed = published(front)
     for number, line in prose(body, front.count("\n") + 1, path):
-        spans = {m.span(): m for pattern in MEASURED for m in pattern.finditer(line)}
-        covered = -1
-        for (start, end), match in sorted(spans.items()):
-            if start >= covered and value(match["number"]) not in allowed:
-                covered = end
-                yield {"line": number, "text": match.group().strip()}
+        matches = [match for pattern in MEASURED for match in pattern.finditer(line)]
+        widest: dict[int, re.Match[str]] = {}  # by where the number stands
+        for match in sorted(matches, key=lambda match: len(match[0])):
+            widest[match.start("number")] = match
+        for at, match in sorted(widest.items()):
+            if value(match["number"]) not in allowed and not PLACE.search(line[:at]):
+                yield {"line": number, "text": match[0].strip()}
 
 
 def split_front_matter(text: str) -> tuple[str, str]:
