@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,18 @@ SHM_BYTES = 512 << 20
 ETC = ("ld.so.cache", "alternatives")  # how programs of /usr find each other; nothing about this machine or its users
 NAMESPACES = ("--unshare-user", "--unshare-all", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL")
 LIFETIME = ("--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox")
+# Killed without a word in a launch's first milliseconds, we would leave a sandbox running: bubblewrap binds its first
+# process to its own life only when the rest is set up. So the command starts by waiting for that (the filter is put on
+# that process next), then looks whether the other end of the lifeline, which only we hold, is still open.
+ALIVE = """
+_filter=
+until [ "$_filter" = 2 ]; do
+  while read -r _key _filter; do [ "$_key" = Seccomp: ] && break; done </proc/1/status
+done
+dd if=/proc/self/fd/"$1" iflag=nonblock bs=1 count=1 >/dev/null 2>&1 && exit 125
+shift
+exec "$@"
+"""
 OLDEST = (0, 5)
 INSTALL = "type: apt-get install bubblewrap"
 
@@ -59,25 +71,24 @@ class BubblewrapSandbox:
     def run(self, command: Command, on_output: OnOutput | None = None) -> Completed:
         adopt_orphans()
         group = control_group(command.limits)
-        filter_fd = open_filter()
-        status_read, status_write = os.pipe()
-        try:
-            prefix = [*group.join_argv(), str(self.bwrap), "--seccomp", str(filter_fd)]
+        with ExitStack() as stack:
+            stack.callback(group.remove)
+            rules = _closing(stack, open_filter())
+            # a file: into a pipe whose reader died bubblewrap would write its death, and leave its child waiting
+            status = _closing(stack, os.memfd_create("status"))
+            lifeline, _ = (_closing(stack, fd) for fd in os.pipe())
+            words = [*group.join_argv(), str(self.bwrap), "--seccomp", str(rules), "--json-status-fd", str(status)]
             launch = Launch(
-                argv=[*prefix, "--json-status-fd", str(status_write), *self._arguments(command)],
+                argv=[*words, *self._arguments(command), "--", *_alive(lifeline), *_limited(command)],
                 env={},
                 cwd="/",
                 stdin=command.stdin,
                 wall_s=command.limits.wall_s,
                 output_bytes=command.limits.output_bytes,
-                pass_fds=(filter_fd, status_write),
+                pass_fds=(rules, status, lifeline),
             )
             ended = supervise(launch, on_output, _kill_inside)
-            return _completed(ended, _status(status_read), group)
-        finally:
-            for fd in (filter_fd, status_read, status_write):
-                os.close(fd)
-            group.remove()
+            return _completed(ended, _status(status), group)
 
     @cached_property
     def version(self) -> tuple[int, ...]:
@@ -105,12 +116,24 @@ class BubblewrapSandbox:
         words += _system_words()
         for mount in sorted((*interpreter_mounts(), *command.mounts), key=lambda mount: len(mount.target.parts)):
             words += ["--bind" if mount.writable else "--ro-bind", str(mount.source), str(mount.target)]
-        words += ["--remount-ro", "/", "--chdir", str(command.cwd), "--"]
-        return [*words, *rlimit_argv(command.limits), *command.argv]
+        return [*words, "--remount-ro", "/", "--chdir", str(command.cwd)]
 
     def _tmpfs(self, target: str, size: int) -> list[str]:
         sized = ["--size", str(size)] if self.version >= (0, 7) else []
         return ["--perms", "1777", *sized, "--tmpfs", target]
+
+
+def _closing(stack: ExitStack, fd: int) -> int:
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _limited(command: Command) -> list[str]:
+    return [*rlimit_argv(command.limits), *command.argv]
+
+
+def _alive(lifeline: int) -> list[str]:
+    return ["/bin/sh", "-c", ALIVE, "sh", str(lifeline)]
 
 
 def base_env() -> Mapping[str, str]:
@@ -148,11 +171,9 @@ def _kill_inside(pid: int) -> None:
 
 def _status(status_fd: int) -> dict[str, int]:
     """Bubblewrap's status documents in one: "child-pid", and "exit-code" if the command got to run."""
-    os.set_blocking(status_fd, False)
     status: dict[str, int] = {}
-    with suppress(BlockingIOError):
-        for line in os.read(status_fd, 1 << 16).splitlines():
-            status.update(json.loads(line))
+    for line in os.pread(status_fd, 1 << 16, 0).splitlines():
+        status.update(json.loads(line))
     return status
 
 

@@ -1,4 +1,4 @@
-"""Resource limits as a prefix of argv, and the control groups that hold a whole tree where they are writable.
+"""Limits as a prefix of argv, and the control groups that hold a whole tree where they are writable.
 
 rlimits are set by util-linux's `prlimit`, which then becomes the command: a Python `preexec_fn` may deadlock in a
 program with threads. They bind each process; a fork shares none of its parent's use. Control groups bind the tree.
@@ -19,6 +19,12 @@ from orchestrator.sandbox.base import Limits
 
 # libraries, thread stacks and allocators' reserves are address space but not memory
 ADDRESS_SPACE_SLACK = 4 << 30
+OWN_PROCESSES = 2  # bubblewrap itself, and the first process of its sandbox
+JOIN = """
+_left=$1; shift
+while [ "$_left" -gt 0 ]; do echo $$ >"$1" || exit 125; shift; _left=$((_left-1)); done
+exec "$@"
+"""
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
@@ -27,9 +33,7 @@ def rlimit_argv(limits: Limits) -> list[str]:
 
     Raises SandboxUnavailable if `prlimit` is missing.
     """
-    if not (prlimit := shutil.which("prlimit", path="/usr/bin:/bin:/usr/local/bin")):
-        raise SandboxUnavailable("no `prlimit`, so limits can't be set; type: apt-get install util-linux")
-    words = [prlimit, "--core=0"]
+    words = [util_linux("prlimit"), "--core=0"]
     if limits.cpu_s is not None:
         words.append(f"--cpu={limits.cpu_s}")
     if limits.file_bytes is not None:
@@ -37,8 +41,15 @@ def rlimit_argv(limits: Limits) -> list[str]:
     if limits.memory_bytes is not None:
         words += [f"--data={limits.memory_bytes}", f"--as={limits.memory_bytes + ADDRESS_SPACE_SLACK}"]
     if limits.processes is not None:
-        words.append(f"--nproc={limits.processes}")
+        words.append(f"--nproc={limits.processes + OWN_PROCESSES}")
     return [*words, "--"]
+
+
+def util_linux(program: str) -> str:
+    """A program of util-linux by its path. Raises SandboxUnavailable if it is missing."""
+    if found := shutil.which(program, path="/usr/bin:/bin:/usr/local/bin"):
+        return found
+    raise SandboxUnavailable(f"no `{program}`, so commands can't be held; type: apt-get install util-linux")
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,8 @@ class ControlGroup:
         """The words to put before argv so that it joins the groups first, then becomes argv."""
         if not self.folders:
             return []
-        script = 'n=$1; shift; while [ "$n" -gt 0 ]; do echo $$ >"$1" || exit 125; shift; n=$((n-1)); done; exec "$@"'
-        return ["/bin/sh", "-c", script, "sh", str(len(self.folders)), *(f"{f}/cgroup.procs" for f in self.folders)]
+        files = (str(folder / "cgroup.procs") for folder in self.folders)
+        return ["/bin/sh", "-c", JOIN, "sh", str(len(self.folders)), *files]
 
     def peak_memory_bytes(self) -> int | None:
         with suppress(OSError, ValueError):
@@ -85,7 +96,8 @@ class ControlGroup:
 
 def control_group(limits: Limits) -> ControlGroup:
     """Make a group that holds the tree to memory_bytes and processes, as far as this machine lets us."""
-    wanted = {"memory": limits.memory_bytes, "pids": limits.processes}
+    processes = None if limits.processes is None else limits.processes + OWN_PROCESSES
+    wanted = {"memory": limits.memory_bytes, "pids": processes}
     folders: list[Path] = []
     peak: Path | None = None
     for name, limit in wanted.items():

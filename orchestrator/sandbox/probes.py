@@ -63,7 +63,7 @@ def escapes(sandbox: Sandbox) -> dict[str, str]:
     inside = Path("/probe/canaries.py")
     with live_canaries() as tries:
         command = Command(
-            argv=("python", "-I", "-S", str(inside)),
+            argv=(sys.executable, "-I", "-S", str(inside)),
             cwd=Path("/"),
             mounts=(Mount(script, inside),),
             stdin=json.dumps(dict(tries)).encode(),

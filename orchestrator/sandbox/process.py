@@ -62,15 +62,16 @@ class Usage:
 
 
 _live: set[int] = set()
-_live_lock = threading.Lock()
+_live_lock = threading.RLock()  # a signal's handler may interrupt its own thread's hold
 
 
 def stop_all() -> int:
     """Kill every tree that `supervise` watches in any thread; how many. For the handler of Ctrl-C and SIGTERM."""
     with _live_lock:
-        for pid in _live:
+        pids = list(_live)
+        for pid in pids:
             kill_tree(pid)
-        return len(_live)
+        return len(pids)
 
 
 def supervise(launch: Launch, on_output: OnOutput | None, kill: Callable[[int], None] | None = None) -> Ended:

@@ -8,14 +8,13 @@ and the environment; `writable` binds nobody.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from orchestrator.sandbox.base import Command, Completed, Mount, OnOutput
+from orchestrator.sandbox.base import Command, Completed, Limits, Mount, OnOutput
 from orchestrator.sandbox.bubblewrap import base_env
-from orchestrator.sandbox.limits import control_group, rlimit_argv
+from orchestrator.sandbox.limits import control_group, rlimit_argv, util_linux
 from orchestrator.sandbox.process import Launch, supervise
 
 
@@ -30,8 +29,9 @@ class UnsandboxedSandbox:
         mounts = _deepest_first(command.mounts)
         env = {name: _rewritten(value, mounts) for name, value in {**base_env(), **command.env}.items()}
         argv = [_rewritten(word, mounts) for word in command.argv]
+        dying = (util_linux("setpriv"), "--pdeathsig", "KILL", "--")
         launch = Launch(
-            argv=[*group.join_argv(), *_dying_with_us(), *rlimit_argv(command.limits), *argv],
+            argv=[*group.join_argv(), *dying, *_rlimits(command.limits), *argv],
             env=env,
             cwd=_rewritten(str(command.cwd), mounts),
             stdin=command.stdin,
@@ -57,9 +57,9 @@ class UnsandboxedSandbox:
             group.remove()
 
 
-def _dying_with_us() -> list[str]:
-    setpriv = shutil.which("setpriv", path="/usr/bin:/bin:/usr/local/bin")
-    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+def _rlimits(limits: Limits) -> list[str]:
+    # outside a namespace of its own the number counts all that the person runs
+    return rlimit_argv(replace(limits, processes=None))
 
 
 def _deepest_first(mounts: Sequence[Mount]) -> list[Mount]:

@@ -8,6 +8,7 @@ part.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from orchestrator.tools.paths import OUTPUTS, names_of, writable
 
 PROGRAM = Path("/odyssey/inside.py")
 KEPT = Path("/odyssey/outputs")  # where a call that reads a kept result finds it
-HELPER = Limits(wall_s=20.0, memory_bytes=1 << 30, file_bytes=64 << 20, output_bytes=64 << 20)
+HELPER = Limits(wall_s=20.0, file_bytes=64 << 20, output_bytes=64 << 20)
 
 
 class Read(Arguments):
@@ -117,10 +118,10 @@ def _encodable(text: str) -> None:
 def _inside(context: ToolContext, act: str, root: Path, **request: Any) -> dict[str, Any]:
     """Run one act of inside.py; its answer. Raises ToolRefused with its reason."""
     command = Command(
-        argv=("python", "-I", "-S", str(PROGRAM)),
+        argv=(sys.executable, "-I", "-S", str(PROGRAM), str(root)),
         cwd=Path("/"),
         mounts=_mounts(context, act, root),
-        stdin=json.dumps({"act": act, "root": str(root), **request}).encode(),
+        stdin=json.dumps({"act": act, **request}).encode(),
         limits=HELPER,
     )
     done = context.sandbox.run(command)

@@ -38,8 +38,6 @@ def writable(path: str, writes: tuple[str, ...]) -> list[str]:
     names = names_of(path)
     if not names:
         raise ToolRefused(f"{path!r}: is the worktree itself; give a file in it")
-    if any(name.startswith("-") for name in names):
-        raise ToolRefused(f"{path!r}: a name that starts with `-` looks like an option; choose another")
     if not may_write("/".join(names), writes):
         allowed = ", ".join((*writes, f"{SCRATCH}/**"))
         raise ToolRefused(f"{'/'.join(names)}: this task may not write there; it may write {allowed}")
@@ -47,8 +45,13 @@ def writable(path: str, writes: tuple[str, ...]) -> list[str]:
 
 
 def may_write(relative: str, writes: tuple[str, ...]) -> bool:
-    """Whether a plain relative path falls under the task's globs or the scratch folder. Submodules never do."""
-    return relative != ".gitmodules" and (matches(relative, writes) or relative.startswith(f"{SCRATCH}/"))
+    """Whether a plain relative path falls under the task's globs or the scratch folder.
+
+    Never: what declares submodules, and names that look like options.
+    """
+    if relative == ".gitmodules" or any(name.startswith("-") for name in relative.split("/")):
+        return False
+    return matches(relative, writes) or relative.startswith(f"{SCRATCH}/")
 
 
 def _is_gits(name: str) -> bool:
