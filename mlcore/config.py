@@ -22,6 +22,7 @@ from mlcore.errors import RecipeError
 RECIPES = Path(__file__).parent / "recipes"
 LIMIT_BYTES = 1 << 20  # a recipe is a page, not a book
 COUNT_MAX = 10**9
+MESSAGE_MAX = 400  # characters; a value may be a page long
 
 Whole: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Scalar: TypeAlias = bool | Whole | Annotated[float, Field(allow_inf_nan=False)] | str
@@ -152,7 +153,7 @@ def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
     except RecipeError as error:
         mistakes.append(str(error.at(_where(error.place.split("."), places))))
     if mistakes:
-        raise RecipeError("\n".join(dict.fromkeys(mistakes)))
+        raise RecipeError("\n".join(dict.fromkeys(mistake[:MESSAGE_MAX] for mistake in mistakes)))
     return recipe
 
 
@@ -186,6 +187,7 @@ def _apply(document: dict[str, Any], override: str, places: dict[str, str]) -> l
     table = document
     for depth, name in enumerate(names[:-1], start=1):
         table = table.setdefault(name, {})
+        places.setdefault(".".join(names[:depth]), shown)
         if not isinstance(table, dict):
             return [f"{shown}: '{'.'.join(names[:depth])}' is a value, not a section; drop the rest"]
     table[names[-1]] = _value(text.strip())

@@ -1,0 +1,158 @@
+"""Recipes: every mistake at once, each with its place and its fix, and nothing else can go wrong."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlcore import config
+from mlcore.config import load, parse, to_toml
+from mlcore.errors import RecipeError
+from tests.mlcore.drawn import RECIPE, tiny
+
+FUZZ = settings(max_examples=2000, deadline=None, database=None)
+
+
+def mistakes(text: str, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        parse(text, "r.toml", overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value).splitlines()
+
+
+def test_every_mistake_is_reported_in_one_go_with_its_line() -> None:
+    text = RECIPE.replace("rate = 0.05", 'rate = "fast"\nmomntum = 0.9').replace("batch = 16", "batch = 0")
+    found = mistakes(text + "bogus = 1\n", "train.epoch=3")
+    lines = text.splitlines()
+    where = {
+        key: 1 + next(i for i, line in enumerate(lines) if line.startswith(key)) for key in ("rate", "momn", "bat")
+    }
+    assert any(line.startswith(f"r.toml:{where['rate']}: 'optimiser.rate'") for line in found)
+    assert any(line.startswith(f"r.toml:{where['momn']}: ") and "did you mean 'momentum'" in line for line in found)
+    assert any(line.startswith(f"r.toml:{where['bat']}: 'train.batch' is 0") for line in found)
+    assert any(line.startswith("override 'train.epoch=3'") and "did you mean 'epochs'" in line for line in found)
+    assert any("'train.bogus'" in line for line in found)
+
+
+def test_broken_toml_names_the_line() -> None:
+    assert mistakes('name = "a"\nseed = = 1\n')[0].startswith("r.toml:2: not TOML")
+
+
+def test_a_missing_section_names_what_to_add() -> None:
+    assert any("'optimiser' is missing; add it" in line for line in mistakes('name = "a"\n'))
+
+
+def test_schedule_options_are_checked_where_they_stand() -> None:
+    text = RECIPE.replace('name = "one_cycle"', 'name = "one_cycle"\nwarmpu = 0.1')
+    line = 1 + text.splitlines().index("warmpu = 0.1")
+    assert mistakes(text)[0].startswith(f"r.toml:{line - 2}: schedule: unknown option 'warmpu'")
+    assert "known: constant" in mistakes(RECIPE, "schedule.name=fast")[0]
+
+
+def test_overrides_are_typed_and_later_ones_win() -> None:
+    recipe = tiny(
+        "seed=7", "train.epochs=3", "train.epochs=5", "optimiser.rate=1", "name=mine", "model.options.hidden=[4]"
+    )
+    assert (recipe.seed, recipe.train.epochs, recipe.optimiser.rate, recipe.name) == (7, 5, 1.0, "mine")
+    assert recipe.model.options["hidden"] == [4]
+    assert tiny("data.shuffle_labels=true").data.shuffle_labels is True
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed", "=3", "train..epochs=3", "seed.x=3", "seed=x", "seed=1.5", "seed=true", "optimiser.rate=nan",
+     "optimiser.rate=inf", "train=3", "data.shuffle_labels=1", "name=", "name=../up", "seed=1\nname='b'", "seed=-1"],
+)  # fmt: skip
+def test_an_impossible_override_is_named(override: str) -> None:
+    assert mistakes(RECIPE, override)[0].startswith("override '")
+
+
+def test_zero_steps_are_allowed_and_no_epochs_are_not() -> None:
+    assert tiny("train.steps=0").train.steps == 0
+    assert "'train.epochs'" in mistakes(RECIPE, "train.epochs=0")[0]
+
+
+def test_a_resolved_recipe_reads_back_as_itself_with_the_same_hash() -> None:
+    recipe = tiny("optimiser.rate=0.1", "schedule.warmup=0.3", 'model.options.note="a \\"b\\" é \\u007f"')
+    again = parse(to_toml(recipe), "resolved")
+    assert again == recipe
+    assert again.sha256 == recipe.sha256
+
+
+def test_the_hash_tells_every_value_apart() -> None:
+    hashes = {tiny(o).sha256 for o in ("seed=1", "seed=2", "train.epochs=9", "schedule.warmup=0.3", "data.limit=5")}
+    assert len(hashes) == 5
+
+
+def test_shipped_recipes_load_by_name_and_by_path() -> None:
+    for path in sorted(config.RECIPES.glob("*.toml")):
+        assert load(path.stem) == load(str(path))
+        assert load(path.stem).name == path.stem
+
+
+def test_an_unknown_name_suggests_and_lists_the_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'lenet5_mnist'"):
+        load("lenet5_minst")
+
+
+def test_files_that_are_no_recipes_are_said_to_be_so(tmp_path: Path) -> None:
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "long.toml").write_bytes(b"#" * (config.LIMIT_BYTES + 1))
+    (tmp_path / "folder.toml").mkdir()
+    for name in ("none", "binary", "long", "folder"):
+        with pytest.raises(RecipeError, match=re.escape(f"{name}.toml")):
+            load(str(tmp_path / f"{name}.toml"))
+
+
+KEYS = st.sampled_from(
+    ["name", "seed", "threads", "model", "model.name", "model.options.x", "data.limit", "optimiser.rate", "train.steps",
+     "schedule.warmup", "schedule.name", "train", "train.epochs", "", "a.b.c", "x y", "é", "train.epochs.x"]
+)  # fmt: skip
+VALUES = st.one_of(
+    st.sampled_from(["1", "0", "-1", "1e400", "nan", "true", "[1, 2]", "{a = 1}", '"x"', "1979-05-27",
+                     "0x" + "f" * 5000, "9" * 5000, "[" * 2000, "", "'''", "1\n[train]", "\x00", "one_cycle"]),
+    st.text(max_size=8),
+    st.integers().map(str),
+    st.floats().map(str),
+)  # fmt: skip
+
+
+def outcome(text: str, *overrides: str) -> config.Recipe | RecipeError:
+    """What parsing gives; any other error passes through and fails the test."""
+    try:
+        return parse(text, "r.toml", overrides)
+    except RecipeError as error:
+        return error
+
+
+@FUZZ
+@given(st.lists(st.one_of(st.builds("{}={}".format, KEYS, VALUES), st.text(max_size=8)), max_size=2))
+def test_no_override_gives_anything_but_a_recipe_or_a_recipe_error(overrides: list[str]) -> None:
+    got = outcome(RECIPE, *overrides)
+    if isinstance(got, RecipeError):
+        assert got.exit_code == 2
+        assert len(str(got)) < 5000
+    else:
+        assert parse(to_toml(got), "again") == got
+
+
+LINES = st.one_of(
+    st.builds("{} = {}".format, KEYS, VALUES),
+    st.sampled_from(
+        ["[model]", "[train]", "[[train]]", "[model.options]", "[schedule", "# note", "[x.y]", *RECIPE.splitlines()]
+    ),
+    st.text(max_size=10),
+)
+
+
+@FUZZ
+@given(st.lists(LINES, max_size=5), st.booleans())
+def test_no_text_gives_anything_but_a_recipe_or_a_recipe_error(lines: list[str], begun: bool) -> None:
+    got = outcome((RECIPE if begun else "") + "\n".join(lines))
+    if isinstance(got, RecipeError):
+        assert all(re.match(r"r\.toml:\d+: ", line) for line in str(got).splitlines() if line.startswith("r.toml"))
+    else:
+        assert tomllib.loads(to_toml(got))["name"] == got.name
