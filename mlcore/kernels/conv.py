@@ -20,7 +20,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from mlcore.kernels.jit import kernel, parallel_kernel
+from mlcore.kernels.jit import SharedKernel, kernel
 from mlcore.kernels.tiles import COLUMNS, dot_tile, outer_rows, packed_rows, round_up, sum_row
 
 CHUNK = 8  # images in one turn; part of the arithmetic, so never a function of the threads
@@ -44,7 +44,7 @@ def conv2d_forward(x_NCHW: Array, weight_OIKL: Array, bias_O: Array, stride: int
     plan = _plan(x_NCHW.shape, weight_OIKL.shape, stride, padding, groups)
     out = np.empty(_output_shape(x_NCHW.shape, weight_OIKL.shape, stride, padding), x_NCHW.dtype)
     left = np.stack([packed_rows(weight_OK) for weight_OK in _by_group(weight_OIKL, groups)])
-    _forward(x_NCHW, left, bias_O, plan.steps, plan.layout, out)
+    _forward(_macs(out, plan), x_NCHW, left, bias_O, plan.steps, plan.layout, out)
     return out
 
 
@@ -55,7 +55,7 @@ def conv2d_grad_input(
     plan = _plan(x_shape, weight_OIKL.shape, stride, padding, groups)
     grad_x = np.empty(x_shape, grad_NOPQ.dtype)
     left = np.stack([packed_rows(weight_OK.T) for weight_OK in _by_group(weight_OIKL, groups)])
-    _grad_input(grad_NOPQ, left, plan.steps, plan.layout, grad_x)
+    _grad_input(_macs(grad_NOPQ, plan), grad_NOPQ, left, plan.steps, plan.layout, grad_x)
     return grad_x
 
 
@@ -67,7 +67,8 @@ def conv2d_grad_weight(
     chunks = -(-x_NCHW.shape[0] // CHUNK)
     sums = np.empty((chunks, weight_shape[0], plan.steps.size), x_NCHW.dtype)
     bias_sums = np.empty((chunks, weight_shape[0]), x_NCHW.dtype)
-    _grad_weight(grad_NOPQ, x_NCHW, plan.steps, plan.layout, plan.groups, sums, bias_sums)
+    work = _macs(grad_NOPQ, plan)
+    _grad_weight(work, grad_NOPQ, x_NCHW, plan.steps, plan.layout, plan.groups, sums, bias_sums)
     return _in_order(sums).reshape(weight_shape), _in_order(bias_sums)
 
 
@@ -93,6 +94,10 @@ def _output_shape(x_shape: Shape, weight_shape: Shape, stride: int, padding: int
     return x_shape[0], weight_shape[0], p, q
 
 
+def _macs(out_NOPQ: Array, plan: _Plan) -> int:
+    return out_NOPQ.size * plan.steps.size
+
+
 def _by_group(weight_OIKL: Array, groups: int) -> Array:
     """[O, I, K, L] as [groups, O / groups, I * K * L]."""
     return weight_OIKL.reshape(groups, weight_OIKL.shape[0] // groups, -1)
@@ -106,7 +111,7 @@ def _in_order(sums: Array) -> Array:
     return out
 
 
-@parallel_kernel
+@SharedKernel
 def _forward(x_NCHW: Array, left: Array, bias_O: Array, steps: Array, layout: Layout, out_NOPQ: Array) -> None:
     """left: packed weights [groups, tiles, K, 8]."""
     for chunk in prange((x_NCHW.shape[0] + 7) // 8):
@@ -132,7 +137,7 @@ def _forward_images(
                     _read_rows(rows, o * flat, row, bias_O[channel], out_NOPQ[n, channel])
 
 
-@parallel_kernel
+@SharedKernel
 def _grad_input(grad_NOPQ: Array, left: Array, steps: Array, layout: Layout, grad_x_NCHW: Array) -> None:
     """left: packed transposed weights [groups, tiles of K, O / groups, 8]."""
     for chunk in prange((grad_NOPQ.shape[0] + 7) // 8):
@@ -157,11 +162,11 @@ def _grad_input_images(
             for tile in range(tiles):
                 outer_rows(left[g, tile].reshape(-1), grads, 0, grad_rows, flat, rows)
                 for k in range(tile * 8, min(tile * 8 + 8, steps.size)):
-                    _add_row(rows, (k - tile * 8) * flat, flat, windows, steps[k])
+                    _add(rows[(k - tile * 8) * flat :], windows[steps[k] : steps[k] + flat])
             _take_back(windows, layout, grad_x_NCHW[n, g * per_in : (g + 1) * per_in])
 
 
-@parallel_kernel
+@SharedKernel
 def _grad_weight(
     grad_NOPQ: Array, x_NCHW: Array, steps: Array, layout: Layout, groups: int, sums: Array, bias_sums: Array
 ) -> None:
@@ -218,8 +223,7 @@ def _lay_out(x_CHW: Array, layout: Layout, windows: Array, at: int) -> None:
         for c in range(channels):
             for h in range(height):
                 start = at + (c * (height + 2 * padding) + h + padding) * row + padding
-                for w in range(width):
-                    windows[start + w] = x_CHW[c, h, w]
+                _copy(x_CHW[c, h], windows[start : start + width])
         return
     p, q = (height + 2 * padding - kernel_h) // stride + 1, row
     for c in range(channels):
@@ -244,8 +248,7 @@ def _take_back(windows: Array, layout: Layout, x_CHW: Array) -> None:
         for c in range(channels):
             for h in range(height):
                 start = (c * (height + 2 * padding) + h + padding) * row + padding
-                for w in range(width):
-                    x_CHW[c, h, w] = windows[start + w]
+                _copy(windows[start : start + width], x_CHW[c, h])
         return
     p, q = (height + 2 * padding - kernel_h) // stride + 1, row
     x_CHW[:] = 0
@@ -270,8 +273,7 @@ def _write_rows(grad_OPQ: Array, row: int, flat: int, flat_rows: Array, at: int)
     for o in range(channels):
         for y in range(p):
             start = at + o * flat + y * row
-            for x in range(q):
-                flat_rows[start + x] = grad_OPQ[o, y, x]
+            _copy(grad_OPQ[o, y], flat_rows[start : start + q])
 
 
 @kernel
@@ -279,12 +281,18 @@ def _read_rows(flat_rows: Array, at: int, row: int, bias: Any, out_PQ: Array) ->
     """One channel's pixels out of its flat row, plus its bias."""
     p, q = out_PQ.shape
     for y in range(p):
+        pixels, out = flat_rows[at + y * row :], out_PQ[y]
         for x in range(q):
-            out_PQ[y, x] = flat_rows[at + y * row + x] + bias
+            out[x] = pixels[x] + bias
 
 
 @kernel
-def _add_row(rows: Array, at: int, length: int, windows: Array, start: int) -> None:
-    """windows[start : start + length] += rows[at : at + length]."""
-    for f in range(length):
-        windows[start + f] += rows[at + f]
+def _copy(source: Array, target: Array) -> None:
+    for i in range(target.size):
+        target[i] = source[i]
+
+
+@kernel
+def _add(source: Array, target: Array) -> None:
+    for i in range(target.size):
+        target[i] += source[i]

@@ -11,9 +11,9 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from mlcore.kernels.jit import kernel, parallel_kernel
+from mlcore.kernels.jit import SharedKernel, kernel
 
-BLOCK = 1 << 14
+COST = 16  # what handling one value costs, in multiplications
 
 Array = NDArray[Any]
 
@@ -21,14 +21,14 @@ Array = NDArray[Any]
 def relu_forward(x: Array) -> Array:
     """max(x, 0)."""
     out = np.empty_like(x)
-    _relu(x.reshape(-1), x.reshape(-1), out.reshape(-1))
+    _relu(COST * out.size, x.reshape(-1), x.reshape(-1), out.reshape(-1))
     return out
 
 
 def relu_backward(grad: Array, out: Array) -> Array:
     """The gradient where the output was above zero, else zero."""
     grad_x = np.empty_like(out)
-    _relu(grad.reshape(-1), out.reshape(-1), grad_x.reshape(-1))
+    _relu(COST * out.size, grad.reshape(-1), out.reshape(-1), grad_x.reshape(-1))
     return grad_x
 
 
@@ -37,14 +37,14 @@ def tanh_forward(x: Array) -> Array:
     if x.dtype != np.float32:
         return np.asarray(np.tanh(x))
     out = np.empty_like(x)
-    _tanh_float32(x.reshape(-1), out.reshape(-1))
+    _tanh_float32(COST * out.size, x.reshape(-1), out.reshape(-1))
     return out
 
 
 def tanh_backward(grad: Array, out: Array) -> Array:
     """grad * (1 - out^2)."""
     grad_x = np.empty_like(out)
-    _tanh_slope(grad.reshape(-1), out.reshape(-1), grad_x.reshape(-1))
+    _tanh_slope(COST * out.size, grad.reshape(-1), out.reshape(-1), grad_x.reshape(-1))
     return grad_x
 
 
@@ -61,36 +61,37 @@ def sgd_update(
     )  # fmt: skip
 
 
-@parallel_kernel
+@SharedKernel
 def _relu(values: Array, gate: Array, out: Array) -> None:
     """out = values where gate is above zero (or NaN), else zero."""
     for block in prange((out.size + 16383) // 16384):
-        first = block * 16384
-        _relu_block(values, gate, out, first, min(first + 16384, out.size))
+        part = slice(block * 16384, (block + 1) * 16384)
+        _relu_block(values[part], gate[part], out[part])
 
 
 @kernel
-def _relu_block(values: Array, gate: Array, out: Array, first: int, last: int) -> None:
+def _relu_block(values: Array, gate: Array, out: Array) -> None:
     nothing = out.dtype.type(0)
-    for i in range(first, last):
-        out[i] = nothing if gate[i] <= nothing else values[i]
+    for i in range(out.size):
+        value = values[i]  # read it in any case: a conditional read can't be vectorised
+        out[i] = nothing if gate[i] <= nothing else value
 
 
-@parallel_kernel
+@SharedKernel
 def _tanh_float32(x: Array, out: Array) -> None:
     for block in prange((out.size + 16383) // 16384):
-        first = block * 16384
-        _tanh_block(x, out, first, min(first + 16384, out.size))
+        part = slice(block * 16384, (block + 1) * 16384)
+        _tanh_block(x[part], out[part])
 
 
 @kernel
-def _tanh_block(x: Array, out: Array, first: int, last: int) -> None:
+def _tanh_block(x: Array, out: Array) -> None:
     """An odd polynomial over an even one, which vectorises where a library call does not.
 
     Source: the minimax approximation of the Eigen library (MathFunctionsImpl.h), clamped where tanh rounds to 1.
     """
     limit = np.float32(7.90531110763549805)
-    for i in range(first, last):
+    for i in range(out.size):
         v = x[i]
         v = limit if v > limit else v
         v = -limit if v < -limit else v
@@ -107,17 +108,17 @@ def _tanh_block(x: Array, out: Array, first: int, last: int) -> None:
         out[i] = v * top / below
 
 
-@parallel_kernel
+@SharedKernel
 def _tanh_slope(grad: Array, out: Array, grad_x: Array) -> None:
     for block in prange((out.size + 16383) // 16384):
-        first = block * 16384
-        _tanh_slope_block(grad, out, grad_x, first, min(first + 16384, out.size))
+        part = slice(block * 16384, (block + 1) * 16384)
+        _tanh_slope_block(grad[part], out[part], grad_x[part])
 
 
 @kernel
-def _tanh_slope_block(grad: Array, out: Array, grad_x: Array, first: int, last: int) -> None:
+def _tanh_slope_block(grad: Array, out: Array, grad_x: Array) -> None:
     one = out.dtype.type(1)
-    for i in range(first, last):
+    for i in range(out.size):
         grad_x[i] = grad[i] * (one - out[i] * out[i])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from mlcore.kernels.jit import kernel, parallel_kernel
+from mlcore.kernels.jit import SharedKernel, kernel
 from mlcore.kernels.tiles import COLUMNS, DOTS, VECTOR, dot_tile, outer_rows, packed_rows, padded_copy
 
 Array = NDArray[Any]
@@ -22,25 +22,28 @@ Array = NDArray[Any]
 def linear_forward(x_NI: Array, weight_OI: Array, bias_O: Array) -> Array:
     """x @ weight.T + bias, [N, O]."""
     out_NO = np.empty((x_NI.shape[0], weight_OI.shape[0]), x_NI.dtype)
-    _forward(padded_copy(x_NI, DOTS, VECTOR), padded_copy(weight_OI, DOTS, VECTOR), bias_O, out_NO)
+    x, weight = padded_copy(x_NI, DOTS, VECTOR), padded_copy(weight_OI, DOTS, VECTOR)
+    _forward(x.shape[0] * weight.size, x, weight, bias_O, out_NO)
     return out_NO
 
 
 def linear_grad_input(grad_NO: Array, weight_OI: Array) -> Array:
     """grad @ weight, [N, I]."""
     grad_x = np.empty((grad_NO.shape[0], weight_OI.shape[1]), grad_NO.dtype)
-    _product(packed_rows(grad_NO), padded_copy(weight_OI, 1, COLUMNS), grad_x)
+    work = grad_NO.shape[0] * weight_OI.size
+    _product(work, packed_rows(grad_NO), padded_copy(weight_OI, 1, COLUMNS), grad_x)
     return grad_x
 
 
 def linear_grad_weight(grad_NO: Array, x_NI: Array) -> tuple[Array, Array]:
     """Gradients of weight_OI (grad.T @ x) and of bias_O."""
     grad_w = np.empty((grad_NO.shape[1], x_NI.shape[1]), grad_NO.dtype)
-    _product(packed_rows(grad_NO.T), padded_copy(x_NI, 1, COLUMNS), grad_w)
+    work = grad_NO.shape[0] * grad_w.size
+    _product(work, packed_rows(grad_NO.T), padded_copy(x_NI, 1, COLUMNS), grad_w)
     return grad_w, _column_sums(grad_NO)
 
 
-@parallel_kernel
+@SharedKernel
 def _forward(x: Array, weight: Array, bias_O: Array, out_NO: Array) -> None:
     for tile in prange(x.shape[0] // 4):
         _forward_rows(x.reshape(-1), tile * 4, weight, bias_O, out_NO)
@@ -61,7 +64,7 @@ def _forward_rows(x: Array, row: int, weight: Array, bias_O: Array, out_NO: Arra
                 out_NO[row + i, o + j] = sums[4 * i + j] + bias_O[o + j]
 
 
-@parallel_kernel
+@SharedKernel
 def _product(left: Array, right: Array, out: Array) -> None:
     """out [M, W] = left [M / 8, K, 8] @ right [K, W padded]."""
     for tile in prange(left.shape[0]):

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import get_num_threads, njit
+
+WORTH_SHARING = 1 << 22
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -21,12 +23,22 @@ def kernel(function: Callable[..., Any]) -> Any:
     return _compile(function, parallel=False)
 
 
-def parallel_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a kernel whose `prange` shares its turns among the threads of `numba.set_num_threads`.
+class SharedKernel:
+    """A kernel whose `prange` can share its turns among threads: `shared(work, *arguments)`.
 
-    A turn must not depend on how many threads there are: sums go into one slot per turn, added in order afterwards.
+    `work`: about how many multiplications or memory accesses it is. Little work, or one thread, runs serially, since
+    waking a thread costs tens of microseconds. Both ways give the same bits, because a turn never depends on who
+    takes it: sums go into one slot per turn and are added in order afterwards.
     """
-    return _compile(function, parallel=True)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.serial = _compile(function, parallel=False)
+        self.parallel = _compile(function, parallel=True)
+
+    def __call__(self, work: int, *arguments: Any) -> Any:
+        if work < WORTH_SHARING or get_num_threads() == 1:
+            return self.serial(*arguments)
+        return self.parallel(*arguments)
 
 
 def _compile(function: Callable[..., Any], parallel: bool) -> Any:
