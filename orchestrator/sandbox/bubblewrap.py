@@ -30,6 +30,9 @@ TMP_BYTES = 512 << 20
 SHM_BYTES = 512 << 20
 ETC = ("ld.so.cache", "alternatives")  # how programs of /usr find each other; nothing about this machine or its users
 NAMESPACES = ("--unshare-user", "--unshare-all", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL")
+# Root that runs us stays root to the kernel's settings, whatever its number inside: one write to
+# /proc/sys/kernel/core_pattern would run a program on the host.
+READ_ONLY_PROC = ("--remount-ro", "/proc")
 LIFETIME = ("--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox")
 # Killed without a word in a launch's first milliseconds, we would leave a sandbox running: bubblewrap binds its first
 # process to its own life only when the rest is set up. So the command starts by waiting for that (the filter is put on
@@ -105,14 +108,8 @@ class BubblewrapSandbox:
             words.append("--disable-userns")
         for name, value in {**base_env(), **command.env}.items():
             words += ["--setenv", name, value]
-        words += [
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-            *self._tmpfs("/dev/shm", SHM_BYTES),
-            *self._tmpfs("/tmp", TMP_BYTES),
-        ]
+        words += ["--proc", "/proc", *READ_ONLY_PROC, "--dev", "/dev"]
+        words += self._tmpfs("/dev/shm", SHM_BYTES) + self._tmpfs("/tmp", TMP_BYTES)
         words += _system_words()
         for mount in sorted((*interpreter_mounts(), *command.mounts), key=lambda mount: len(mount.target.parts)):
             words += ["--bind" if mount.writable else "--ro-bind", str(mount.source), str(mount.target)]

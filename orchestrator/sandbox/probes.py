@@ -32,6 +32,7 @@ LEAKS = {
     "write": "a folder that is not mounted can be written",
     "environment": "a host process's environment can be read",
     "process": "a host process can be signalled",
+    "kernel": "the kernel's settings can be written",
 }
 
 
@@ -102,6 +103,7 @@ def live_canaries() -> Iterator[Mapping[str, object]]:
             "write": str(folder / "written"),
             "environment": token,
             "process": process.pid,
+            "kernel": "/proc/sys/kernel/core_pattern",
         }
 
 

@@ -7,7 +7,7 @@ and the environment; `writable` binds nobody.
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -67,12 +67,12 @@ def _deepest_first(mounts: Sequence[Mount]) -> list[Mount]:
 
 
 def _rewritten(word: str, mounts: Sequence[Mount]) -> str:
-    """`word` with its path taken to the host's side, if it is one beneath a mount's target."""
-    for mount in mounts:
-        target = str(mount.target)
-        if word == target or word.startswith(target + os.sep):
-            return str(mount.source) + word[len(target) :]
-    return word
+    """`word` with the paths in it taken to the host's side: alone, in a list (`a:b`), or after a `=`."""
+    if not mounts:
+        return word
+    sources = {str(mount.target): str(mount.source) for mount in reversed(mounts)}
+    targets = "|".join(re.escape(str(mount.target)) for mount in mounts)
+    return re.sub(rf"(?<![^:=,])(?:{targets})(?=$|[/:,])", lambda match: sources[match[0]], word)
 
 
 def _link_nested(mount: Mount, mounts: Sequence[Mount], links: ExitStack) -> None:
