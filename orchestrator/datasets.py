@@ -41,7 +41,7 @@ OFFICIAL: dict[str, dict[str, str]] = {
     }
 }
 MAX_RAW_BYTES = 1 << 30
-Control = Literal["shuffled labels", "scrambled images"]
+Control = Literal["shuffled labels", "noise images"]
 Bytes = NDArray[np.uint8]
 
 
@@ -59,7 +59,7 @@ class Dataset:
     def label(self) -> str:
         if self.official:
             return self.name
-        return f"surrogate for {self.name}" if self.surrogate else f"{self.name} (unverified files)"
+        return f"a drawn surrogate for {self.name}" if self.surrogate else f"{self.name}, unverified files"
 
 
 def locate(name: str, data: Path | None) -> Dataset:
@@ -67,7 +67,7 @@ def locate(name: str, data: Path | None) -> Dataset:
     if name not in OFFICIAL:
         raise InputError(f"dataset `{name}` can't be measured; measurable: {', '.join(OFFICIAL)}")
     mlcore = str(Path(sys.executable).with_name("mlcore"))
-    argv = [mlcore, "fetch", name, "--json", *(["--data", str(data)] if data else [])]
+    argv = [mlcore, "fetch", name, "--surrogate", "--json", *(["--data", str(data)] if data else [])]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise InputError(f"dataset `{name}` could not be had; give its folder with --data (see the message above)")
@@ -116,9 +116,8 @@ def control(dataset: Dataset, target: Path, kind: Control, seed: int) -> None:
         labels = read_idx(dataset.folder / TRAIN_LABELS, 1)
         _replace(folder, TRAIN_LABELS, rng.permutation(labels))
     else:
-        images = read_idx(dataset.folder / TRAIN_IMAGES, 3)
-        noise = rng.permuted(images.reshape(len(images), -1), axis=1).reshape(images.shape)
-        _replace(folder, TRAIN_IMAGES, noise)
+        shape = read_idx(dataset.folder / TRAIN_IMAGES, 3).shape
+        _replace(folder, TRAIN_IMAGES, rng.integers(0, 256, shape, dtype=np.uint8))
     (target / "complete").touch()
 
 

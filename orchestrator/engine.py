@@ -52,7 +52,7 @@ class Engine:
             enable_otlp=False,
         )
         DBOS(config=config)
-        self._registered = {name: DBOS.workflow(name=name)(do) for name, do in self._workflows.items()}
+        self._registered = {name: DBOS.workflow(name=name)(_function(do)) for name, do in self._workflows.items()}
         DBOS.launch()
         return self
 
@@ -88,13 +88,25 @@ class Engine:
         """Run once and journal what it returns; after a crash give that back. A step cut off by a crash runs again."""
         from dbos import DBOS
 
-        return await DBOS.run_step_async({"name": name}, do)
+        async def call() -> Json:  # a lambda that returns a coroutine would be taken for a plain function
+            return await do()
+
+        return await DBOS.run_step_async({"name": name}, call)
 
     async def pause(self, reason: str) -> Json:
         """Stop the run from inside a step: the step stays unfinished, as after a crash. Does not return."""
         if self._paused is not None and not self._paused.done():
             self._paused.get_loop().call_soon_threadsafe(_settle, self._paused, reason)
         await asyncio.Event().wait()
+
+
+def _function(do: Workflow) -> Workflow:
+    """DBOS marks what it registers, and a bound method can't be marked."""
+
+    async def call(*args: Json) -> Json:
+        return await do(*args)
+
+    return call
 
 
 def _settle(future: asyncio.Future[str], reason: str) -> None:

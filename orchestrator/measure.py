@@ -62,7 +62,7 @@ def trials(target: Target, commit: str, secret: bytes) -> tuple[Trial, ...]:
     return (
         Trial("zero-steps", control, ("train.steps=0",), expect_chance=True),
         Trial("shuffled-labels", control, one, "shuffled labels", expect_chance=True),
-        Trial("scrambled-images", control, one, "scrambled images", expect_chance=True),
+        Trial("noise-images", control, one, "noise images", expect_chance=True),
         *(Trial(f"seed-{seed}", seed) for seed in seeds),
     )
 
@@ -116,7 +116,7 @@ def _outcome(
     broken = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "train"]
     failed = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "control"]
     if not dataset.official:
-        return "not measured", f"not measured on {target.dataset.upper()}: the data is a {dataset.label}"
+        return "not measured", f"not measured on {target.dataset.upper()}: the data is {dataset.label}"
     if failed:
         return "not measured", f"control failed: {failed[0].what}"
     if broken:

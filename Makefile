@@ -1,0 +1,34 @@
+# Two commands do everything on a fresh Debian or Ubuntu: `make mnist` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: mnist test setup system clean
+
+mnist: setup  ## run the plan plans/mnist.md: ends with pull requests whose numbers were measured
+	$(BIN)/orchestrate run plans/mnist.md
+
+test: setup  ## lint, types, import contracts, plans, tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/orchestrate lint
+	$(BIN)/pytest -n 2 --dist worksteal
+
+setup: system .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Odyssey needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# The sandbox. As root it is installed; anyone else is told the one command to type.
+system:
+	@command -v bwrap >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq bubblewrap; \
+	else echo "Odyssey runs agents' code in bubblewrap. Install it with: sudo apt-get install bubblewrap" >&2; exit 1; fi
+
+clean:
+	rm -rf .venv build *.egg-info
