@@ -181,7 +181,7 @@ def _apart(*shape: int) -> Array:
 
 def _conv(stride: int, padding: int, groups: int) -> Callable[[], Measured]:
     x, weight, bias = _values(2, 4, 7, 6), _values(6, 4 // groups, 3, 3), _values(6)
-    return lambda: check_grads(lambda *t: ops.conv2d(*t, stride, padding, groups), x, weight, bias)
+    return lambda: check_grads(lambda x, w, b: ops.conv2d(x, w, b, stride, padding, groups), x, weight, bias)
 
 
 def _dropout() -> Measured:

@@ -22,8 +22,9 @@ def prepare(threads: int | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _keep_freed_memory()
     import numba
+    from numba.core import config
 
-    available = int(numba.config.NUMBA_NUM_THREADS)
+    available = int(config.NUMBA_NUM_THREADS)
     chosen = available if threads is None else max(1, min(threads, available))
     numba.set_num_threads(chosen)
     return chosen

@@ -43,9 +43,9 @@ class SharedKernel:
 
 def _compile(function: Callable[..., Any], parallel: bool) -> Any:
     try:
-        dispatcher = njit(nogil=True, parallel=parallel, cache=True)(function)
+        dispatcher = njit(nogil=True, parallel=parallel, error_model="numpy", cache=True)(function)
     except RuntimeError:  # nowhere to write a cache: compile in every process
-        return njit(nogil=True, parallel=parallel)(function)
+        return njit(nogil=True, parallel=parallel, error_model="numpy")(function)
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if cache_file is not None:
         cache_file._source_stamp = _stamp()

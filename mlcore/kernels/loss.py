@@ -31,7 +31,7 @@ def cross_entropy_backward(grad: float, softmax_NK: Array, labels_N: Array) -> A
 
 
 @kernel
-def _forward(logits_NK: Array, labels_N: Array, softmax_NK: Array) -> float:
+def _forward(logits_NK: Array, labels_N: Array, softmax_NK: Array) -> Any:
     rows, classes = logits_NK.shape
     losses = 0.0
     for n in range(rows):

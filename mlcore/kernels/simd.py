@@ -1,9 +1,9 @@
 """Sixteen numbers side by side: the vector type that the kernels compute with.
 
-`zeros`, `load`, `store`, `spread_add`, `multiply_add` and `total` work on `LANES` consecutive values of a flat float32 or float64 array.
-Compiled, each is one or a few vector instructions on registers, of whatever width the processor has (LLVM splits
-sixteen lanes as it must); with NUMBA_DISABLE_JIT=1 the same names run as the NumPy lines below.
-Nothing checks bounds here: callers give buffers that are padded to whole tiles.
+The functions here work on `LANES` consecutive values of a flat float32 or float64 array. Compiled, each is one or a
+few vector instructions on registers, of whatever width the processor has (LLVM splits sixteen lanes as it must);
+with NUMBA_DISABLE_JIT=1 the same names run as the NumPy lines below.
+Nothing checks bounds: callers give buffers that are padded to whole tiles.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.datamodel import models
-from numba.extending import intrinsic, overload, register_model
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import overload, register_model
 from numpy.typing import NDArray
 
 LANES = 16
 INT32 = ir.IntType(32)
 
 Array = NDArray[Any]
+
+intrinsic: Any = numba_intrinsic  # numba passes the typing context itself
 
 
 def zeros(array: Array) -> Array:

@@ -96,52 +96,44 @@ def _outer_tile(left: Array, right: Array, start: int, steps: Array, out: Array,
 
 @kernel
 def dot_tile(
-    left: Array, l: Array, right: Array, r: Array, parts: int, part_l: int, part_r: int, length: int, out: Array
+    left: Array,
+    left_rows: Array,
+    right: Array,
+    right_rows: Array,
+    parts: int,
+    left_part: int,
+    right_part: int,
+    length: int,
+    out: Array,
 ) -> None:
     """out[4 * i + j] = left row i . right row j, for four rows each.
 
-    left, right: flat; row i of left begins at l[i], row j of right at r[j]. A row has `parts` pieces of `length`
-    values (whole 16s), `part_l` and `part_r` apart.
+    left, right: flat; their rows begin at left_rows[i], right_rows[j]. A row has `parts` pieces of `length` values
+    (whole 16s); the pieces begin `left_part` and `right_part` apart.
     """
     aa, ab, ac, ad = zeros(out), zeros(out), zeros(out), zeros(out)
     ba, bb, bc, bd = zeros(out), zeros(out), zeros(out), zeros(out)
     ca, cb, cc, cd = zeros(out), zeros(out), zeros(out), zeros(out)
     da, db, dc, dd = zeros(out), zeros(out), zeros(out), zeros(out)
-    l0, l1, l2, l3 = l[0], l[1], l[2], l[3]
-    r0, r1, r2, r3 = r[0], r[1], r[2], r[3]
+    l0, l1, l2, l3 = left_rows[0], left_rows[1], left_rows[2], left_rows[3]
+    r0, r1, r2, r3 = right_rows[0], right_rows[1], right_rows[2], right_rows[3]
     for part in range(parts):
-        i, j = part * part_l, part * part_r
+        i, j = part * left_part, part * right_part
         for f in range(0, length, 16):
             w, x = load(right, r0 + j + f), load(right, r1 + j + f)
             y, z = load(right, r2 + j + f), load(right, r3 + j + f)
             v = load(left, l0 + i + f)
-            aa, ab, ac, ad = (
-                multiply_add(v, w, aa),
-                multiply_add(v, x, ab),
-                multiply_add(v, y, ac),
-                multiply_add(v, z, ad),
-            )
+            aa, ab = multiply_add(v, w, aa), multiply_add(v, x, ab)
+            ac, ad = multiply_add(v, y, ac), multiply_add(v, z, ad)
             v = load(left, l1 + i + f)
-            ba, bb, bc, bd = (
-                multiply_add(v, w, ba),
-                multiply_add(v, x, bb),
-                multiply_add(v, y, bc),
-                multiply_add(v, z, bd),
-            )
+            ba, bb = multiply_add(v, w, ba), multiply_add(v, x, bb)
+            bc, bd = multiply_add(v, y, bc), multiply_add(v, z, bd)
             v = load(left, l2 + i + f)
-            ca, cb, cc, cd = (
-                multiply_add(v, w, ca),
-                multiply_add(v, x, cb),
-                multiply_add(v, y, cc),
-                multiply_add(v, z, cd),
-            )
+            ca, cb = multiply_add(v, w, ca), multiply_add(v, x, cb)
+            cc, cd = multiply_add(v, y, cc), multiply_add(v, z, cd)
             v = load(left, l3 + i + f)
-            da, db, dc, dd = (
-                multiply_add(v, w, da),
-                multiply_add(v, x, db),
-                multiply_add(v, y, dc),
-                multiply_add(v, z, dd),
-            )
+            da, db = multiply_add(v, w, da), multiply_add(v, x, db)
+            dc, dd = multiply_add(v, y, dc), multiply_add(v, z, dd)
     out[0], out[1], out[2], out[3] = total(aa), total(ab), total(ac), total(ad)
     out[4], out[5], out[6], out[7] = total(ba), total(bb), total(bc), total(bd)
     out[8], out[9], out[10], out[11] = total(ca), total(cb), total(cc), total(cd)
