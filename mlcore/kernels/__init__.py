@@ -22,9 +22,8 @@ def prepare(threads: int | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _keep_freed_memory()
     import numba
-    from numba.core import config
 
-    available = int(config.NUMBA_NUM_THREADS)
+    available = int(getattr(numba.config, "NUMBA_NUM_THREADS"))  # noqa: B009  numba sets it as it goes
     chosen = available if threads is None else max(1, min(threads, available))
     numba.set_num_threads(chosen)
     return chosen

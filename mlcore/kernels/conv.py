@@ -68,7 +68,8 @@ def conv2d_grad_weight(
     sums = np.empty((chunks, weight_shape[0], plan.steps.size), x_NCHW.dtype)
     bias_sums = np.empty((chunks, weight_shape[0]), x_NCHW.dtype)
     work = _macs(grad_NOPQ, plan)
-    _grad_weight(work, grad_NOPQ, x_NCHW, plan.steps, plan.layout, plan.groups, sums, bias_sums)
+    steps = np.pad(plan.steps, (0, DOTS - 1), mode="edge")  # a tile may ask for three rows too many
+    _grad_weight(work, grad_NOPQ, x_NCHW, steps, plan.layout, plan.groups, sums, bias_sums)
     return _in_order(sums).reshape(weight_shape), _in_order(bias_sums)
 
 
@@ -199,13 +200,11 @@ def _grad_weight_chunk(
         _lay_out(x_NCHW[first + n, group * per_in : (group + 1) * per_in], layout, windows, n * size)
         _write_rows(grad_NOPQ[first + n, group * per_out : (group + 1) * per_out], row, flat, grads, n * area)
     tile = np.empty(16, x_NCHW.dtype)
-    four = np.arange(4)
     for o in range(0, per_out, 4):
-        for k in range(0, steps.size, 4):
-            right = steps[np.minimum(k + four, steps.size - 1)]
-            dot_tile(grads, (o + four) * flat, windows, right, images, area, size, flat, tile)
+        for k in range(0, sums_OK.shape[1], 4):
+            dot_tile(grads, o * flat, flat, windows, steps, k, images, area, size, flat, tile)
             for i in range(min(4, per_out - o)):
-                for j in range(min(4, steps.size - k)):
+                for j in range(min(4, sums_OK.shape[1] - k)):
                     sums_OK[group * per_out + o + i, k + j] = tile[4 * i + j]
     for o in range(per_out):
         bias = tile.dtype.type(0)

@@ -55,10 +55,9 @@ def _forward_rows(x: Array, row: int, weight: Array, bias_O: Array, out_NO: Arra
     n, outputs = out_NO.shape
     depth = weight.shape[1]
     sums = np.empty(16, x.dtype)
-    left = (row + np.arange(4)) * depth
+    steps = np.arange(weight.shape[0]) * depth
     for o in range(0, weight.shape[0], 4):
-        right = (o + np.arange(4)) * depth
-        dot_tile(x, left, weight.reshape(-1), right, 1, 0, 0, depth, sums)
+        dot_tile(x, row * depth, depth, weight.reshape(-1), steps, o, 1, 0, 0, depth, sums)
         for i in range(min(4, n - row)):
             for j in range(min(4, outputs - o)):
                 out_NO[row + i, o + j] = sums[4 * i + j] + bias_O[o + j]

@@ -97,9 +97,11 @@ def _outer_tile(left: Array, right: Array, start: int, steps: Array, out: Array,
 @kernel
 def dot_tile(
     left: Array,
-    left_rows: Array,
+    at: int,
+    left_step: int,
     right: Array,
-    right_rows: Array,
+    steps: Array,
+    k: int,
     parts: int,
     left_part: int,
     right_part: int,
@@ -108,15 +110,15 @@ def dot_tile(
 ) -> None:
     """out[4 * i + j] = left row i . right row j, for four rows each.
 
-    left, right: flat; their rows begin at left_rows[i], right_rows[j]. A row has `parts` pieces of `length` values
-    (whole 16s); the pieces begin `left_part` and `right_part` apart.
+    left, right: flat; row i of left begins at `at + i * left_step`, row j of right at steps[k + j]. A row has
+    `parts` pieces of `length` values (whole 16s); the pieces begin `left_part` and `right_part` apart.
     """
     aa, ab, ac, ad = zeros(out), zeros(out), zeros(out), zeros(out)
     ba, bb, bc, bd = zeros(out), zeros(out), zeros(out), zeros(out)
     ca, cb, cc, cd = zeros(out), zeros(out), zeros(out), zeros(out)
     da, db, dc, dd = zeros(out), zeros(out), zeros(out), zeros(out)
-    l0, l1, l2, l3 = left_rows[0], left_rows[1], left_rows[2], left_rows[3]
-    r0, r1, r2, r3 = right_rows[0], right_rows[1], right_rows[2], right_rows[3]
+    l0, l1, l2, l3 = at, at + left_step, at + 2 * left_step, at + 3 * left_step
+    r0, r1, r2, r3 = steps[k], steps[k + 1], steps[k + 2], steps[k + 3]
     for part in range(parts):
         i, j = part * left_part, part * right_part
         for f in range(0, length, 16):
