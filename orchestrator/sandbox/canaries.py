@@ -1,7 +1,7 @@
 """What the self-test tries from inside, as a program of its own: standard library only, run with `python -I -S`.
 
 It takes JSON on stdin ({"<try>": argument}) and prints JSON ({"<try>": what it got, or null where it was stopped}).
-Outside the sandbox every try succeeds (`kernel` for root only), which is how the tests know that a "stopped" means something.
+Outside the sandbox every try succeeds (`kernel` for root only): so the tests know that a "stopped" means something.
 """
 
 from __future__ import annotations

@@ -126,11 +126,17 @@ def scrub(folder: Path) -> list[str]:
         for name in (*folders, *files):
             path = Path(at) / name
             mode = path.lstat().st_mode
-            leads_out = stat.S_ISLNK(mode) and not path.resolve().is_relative_to(folder.resolve())
-            if leads_out or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and _leads_into(folder, path))):
                 path.unlink()
                 removed.append(f"{path.relative_to(folder.parent)}: only plain files and folders are kept")
     return removed
+
+
+def _leads_into(folder: Path, link: Path) -> bool:
+    try:
+        return link.resolve(strict=True).is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # it dangles, or turns in a circle
+        return False
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Identity]]:
