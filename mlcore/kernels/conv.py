@@ -21,7 +21,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel, kernel
-from mlcore.kernels.tiles import COLUMNS, dot_tile, outer_rows, packed_rows, round_up, sum_row
+from mlcore.kernels.tiles import COLUMNS, DOTS, dot_tile, outer_rows, packed_rows, round_up, sum_row
 
 CHUNK = 8  # images in one turn; part of the arithmetic, so never a function of the threads
 
