@@ -134,7 +134,7 @@ def gradcheck_command(model: str | None) -> dict[str, Any]:
     """Every gradient against central differences."""
     from mlcore.gradcheck import run_gradcheck
 
-    rows = [asdict(row) for row in run_gradcheck(model)]
+    rows = [{**asdict(row), "passed": row.ok} for row in run_gradcheck(model)]
     return {"schema": "mlcore.gradcheck/1", "passed": all(row["passed"] for row in rows), "rows": rows}
 
 

@@ -11,7 +11,9 @@ from typing import Any, Protocol, TextIO
 
 PLAIN_EVERY_S = 10.0
 REDRAW_EVERY_S = 0.1
+WIDE = 100  # columns
 SURROGATE_LABEL = "[SURROGATE digits, not MNIST] "
+SHORT_LABEL = "[SURROGATE] "  # leaves the moving line room on 80 columns
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class View:
     def line(self) -> str:
         """The progress line, without the bar."""
         return (
-            f"epoch {self.epoch}/{self.epochs}  loss {self.loss:.4f}  error {self.error_pct:5.2f} %  "
-            f"{self.images_per_s:,.0f} images/s  {duration(self.left_s)} left"
+            f"epoch {self.epoch}/{self.epochs} loss {self.loss:.4f} error {self.error_pct:.2f} % "
+            f"{self.images_per_s:,.0f} images/s {duration(self.left_s)} left"
         )
 
 
@@ -80,7 +82,7 @@ class Plain(Quiet):
 
 
 class Live(Quiet):
-    """A bar and a line that are drawn over, on a terminal; rich is loaded here only."""
+    """A line that is drawn over, with a bar where there is room; rich is loaded here only."""
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream)
@@ -89,7 +91,8 @@ class Live(Quiet):
 
         self.clock, self.last = clock, 0.0
         self.console = Console(file=self.stream, highlight=False)
-        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+        text = TextColumn("{task.description}", markup=False)
+        columns = (BarColumn(bar_width=20), text) if self.console.width >= WIDE else (text,)
         self.progress = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
         self.task: Any = None
 
@@ -106,7 +109,7 @@ class Live(Quiet):
         if self.task is None:
             self.progress.start()
             self.task = self.progress.add_task("", total=view.total_steps)
-        text = f"{self.label}{view.line()}"
+        text = f"{SHORT_LABEL if self.label else ''}{view.line()}"
         self.progress.update(self.task, completed=view.step, total=view.total_steps, description=text, refresh=True)
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ def draw_mistakes(path: Path, dataset: Dataset, predictions: Classes, note: str)
 
 def _figure(width: float, height: float) -> Any:
     """A figure in inches, on no screen."""
-    if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
+    if not os.environ.get("MPLCONFIGDIR") and not os.access(Path.home(), os.W_OK):
         os.environ["MPLCONFIGDIR"] = str(Path(tempfile.gettempdir()) / f"mlcore-matplotlib-{os.getuid()}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

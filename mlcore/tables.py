@@ -30,8 +30,17 @@ def check_table(document: dict[str, Any]) -> str:
 
 def gradcheck_table(document: dict[str, Any]) -> str:
     """The gradients, each with how far it was off."""
-    head = tuple(document["rows"][0])
-    return columns([head, *(tuple(_cell(row[key]) for key in head) for row in document["rows"])])
+    rows = [
+        (
+            row["name"],
+            "ok" if row["ok"] else "FAIL",
+            f"{row['max_error']:.1e}",
+            f"{row['tolerance']:.0e}",
+            row["message"],
+        )
+        for row in document["rows"]
+    ]
+    return columns([("gradient", "", "error", "allowed", ""), *rows])
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -39,7 +48,3 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in padded)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.2e}" if isinstance(value, float) else str(value)

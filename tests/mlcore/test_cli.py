@@ -1,0 +1,219 @@
+"""The commands as a person or a script meets them."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mlcore.cli import app
+from mlcore.data.idx import write_idx
+from mlcore.errors import CheckFailed, DataError, MlcoreError, RecipeError
+from tests.mlcore.drawn import RECIPE, command, mlcore, surrogate, surrogate_folder
+
+LABEL = "[SURROGATE digits, not MNIST]"
+
+
+def call(*arguments: str | Path, fails: type[MlcoreError] | None = None) -> str:
+    """Run a command in this process; its stdout. `fails`: the error that it must raise."""
+    outcome = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if fails:
+        assert isinstance(outcome.exception, fails), outcome.exception
+    else:
+        assert outcome.exit_code == 0, outcome.output + repr(outcome.exception)
+    return outcome.stdout
+
+
+def document(*arguments: str | Path, fails: type[MlcoreError] | None = None) -> dict[str, Any]:
+    got = json.loads(call(*arguments, "--json", fails=fails))
+    assert isinstance(got, dict)
+    return got
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with pictures."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.toml").write_text(RECIPE)
+    call("train", folder / "tiny.toml", "seed=3", "--data", surrogate_folder(), "--out", folder / "run", "-q")
+    return folder / "run"
+
+
+def test_help_answers_at_once_and_names_every_command() -> None:
+    import subprocess
+
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+    for name in ("train", "evaluate", "predict", "summary", "fetch", "gradcheck", "check"):
+        assert f"\n  {name} " in done.stdout
+    assert "Exit codes" in done.stdout
+    assert min(times) < 1.0  # 0.12 s alone; the tests share the cores
+
+
+def test_help_loads_no_kernels() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, mlcore.cli; print([m for m in ('numba', 'numpy', 'rich', 'pydantic') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "summary", "fetch", "gradcheck", "check"])
+def test_every_command_teaches_with_an_example(name: str) -> None:
+    assert f"Example: mlcore {name}" in call(name, "--help")
+
+
+def test_train_leaves_the_pictures_and_the_events(run: Path) -> None:
+    for name in ("curves.png", "confusion.png", "mistakes.png"):
+        assert (run / name).read_bytes()[:4] == b"\x89PNG"
+    assert any((run / "events").iterdir())
+
+
+def test_every_line_about_a_surrogate_says_so(run: Path, tmp_path: Path) -> None:
+    done = mlcore(
+        "train", run.parent / "tiny.toml", "--data", surrogate_folder(), "--out", tmp_path / "a", "--no-pictures"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(LABEL)
+    assert "verdict: not measured on MNIST" in done.stdout
+    lines = [line for line in done.stderr.splitlines() if "warning: " not in line]
+    assert len(lines) > 3
+    assert all(line.startswith(LABEL) for line in lines)
+    shown = [
+        call("evaluate", run, "--data", surrogate_folder()),
+        call("fetch", "surrogate", "--data", surrogate_folder()),
+    ]
+    assert all(line.startswith(LABEL) for text in shown for line in text.splitlines())
+
+
+def test_quiet_training_says_nothing_on_stderr_but_warnings(run: Path, tmp_path: Path) -> None:
+    quiet = ("-q", "--json", "--no-pictures")
+    done = mlcore("train", run.parent / "tiny.toml", "--data", surrogate_folder(), "--out", tmp_path / "a", *quiet)
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["schema"] == "mlcore.result/1"
+
+
+def test_evaluate_repeats_what_training_measured(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    got = document("evaluate", run, "--data", surrogate_folder())
+    assert got["test_error_pct"] == result["test_error_pct"]
+    assert got["step"] == result["steps"]
+
+
+def test_evaluate_finds_the_data_where_training_found_it(run: Path) -> None:
+    assert document("evaluate", run)["data"]["surrogate"] is True
+
+
+def test_predict_prints_a_json_line_per_image(run: Path, tmp_path: Path) -> None:
+    predictions = np.load(run / "predictions.npy", allow_pickle=False).tolist()
+    lines = [
+        json.loads(line) for line in call("predict", run, surrogate_folder() / "t10k-images-idx3-ubyte.gz").splitlines()
+    ]
+    assert [line["class"] for line in lines] == predictions
+    assert [line["index"] for line in lines] == list(range(120))
+
+
+def test_predict_reads_pictures_dark_on_light_or_light_on_dark(run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    image = surrogate().test_images[0]
+    Image.fromarray(image).save(tmp_path / "light.png")
+    Image.fromarray(255 - image).convert("RGB").save(tmp_path / "dark.png")
+    lines = [
+        json.loads(line) for line in call("predict", run, tmp_path / "light.png", tmp_path / "dark.png").splitlines()
+    ]
+    expected = int(np.load(run / "predictions.npy", allow_pickle=False)[0])
+    assert [line["class"] for line in lines] == [expected, expected]
+
+
+def test_predict_refuses_what_is_no_picture(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    write_idx(tmp_path / "b-idx3-ubyte", np.zeros((1, 5, 5), np.uint8))
+    for path in (tmp_path / "a.png", tmp_path / "b-idx3-ubyte", tmp_path / "none.png"):
+        call("predict", run, path, fails=DataError)
+
+
+def test_summary_counts_lenet5s_parameters() -> None:
+    got = document("summary", "lenet5_mnist")
+    assert got["parameters"] == 61_706
+    assert [row["layer"] for row in got["rows"]][:3] == ["C1", "C1_act", "S2"]
+    assert "61,706" in call("summary", "lenet5_mnist")
+
+
+def test_fetch_draws_a_small_surrogate_where_it_is_told(tmp_path: Path) -> None:
+    got = document("fetch", "surrogate", "--count", "60", "--out", tmp_path / "mnist-surrogate")
+    assert (got["name"], got["train_images"], got["test_images"]) == ("mnist-surrogate", 60, 10)
+    assert got["path"] == str(tmp_path / "mnist-surrogate")
+
+
+def test_fetch_says_what_it_found_and_copies_it(tmp_path: Path) -> None:
+    got = document("fetch", "mnist", "--surrogate", "--data", surrogate_folder(), "--out", tmp_path / "copy")
+    assert got["surrogate"] is True
+    assert (tmp_path / "copy" / "train-images-idx3-ubyte.gz").is_file()
+
+
+def test_fetch_refuses_a_surrogate_for_mnist_unless_it_is_allowed() -> None:
+    call("fetch", "mnist", "--data", surrogate_folder(), fails=MlcoreError)
+    call("fetch", "cifar", fails=RecipeError)
+
+
+def test_check_prints_a_table_and_fails_with_its_own_error(run: Path) -> None:
+    recipe = run.parent / "tiny.toml"
+    got = document("check", recipe, "--data", surrogate_folder(), "-q", "optimiser.rate=1e-9", fails=CheckFailed)
+    assert got["passed"] is False
+    assert {row["name"] for row in got["checks"] if not row["passed"]} >= {"one batch overfitted"}
+    done = mlcore("check", recipe, "--data", surrogate_folder(), "-q", "optimiser.rate=1e-9")
+    assert done.returncode == 5
+    assert "FAIL" in done.stdout
+    assert "one batch overfitted" in done.stderr
+
+
+def test_gradcheck_passes_for_the_small_network() -> None:
+    got = document("gradcheck", "mlp")
+    assert got["passed"] is True
+    assert got["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train"], "mlcore train lenet5_mnist"),
+        (["train", "lenet5_minst"], "did you mean 'lenet5_mnist'"),
+        (["train", "lenet5_mnist", "train.epoch=3"], "did you mean 'epochs'"),
+        (["train", "lenet5_mnist", "--continue"], "--out"),
+        (["train", "lenet5_mnist", "--resume", "x"], "--resume takes all from the run"),
+        (["train", "--resume", "nowhere"], "no run"),
+        (["train", "lenet5_mnist", "--data", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere"], "no run"),
+        (["summary", "lenet5_mnist", "model.name=lenet6"], "did you mean 'lenet5'"),
+        (["summary", "lenet5_mnist", "model.options.pol=max"], "did you mean 'pool'"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_named_with_its_fix(arguments: list[str], says: str) -> None:
+    outcome = CliRunner().invoke(app, arguments)
+    assert isinstance(outcome.exception, MlcoreError)
+    assert outcome.exception.exit_code == 2
+    assert says in str(outcome.exception)
+
+
+def test_errors_go_to_stderr_with_their_exit_code_and_as_json_to_stdout() -> None:
+    done = mlcore("summary", "lenet5_minst", "--json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: lenet5_minst: no recipe")
+    assert json.loads(done.stdout)["error"] == "RecipeError"
+    assert "Traceback" not in done.stderr
+
+
+def test_it_works_without_a_home_and_without_git(run: Path, tmp_path: Path) -> None:
+    how = ("--data", surrogate_folder(), "--out", tmp_path / "a", "--json", "--continue")
+    done = mlcore("train", run.parent / "tiny.toml", *how, HOME="/dev/null/home", PATH="", MPLCONFIGDIR="")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["code"]["commit"] is None
+    assert json.loads(done.stdout)["warnings"] == ["trained on drawn surrogate digits: not measured on MNIST"]
+    assert (tmp_path / "a" / "curves.png").is_file()

@@ -1,0 +1,72 @@
+"""What is shown: a moving line on a terminal, calm lines elsewhere, little when quiet."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from mlcore.display import Live, Plain, Quiet, View, choose, duration
+from mlcore.monitor import Monitor
+
+VIEW = View(epoch=2, epochs=3, step=40, total_steps=96, loss=0.1234, error_pct=4.5, images_per_s=12345.6, left_s=75)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_line_has_epoch_loss_error_speed_and_the_time_left() -> None:
+    assert VIEW.line() == "epoch 2/3 loss 0.1234 error 4.50 % 12,346 images/s 1:15 min left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (187, "3:07 min"), (7500, "2:05 h"), (-1, "0 s")]
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_plain_progress_is_one_line_every_ten_seconds() -> None:
+    stream, now = io.StringIO(), [0.0]
+    display = Plain(stream, lambda: now[0])
+    for second in range(25):
+        now[0] = float(second)
+        display.show(VIEW)
+    assert stream.getvalue().splitlines() == [f"step 40/96  {VIEW.line()}"] * 2
+
+
+def test_quiet_shows_warnings_only() -> None:
+    stream = io.StringIO()
+    display = Quiet(stream)
+    display.say("hello")
+    display.show(VIEW)
+    display.warn("careful")
+    assert stream.getvalue() == "warning: careful\n"
+
+
+def test_a_terminal_gets_a_line_that_is_drawn_over() -> None:
+    stream = Terminal()
+    display = choose(quiet=False, surrogate=True, stream=stream)
+    assert isinstance(display, Live)
+    display.show(VIEW)
+    display.say("epoch done")
+    display.close()
+    assert f"[SURROGATE] {VIEW.line()}" in stream.getvalue()
+    assert "[SURROGATE digits, not MNIST] epoch done" in stream.getvalue()
+
+
+def test_elsewhere_it_is_plain_and_labelled() -> None:
+    stream = io.StringIO()
+    display = choose(quiet=False, surrogate=True, stream=stream)
+    display.say("epoch done")
+    assert stream.getvalue() == "[SURROGATE digits, not MNIST] epoch done\n"
+
+
+def test_a_resumed_monitor_takes_back_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "step", "step": 1}\n{"kind": "step", "step": 101}\n{"kind": "st')
+    monitor = Monitor(path, None, ({"kind": "step", "step": 1},), 50)
+    monitor.add({"kind": "step", "step": 101})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 101]

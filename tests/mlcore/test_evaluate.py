@@ -1,0 +1,61 @@
+"""Evaluation: every image once, in order, with the errors counted right."""
+
+import numpy as np
+import pytest
+
+from mlcore.data.images import Normaliser
+from mlcore.errors import NotFinite
+from mlcore.evaluate import BATCH, confusion, error_pct, evaluate
+from mlcore.layers import Layer
+from mlcore.rng import Rng
+from mlcore.tensor import Tensor
+
+
+class Brightest(Layer):
+    """Says the number in the first pixel, by logits that peak there."""
+
+    def __call__(self, x: Tensor, rng: Rng | None = None) -> Tensor:
+        assert rng is None, "evaluation has no randomness"
+        digits = np.rint(x.data[:, 0, 0, 0] * 255).astype(int)
+        return Tensor(np.eye(10, dtype=np.float32)[digits])
+
+
+AS_IS = Normaliser(0.0, 1.0)
+
+
+def images(digits: list[int]) -> "np.typing.NDArray[np.uint8]":
+    made = np.zeros((len(digits), 28, 28), np.uint8)
+    made[:, 0, 0] = digits
+    return made
+
+
+def test_predictions_keep_the_order_over_batches() -> None:
+    digits = [i % 10 for i in range(2 * BATCH + 7)]
+    seen = evaluate(Brightest(), AS_IS, images(digits), None)
+    assert seen.predictions.tolist() == digits
+    assert seen.loss is seen.error_pct is None
+
+
+def test_the_error_counts_what_is_wrong_and_the_loss_is_the_mean_over_images() -> None:
+    labels = np.array([1, 2, 3, 4], np.uint8)
+    seen = evaluate(Brightest(), AS_IS, images([1, 2, 3, 0]), labels)
+    assert seen.error_pct == 25.0
+    right, wrong = np.log(np.e + 9) - 1, np.log(np.e + 9)
+    assert seen.loss == pytest.approx((3 * right + wrong) / 4, rel=1e-5)
+
+
+def test_logits_that_are_no_numbers_are_an_error_not_a_prediction() -> None:
+    class Broken(Brightest):
+        def __call__(self, x: Tensor, rng: Rng | None = None) -> Tensor:
+            return Tensor(super().__call__(x, rng).data * np.float32(np.nan))
+
+    with pytest.raises(NotFinite, match="step 12"):
+        evaluate(Broken(), AS_IS, images([1]), None, step=12)
+
+
+def test_the_confusion_matrix_has_truth_in_rows() -> None:
+    counts = confusion(np.array([1, 1, 7]), np.array([1, 7, 7], np.uint8))
+    assert counts[7, 1] == 1
+    assert counts[1, 1] == counts[7, 7] == 1
+    assert counts.sum() == 3
+    assert error_pct(np.array([1, 1, 7]), np.array([1, 7, 7])) == pytest.approx(100 / 3)
