@@ -23,7 +23,7 @@ from pathlib import Path
 from orchestrator.errors import SandboxUnavailable
 from orchestrator.sandbox.base import Command, Completed, Mount, OnOutput
 from orchestrator.sandbox.limits import ControlGroup, control_group, rlimit_argv
-from orchestrator.sandbox.process import Ended, Launch, adopt_orphans, bury, supervise
+from orchestrator.sandbox.process import Ended, Launch, Usage, adopt_orphans, bury, supervise
 from orchestrator.sandbox.seccomp import open_filter
 
 TMP_BYTES = 512 << 20
@@ -90,8 +90,11 @@ class BubblewrapSandbox:
                 output_bytes=command.limits.output_bytes,
                 pass_fds=(rules, status, lifeline),
             )
-            ended = supervise(launch, on_output, _kill_inside)
-            return _completed(ended, _status(status), group)
+            try:
+                ended = supervise(launch, on_output, _kill_inside)
+            finally:
+                inside = bury(_status(status).get("child-pid"))
+            return _completed(ended, _status(status).get("exit-code"), inside, group)
 
     @cached_property
     def version(self) -> tuple[int, ...]:
@@ -174,11 +177,10 @@ def _status(status_fd: int) -> dict[str, int]:
     return status
 
 
-def _completed(ended: Ended, status: dict[str, int], group: ControlGroup) -> Completed:
-    first = bury(status["child-pid"]) if "child-pid" in status else None
-    code = status.get("exit-code", ended.returncode)
-    if "exit-code" not in status and code >= 0 and not ended.timed_out:
+def _completed(ended: Ended, exit_code: int | None, inside: Usage | None, group: ControlGroup) -> Completed:
+    if exit_code is None and ended.returncode >= 0 and not ended.timed_out:
         raise SandboxUnavailable(diagnosis(ended.stderr.text()))
+    code = ended.returncode if exit_code is None else exit_code
     if 128 < code <= 128 + signal.SIGRTMAX:  # bubblewrap reports a signal as shells do
         code = 128 - code
     return Completed(
@@ -188,8 +190,8 @@ def _completed(ended: Ended, status: dict[str, int], group: ControlGroup) -> Com
         truncated=ended.stdout.truncated or ended.stderr.truncated,
         timed_out=ended.timed_out,
         wall_s=ended.wall_s,
-        cpu_s=ended.cpu_s + (first.cpu_s if first else 0.0),
-        peak_memory_bytes=group.peak_memory_bytes() or (first.max_rss_bytes if first else None),
+        cpu_s=ended.cpu_s + (inside.cpu_s if inside else 0.0),
+        peak_memory_bytes=group.peak_memory_bytes() or (inside.max_rss_bytes if inside else None),
     )
 
 

@@ -109,12 +109,14 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)
 
 
-def bury(pid: int) -> Usage | None:
-    """Wait for an adopted orphan's end; what it and its dead used. None if its own parent had buried it."""
+def bury(pid: int | None) -> Usage | None:
+    """End an adopted orphan and wait for it; what it and its dead used. None if it isn't ours: its parent buried it."""
     with _live_lock:
-        if pid in _live:  # the number was given out anew, to a child of ours
+        if pid is None or pid in _live:  # the number was given out anew, to a child of ours
             return None
-    with suppress(ChildProcessError):
+    with suppress(ChildProcessError, ProcessLookupError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises if it isn't
+        os.kill(pid, signal.SIGKILL)
         return _usage(os.wait4(pid, 0)[2])
     return None
 

@@ -192,6 +192,35 @@ def test_an_error_of_the_listener_ends_the_tree_first() -> None:
     assert alive(mark, within_s=5) == []
 
 
+def test_a_limit_shorter_than_the_launch_still_holds() -> None:
+    for wall_s in (0.0, 0.001, 0.003, 0.006, 0.01):
+        mark = f"77.{random.randrange(10**9):09d}"
+        done = shell(f"sleep {mark}", limits=Limits(wall_s=wall_s))
+        assert done.timed_out
+        assert done.wall_s < 5
+        assert alive(mark, within_s=0) == []
+
+
+def test_no_dead_process_is_left_unburied() -> None:
+    program = """
+import os
+from pathlib import Path
+from orchestrator.sandbox.base import Command, Limits
+from orchestrator.sandbox.bubblewrap import BubblewrapSandbox, find_bwrap
+def fail(text): raise RuntimeError(text)
+sandbox = BubblewrapSandbox(find_bwrap())
+sandbox.run(Command(("true",), Path("/")))
+sandbox.run(Command(("sleep", "9"), Path("/"), limits=Limits(wall_s=0.1)))
+try: sandbox.run(Command(("sh", "-c", "echo x; sleep 9"), Path("/")), fail)
+except RuntimeError: pass
+try: print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError: print("none")
+"""
+    real_sandbox()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "none\n"
+
+
 def test_many_threads_run_commands_side_by_side(tmp_path: Path) -> None:
     sandbox = real_sandbox()
 

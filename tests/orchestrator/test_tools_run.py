@@ -230,6 +230,15 @@ def test_the_copy_is_gone_afterwards_also_the_one_of_a_killed_orchestrator(tmp_p
     assert [path.name for path in outputs.iterdir()] == [f"staging-{os.getpid()}-other"]
 
 
+def test_times_of_sources_stay_so_that_compiled_code_stays_valid(tmp_path: Path) -> None:
+    worktree = worktree_at(tmp_path, FILES)
+    context = context_for(worktree)
+    os.utime(worktree / "docs/c.md", ns=(5, 1_234_567_890_123_456_789))
+    told = sh(context, "stat -c %.9Y docs/c.md; echo new >src/a.py; stat -c %.9Y src/a.py").content.splitlines()
+    assert told[2] == "1234567890.123456789"
+    assert sh(context, "stat -c %.9Y src/a.py").content.splitlines()[2] == told[3]
+
+
 def test_tracked_links_stay_as_they_are(tmp_path: Path) -> None:
     worktree = worktree_at(tmp_path, FILES)
     (worktree / "link").symlink_to("src/a.py")
