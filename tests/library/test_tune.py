@@ -206,7 +206,7 @@ def test_a_trial_begins_only_if_it_and_the_reserve_fit_into_what_is_left(
     tmp_path: Path, epochs: int, reserve: int, fits: bool
 ) -> None:
     journal = trials.Journal(tmp_path / "journal.jsonl")
-    journal.add("first", trials.Trial({}, 4, 1, "finished", 1.0, "mnist", 8.0))  # two seconds an epoch
+    journal.add("first", trials.Trial({}, 4, 1, "finished", 1.0, "mnist", 8.0, epoch_s=2.0))
     trainer = trials.Trainer(tmp_path / "recipe.toml", tmp_path, None, 5000, 20.0, journal)
     trainer._run = lambda command, limit_s: 4 if limit_s == 12.0 else 1
     if fits:
@@ -223,7 +223,7 @@ def test_a_trial_that_outlasts_the_budget_is_stopped_and_journaled(tmp_path: Pat
     program.write_text("#!/bin/sh\nexec sleep 20\n")
     program.chmod(0o755)
     journal = trials.Journal(tmp_path / "journal.jsonl")
-    journal.add("first", trials.Trial({}, 4, 1, "finished", 1.0, "mnist", 0.1))
+    journal.add("first", trials.Trial({}, 4, 1, "finished", 1.0, "mnist", 0.1, 0.02))
     trainer = trials.Trainer(tmp_path / "recipe.toml", tmp_path, None, 5000, 0.4, journal)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(program.parent), prepend=os.pathsep)
@@ -281,7 +281,7 @@ def test_without_mlcore_on_the_path_it_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", [b'{"key": "a"', b'{"key": "b"}\n', b"\xff\n", b"[]\n", b"3"])
 def test_a_torn_line_is_cut_off_and_the_lines_before_it_count(tmp_path: Path, torn: bytes) -> None:
     journal = trials.Journal(tmp_path / "journal.jsonl")
-    whole = trials.Trial({"a": 1}, 2, 3, "finished", 1.25, "mnist", 4.0)
+    whole = trials.Trial({"a": 1}, 2, 3, "finished", 1.25, "mnist", 4.0, 1.5)
     journal.add("one", whole)
     size = journal.path.stat().st_size
     with journal.path.open("ab") as stream:

@@ -47,7 +47,8 @@ class Trial:
     status: str  # one of STATUS
     validation_error_pct: float | None
     data: str  # the dataset's name by mlcore: mnist, mnist-surrogate, ...
-    wall_s: float
+    wall_s: float  # of the whole process: what the budget pays
+    epoch_s: float  # of one epoch without start and compilation: what foretells the next trial
 
     @property
     def error(self) -> float:
@@ -120,12 +121,15 @@ class Trainer:
         return trial
 
     def _time_left(self, epochs: int) -> float | None:
-        """Seconds for the next trial, foretold from the slowest epoch so far; the first trial has no limit."""
+        """Seconds that a trial may take; raises OutOfTime if the slowest epoch so far foretells more. None: no limit.
+
+        The first trial has none: a recipe that wasn't trained once can't be judged at all.
+        """
         done = self.journal.trials.values()
         if not done:
             return None
         left_s = self.budget_s - self.journal.spent_s
-        if max(trial.wall_s / trial.epochs for trial in done) * epochs > left_s:
+        if max(trial.epoch_s for trial in done) * epochs > left_s:
             raise OutOfTime
         return left_s
 
@@ -174,10 +178,11 @@ def trial_key(knobs: Knobs, epochs: int, seed: int) -> str:
 
 def read_trial(out: Path, knobs: Knobs, epochs: int, seed: int, code: int | None, took_s: float) -> Trial:
     """What mlcore's result.json says of the validation split. Nothing in it about the test set is read."""
-    error, name, reported_s = None, "unknown", 0.0
+    error, name, wall_s, epoch_s = None, "unknown", took_s, took_s / epochs
     try:
         result: Mapping[str, Any] = json.loads((out / "result.json").read_bytes())
-        name, reported_s = str(result["data"]["name"]), float(result.get("wall_s") or 0.0)
+        name, wall_s = str(result["data"]["name"]), max(took_s, float(result.get("wall_s") or 0.0))
+        epoch_s = float(result.get("train_wall_s") or wall_s) / epochs
         if code == 0:
             error = float(result["validation_error_pct"])
             if not math.isfinite(error):
@@ -185,7 +190,7 @@ def read_trial(out: Path, knobs: Knobs, epochs: int, seed: int, code: int | None
     except (OSError, ValueError, TypeError, KeyError) as reason:
         if code == 0:
             raise TrainingFailed(f"{out / 'result.json'}: can't be used ({reason!r})", 2) from reason
-    return Trial(knobs, epochs, seed, STATUS[code], error, name, max(took_s, reported_s))
+    return Trial(knobs, epochs, seed, STATUS[code], error, name, wall_s, epoch_s)
 
 
 def hide_test_labels(root: Path | None, folder: Path) -> Path | None:

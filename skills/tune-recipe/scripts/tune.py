@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         return failure.code if failure.code > 0 else 128 - failure.code
     except KeyboardInterrupt:
         return 130
-    print(json.dumps(log, indent=2))
+    print(as_json(log), end="")
     say(f"{log['outcome']}; log in {args.log}")
     return 0
 
@@ -215,7 +215,16 @@ def make_log(
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(document, indent=2) + "\n")
+    write_text(path, as_json(document))
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """One line a key, and one a trial: easy on the eye, and a diff shows which trial changed."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items() if key != "tried"]
+    if "tried" in document:
+        trials = ",\n    ".join(json.dumps(trial) for trial in document["tried"])
+        lines.append(f'"tried": [\n    {trials}\n  ]')
+    return "{\n  " + ",\n  ".join(lines) + "\n}\n"
 
 
 def sha256(text: str) -> str:

@@ -187,7 +187,8 @@ def describe(card: dict[str, Any], folder: Path) -> list[str]:
 
 
 def write_card(card: dict[str, Any], path: Path | None, require_official: bool) -> int:
-    text = json.dumps(card, indent=2) + "\n"
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in card.items()]
+    text = "{\n  " + ",\n  ".join(lines) + "\n}\n"
     if path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
