@@ -167,6 +167,7 @@ def check(
 
 def main() -> None:
     """The console script: every documented error becomes its message on stderr and its exit code."""
+    _place_for_kernels()
     try:
         app()
     except MlcoreError as error:
@@ -177,6 +178,16 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _place_for_kernels() -> None:
+    """Where neither the package's folder nor a home can be written, let numba keep kernels in a temporary one."""
+    cached = Path(__file__).parent / "kernels" / "__pycache__"
+    writable = os.access(cached if cached.exists() else cached.parent, os.W_OK) or os.access(Path.home(), os.W_OK)
+    if not os.environ.get("NUMBA_CACHE_DIR") and not writable:
+        import tempfile
+
+        os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="mlcore-kernels-")
 
 
 def _print(document: dict[str, Any], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:

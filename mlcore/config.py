@@ -6,8 +6,6 @@ written by `to_toml` reads back as itself, so a run can be trained again from th
 
 import difflib
 import hashlib
-import json
-import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mlcore import schedule
+from mlcore import schedule, toml
 from mlcore.errors import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -159,7 +157,7 @@ def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML: every value, defaults too, in a fixed order."""
-    return "\n".join(_toml_lines(recipe.model_dump(exclude_none=True), ())) + "\n"
+    return toml.dumps(recipe.model_dump(exclude_none=True))
 
 
 def _text_of(path: Path) -> str:
@@ -255,30 +253,3 @@ def _known(location: Sequence[str]) -> list[str]:
 def _did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean '{near[0]}'? " if near else ""
-
-
-def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    """A table's own values first, then its sections, as TOML wants it."""
-    lines = ["", f"[{'.'.join(map(_toml_key, path))}]"] if path else []
-    lines += [f"{_toml_key(key)} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            lines += _toml_lines(value, (*path, key))
-    return lines
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    """One value; floats by repr, which reads back to the bit."""
-    if isinstance(value, str):
-        quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        return quoted
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    assert not isinstance(value, float) or math.isfinite(value)
-    return repr(value)

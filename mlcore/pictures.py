@@ -1,10 +1,9 @@
 """A run's pictures: learning curves, the confusion matrix, a gallery of misclassified digits.
 
-Drawn by matplotlib without a display; it is loaded, and given a writable place for its font cache, only here.
+Drawn by matplotlib without a display; it is loaded only here.
 """
 
-import os
-import tempfile
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,7 @@ def draw_mistakes(path: Path, dataset: Dataset, predictions: Classes, note: str)
 
 def _figure(width: float, height: float) -> Any:
     """A figure in inches, on no screen."""
-    if not os.environ.get("MPLCONFIGDIR") and not os.access(Path.home(), os.W_OK):
-        os.environ["MPLCONFIGDIR"] = str(Path(tempfile.gettempdir()) / f"mlcore-matplotlib-{os.getuid()}")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it takes a temporary place, and says so
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
