@@ -61,11 +61,7 @@ def _reach(run: Run, task: Task, skill: Skill, number: int, worktree: Path) -> T
         commands=skill.commands,
         sandbox=run.sandbox,
         mounts=(Mount(run.state.path("data"), DATA_INSIDE),),
-        env={
-            "MLCORE_DATA": str(DATA_INSIDE),
-            "PYTHONPATH": str(worktree),
-            "NUMBA_CACHE_DIR": str(worktree / "runs" / "kernels"),
-        },
+        env={"MLCORE_DATA": str(DATA_INSIDE)},
         outputs=run.state.path("outputs", run.id, task.id, str(number)),
         limits=Limits(wall_s=settings.command_minutes * 60, memory_bytes=int(settings.memory_gb * 2**30)),
         on_output=lambda text: run.say(task.id, "output", text),
