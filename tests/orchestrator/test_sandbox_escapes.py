@@ -104,7 +104,6 @@ def test_what_a_training_run_needs_is_allowed(source: str, tmp_path: Path) -> No
 def test_every_filtered_call_answers_with_the_filters_error() -> None:
     """All arguments are -1: a call that reached the kernel would complain about those instead."""
     pyseccomp = pytest.importorskip("pyseccomp")
-    # without privileges or arguments these are refused by the kernel in the same words
     numbers = {name: pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) for name in (*DENIED, *ABSENT)}
     known = {name: number for name, number in numbers.items() if number >= 0}
     source = (
