@@ -305,7 +305,10 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
 def _exit_on_signals(resume_with: str) -> None:
     """All that matters is on disk at every moment, so the quickest exit is the safest: like a kill, with a word."""
 
+    from orchestrator.sandbox.process import stop_all
+
     def leave(number: int, _: object) -> None:
+        stop_all()
         os.write(2, f"\ninterrupted; go on with: {resume_with}\n".encode())
         os._exit(128 + number)
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 def matches(path: str, globs: Iterable[str]) -> bool:
     """Whether a path relative to the repository's root falls under one of the globs. A plain path is itself."""
-    return any(_compiled(glob).fullmatch(path) for glob in globs)
+    return any(compiled(glob).fullmatch(path) for glob in globs)
 
 
 def narrows(glob: str, globs: Iterable[str]) -> bool:
@@ -23,7 +23,8 @@ def narrows(glob: str, globs: Iterable[str]) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(glob: str) -> re.Pattern[str]:
+def compiled(glob: str) -> re.Pattern[str]:
+    """A glob as a pattern for `fullmatch`."""
     out = ""
     for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob):
         out += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part) or re.escape(part)

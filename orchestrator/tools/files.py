@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from orchestrator.errors import ToolRefused
-from orchestrator.globs import _compiled
+from orchestrator.globs import compiled
 from orchestrator.sandbox.base import Command, Limits, Mount
 from orchestrator.tools import inside
 from orchestrator.tools.base import Arguments, Tool, ToolContext, ToolResult
@@ -96,7 +96,7 @@ def edit(arguments: Edit, context: ToolContext) -> ToolResult:
 
 
 def search(arguments: Search, context: ToolContext) -> ToolResult:
-    glob = _compiled(arguments.glob).pattern
+    glob = compiled(arguments.glob).pattern
     query = {"pattern": arguments.pattern, "glob": glob, "limit": arguments.limit}
     answer = _inside(context, "search", context.worktree, **query)
     rest = [f"[more than {arguments.limit}; narrow the pattern or the glob]"] if answer["more"] else []
