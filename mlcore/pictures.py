@@ -40,6 +40,7 @@ def draw_curves(path: Path, rows: Sequence[Row], note: str) -> None:
         if epochs:
             right.plot([row["epoch"] for row in epochs], [row[key] for row in epochs], marker=".", label=label)
     right.set(xlabel="epoch", ylabel="error, %", ylim=(0, None))
+    right.xaxis.get_major_locator().set_params(integer=True)
     if right.lines:
         right.legend()
     figure.savefig(path)
@@ -49,10 +50,11 @@ def draw_confusion(path: Path, counts: Classes, note: str) -> None:
     """Rows: the digit that it is; columns: the digit it was taken for. Only mistakes are coloured."""
     figure = _figure(5.5, 5.5)
     axes = figure.subplots()
-    axes.imshow(np.where(np.eye(len(counts), dtype=bool), 0, counts), cmap="Reds")
-    for truth, row in enumerate(counts):
-        for taken, count in enumerate(row):
-            axes.text(taken, truth, str(count), ha="center", va="center", fontsize=8)
+    mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    axes.imshow(mistakes, cmap="Reds")
+    for (truth, taken), count in np.ndenumerate(counts):
+        colour = "white" if 2 * mistakes[truth, taken] > mistakes.max() else "black"
+        axes.text(taken, truth, str(count), ha="center", va="center", fontsize=8, color=colour)
     axes.set(xlabel="taken for", ylabel="is", title=note, xticks=range(len(counts)), yticks=range(len(counts)))
     figure.savefig(path)
 

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from mlcore import runs
-from mlcore.checkpoint import newest
+from mlcore.checkpoint import State, newest
 from mlcore.config import Recipe
 from mlcore.data.dataset import Dataset
 from mlcore.errors import Interrupted, MlcoreError, NotFinite, RecipeError
 from mlcore.launch import Order, execute, started
+from mlcore.monitor import Monitor
 from mlcore.session import assemble, use_threads
 from mlcore.stop import Halted, Stop, listening
+from mlcore.train import Trainer, fit
 from tests.mlcore.drawn import Heard, command, mlcore, surrogate, surrogate_folder, tiny
 
 TIMES = ("images_per_s", "wall_s")
@@ -243,8 +245,6 @@ def test_exploding_training_stops_with_step_and_layer_and_keeps_a_sound_checkpoi
 
 
 def test_a_weight_that_turns_nan_at_step_three_is_found_in_its_layer() -> None:
-    from mlcore.train import fit
-
     use_threads(1)
     session = assemble(tiny(), surrogate())
     steps = fit(session, 0)
@@ -255,6 +255,48 @@ def test_a_weight_that_turns_nan_at_step_three_is_found_in_its_layer() -> None:
     assert (caught.value.step, caught.value.layer) == (3, "output")
     assert "step 3" in str(caught.value)
     assert "output" in str(caught.value)
+
+
+def test_an_epochs_row_is_the_mean_over_its_images_even_when_the_last_batch_is_smaller(tmp_path: Path) -> None:
+    recipe = tiny("train.batch=250", "train.epochs=1")
+    run_in(tmp_path / "a", recipe)
+    steps = list(fit(assemble(recipe, surrogate()), 0))
+    assert [step.images for step in steps] == [250, 250, 100]
+    row = metrics(tmp_path / "a")[-1]
+    assert row["train_loss"] == pytest.approx(sum(step.loss * step.images for step in steps) / 600)
+    assert row["train_error_pct"] == pytest.approx(100 * sum(step.wrong for step in steps) / 600)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
+    session = assemble(tiny(), surrogate())
+    run = runs.create(tiny(), tmp_path / "a", datetime.now())
+    state = State(recipe_sha256="", data_sha256={}, data_dir=None, mean=0, deviation=1, step=8)
+    trainer = Trainer(session, run, state, Monitor(run.metrics, None), Heard(), Stop(), (0.0, 0.0))
+    trainer.checkpoint()
+    session.model.parameters()["fc1.bias"].data[3] = np.inf
+    trainer.state = state.model_copy(update={"step": 9})
+    with pytest.raises(NotFinite, match="fc1"):
+        trainer.checkpoint()
+    assert [path.stem for path in run.checkpoints.glob("*.json")] == ["step-0000000008"]
+
+
+def test_a_disk_that_fills_while_training_costs_a_warning_not_the_run(tmp_path: Path) -> None:
+    class Filling(Heard):
+        """The folder of checkpoints turns into a file after the first epoch."""
+
+        def say(self, text: str) -> None:
+            super().say(text)
+            folder = tmp_path / "a" / "checkpoints"
+            if text.startswith("epoch 1/") and folder.is_dir():
+                folder.rename(tmp_path / "before")
+                folder.write_text("in the way")
+
+    recipe, display = tiny(), Filling()
+    run = started(recipe, surrogate(), tmp_path / "a", False, display)
+    result = execute(run, recipe, surrogate(), display, Order(pictures=False), Stop())
+    assert result["status"] == "finished"
+    assert any("can't be saved" in warning for warning in result["warnings"])
+    assert newest(tmp_path / "before", pytest.fail) is not None
 
 
 def test_threads_follow_recipe_then_environment() -> None:
