@@ -49,7 +49,10 @@ def backward(output: Tensor, grad: Array | None = None, watch: Watch | None = No
         raise ValueError("nothing to go back through: no input required gradients, or the tape was already used")
     if grad is None and output.data.size != 1:
         raise ValueError(f"backward of shape {output.shape} needs the gradient that arrives at it")
-    pending: dict[int, Array] = {output.node.order: np.ones_like(output.data) if grad is None else grad}
+    seed = np.ones_like(output.data) if grad is None else np.ascontiguousarray(grad, output.dtype)
+    if seed.size != output.data.size:
+        raise ValueError(f"the gradient has shape {seed.shape}, its output {output.shape}")
+    pending: dict[int, Array] = {output.node.order: seed.reshape(output.shape)}
     for node in tape(output, newest_first=True):
         for tensor, gradient in zip(node.inputs, RULES[node.op](node, pending.pop(node.order)), strict=True):
             if gradient is None or not tensor.requires_grad:

@@ -164,6 +164,8 @@ def _want_rank(x: Tensor, rank: int, op: str) -> None:
     if len(x.shape) != rank:
         axes = "[N, C, H, W]" if rank == 4 else "[N, features]"
         raise _bad(op, x.shape, axes + (": put a Flatten before it" if rank == 2 else ""))
+    if x.shape[0] == 0:
+        raise _bad(op, x.shape, "at least one example")
 
 
 def _same_dtype(*tensors: Tensor) -> None:
