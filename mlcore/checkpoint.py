@@ -92,7 +92,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         raise CheckpointError(
             f"step {checkpoint.state.step} can't be saved: {error.strerror or error}",
             place=str(folder),
-            fix="make room or correct the folder's rights; the checkpoint before it is intact",
+            fix="make room or correct the rights; the checkpoint before it is intact",
         ) from error
     return path
 

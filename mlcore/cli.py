@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlcore.errors import MlcoreError
+from mlcore.errors import Interrupted, MlcoreError
 
 if TYPE_CHECKING:
     pass
@@ -208,7 +208,8 @@ def _is_surrogate(document: dict[str, Any]) -> bool:
 
 
 def _print_error(error: MlcoreError) -> None:
+    prefix = "" if isinstance(error, Interrupted) else "error: "
     for text in str(error).splitlines():
-        typer.echo(f"error: {text}", err=True)
+        typer.echo(f"{prefix}{text}", err=True)
     if "--json" in sys.argv[1:]:
         typer.echo(json.dumps({"schema": "mlcore.error/1", **error.as_json()}, indent=2))
