@@ -72,7 +72,7 @@ class OneCycle:
         rising, falling = self.warmup * total, (1 - self.warmup) * total
         up = (step + 1) / rising if rising > 0 else 1.0
         down = (total - step) / falling if falling > 0 else 1.0
-        return max(self.floor, min(1.0, up, down))
+        return min(1.0, up, max(self.floor, down))
 
 
 SCHEDULES: dict[str, type[Schedule]] = {

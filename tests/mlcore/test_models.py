@@ -1,0 +1,120 @@
+"""The networks by name, their options, and what the summary says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlcore.errors import RecipeError, ShapeError
+from mlcore.models import MODELS, build
+from mlcore.ops import cross_entropy
+from mlcore.optim import SGD
+from mlcore.rng import Rng
+from mlcore.summary import summarise
+from mlcore.tensor import Tensor
+from tests.mlcore.helpers import normal
+
+# name -> parameters: C1 156, C3 2,416, C5 48,120, F6 10,164, output 850
+LENET5_PARAMETERS = 156 + 2_416 + 48_120 + 10_164 + 850
+
+
+def test_lenet5_has_61706_parameters() -> None:
+    rows = {row.layer: row.parameters for row in summarise(build("lenet5", {}, Rng(0)), (1, 28, 28)).rows}
+    assert {k: v for k, v in rows.items() if v} == {
+        "C1": 156,
+        "C3": 2_416,
+        "C5": 48_120,
+        "F6": 10_164,
+        "output": 850,
+    }
+    assert sum(rows.values()) == LENET5_PARAMETERS == 61_706
+
+
+def test_lenet5_has_the_papers_maps() -> None:
+    rows = {row.layer: row.output_shape for row in summarise(build("lenet5", {}, Rng(0)), (1, 28, 28)).rows}
+    wanted = {"C1": (6, 28, 28), "S2": (6, 14, 14), "C3": (16, 10, 10), "S4": (16, 5, 5), "C5": (120,), "F6": (84,)}
+    assert {name: rows[name] for name in wanted} == wanted
+
+
+def test_the_summary_counts_multiplications_and_memory() -> None:
+    summary = summarise(build("lenet5", {}, Rng(0)), (1, 28, 28), batch=64)
+    rows = {row.layer: row for row in summary.rows}
+    assert rows["C1"].macs == 28 * 28 * 6 * 25
+    assert rows["C3"].macs == 10 * 10 * 16 * 6 * 25
+    assert summary.macs == 416_520
+    assert rows["C1"].activation_bytes == 64 * 6 * 28 * 28 * 4
+    assert summary.activation_bytes == sum(row.activation_bytes for row in summary.rows)
+
+
+def test_the_mlp_has_the_layers_asked_for() -> None:
+    model = build("mlp", {"hidden": [30, 20, 10], "dropout": 0.5}, Rng(0))
+    shapes = [row.output_shape for row in summarise(model, (1, 28, 28)).rows if row.kind == "Linear"]
+    assert shapes == [(30,), (20,), (10,), (10,)]
+    assert sum(row.kind == "Dropout" for row in summarise(model, (1, 28, 28)).rows) == 3
+
+
+def test_the_mlp_of_the_paper_has_266610_parameters() -> None:
+    assert summarise(build("mlp", {}, Rng(0)), (1, 28, 28)).parameters == 266_610
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_a_model_learns_a_batch_by_heart(name: str, activation: str) -> None:
+    model = build(name, {"activation": activation}, Rng(3))
+    optimiser = SGD(model.parameters(), momentum=0.9)
+    x, labels = Tensor(normal((16, 1, 28, 28))), np.arange(16) % 10
+    losses = []
+    for step in range(40):
+        optimiser.zero_grad()
+        loss = cross_entropy(model(x, Rng(0).child(step)), labels)
+        loss.backward()
+        optimiser.step(0.02)
+        losses.append(loss.item())
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.05
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_seed_gives_the_same_weights(name: str) -> None:
+    one, same, other = (build(name, {}, Rng(seed)).parameters() for seed in (1, 1, 2))
+    assert all((one[k].data == same[k].data).all() for k in one)
+    assert any((one[k].data != other[k].data).any() for k in one)
+
+
+def test_average_pooling_and_tanh_are_lenet5_options() -> None:
+    model = build("lenet5", {"pool": "avg", "activation": "tanh"}, Rng(0))
+    kinds = {row.layer: row.kind for row in summarise(model, (1, 28, 28)).rows}
+    assert (kinds["S2"], kinds["C1_act"]) == ("AvgPool2d", "Tanh")
+
+
+def test_an_image_too_small_for_lenet5_is_refused_by_layer() -> None:
+    with pytest.raises(ShapeError, match="layer 'C3'"):
+        build("lenet5", {}, Rng(0), (1, 8, 8))
+
+
+def test_other_images_and_classes_fit_lenet5() -> None:
+    model = build("lenet5", {}, Rng(0), (3, 32, 32), 7)
+    assert model(Tensor(normal((2, 3, 32, 32)))).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lenet", {}, "unknown model 'lenet'; did you mean 'lenet5'"),
+        ("lenet5", {"activaton": "relu"}, "did you mean 'activation'? known: activation, pool"),
+        ("lenet5", {"activation": "rleu"}, "did you mean 'relu'"),
+        ("lenet5", {"pool": 3}, "known: max, avg"),
+        ("mlp", {"hidden": 300}, "write it in brackets"),
+        ("mlp", {"hidden": [300, "x"]}, "model.options.hidden[1]"),
+        ("mlp", {"hidden": [0]}, "at least 1"),
+        ("mlp", {"dropout": "half"}, "write a number"),
+        ("mlp", {"dropout": 1.5}, "[0, 1)"),
+        ("mlp", {"dropout": True}, "write a number"),
+    ],
+)
+def test_a_bad_option_is_refused_with_what_is_known(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        build(name, options, Rng(0))
+    assert message in str(caught.value)

@@ -1,0 +1,104 @@
+"""One thread or two: the same bits. And how kernels are compiled and kept."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+
+from mlcore import kernels
+from mlcore.kernels import conv, elementwise, gemm, jit, pool
+from mlcore.models import build
+from mlcore.ops import cross_entropy
+from mlcore.optim import SGD
+from mlcore.rng import Rng
+from mlcore.tensor import Tensor
+from tests.mlcore.helpers import Array, normal, run_python
+
+several_threads = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one thread")
+
+
+def _trained(threads: int) -> dict[str, Array]:
+    """LeNet-5's weights after three steps with this many threads."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        model = build("lenet5", {}, Rng(1))
+        optimiser = SGD(model.parameters(), 0.9, 5e-4)
+        for step in range(3):
+            optimiser.zero_grad()
+            loss = cross_entropy(model(Tensor(normal((21, 1, 28, 28), seed=step))), np.arange(21) % 10)
+            loss.backward()
+            optimiser.step(0.05)
+        return {name: p.data for name, p in model.parameters().items()}
+    finally:
+        numba.set_num_threads(before)
+
+
+@several_threads
+def test_training_gives_the_same_bits_with_one_thread_and_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[str] = []
+    alone = _trained(1)
+    monkeypatch.setattr(jit, "WORTH_SHARING", 0)
+    for module in (conv, gemm, pool, elementwise):
+        for thing in vars(module).values():
+            if isinstance(thing, jit.SharedKernel):
+                monkeypatch.setattr(thing, "parallel", _noting(thing.parallel, shared))
+    together = _trained(2)
+    assert len(set(shared)) == 8  # convolution 3, linear 2, pooling 2, ReLU 1
+    assert all((alone[name] == together[name]).all() for name in alone)
+
+
+def _noting(dispatcher: object, seen: list[str]) -> object:
+    def call(*arguments: object) -> object:
+        seen.append(repr(dispatcher))
+        return dispatcher(*arguments)  # type: ignore[operator]
+
+    return call
+
+
+def test_little_work_wakes_no_thread() -> None:
+    shared = jit.SharedKernel(_nothing)
+    shared.serial, shared.parallel = (lambda: "serial"), (lambda: "parallel")
+    assert shared(jit.WORTH_SHARING - 1) == "serial"
+    if numba.get_num_threads() > 1:
+        assert shared(jit.WORTH_SHARING) == "parallel"
+
+
+def _nothing() -> None:
+    """A kernel that is never compiled."""
+
+
+def test_prepare_sets_threads_within_what_there_is() -> None:
+    code = """
+import os
+from mlcore.kernels import prepare
+print(prepare(1), prepare(10_000), prepare(0), prepare())
+print(os.environ["OMP_WAIT_POLICY"])
+"""
+    numbers, policy = run_python(code, NUMBA_NUM_THREADS="3", OMP_WAIT_POLICY="passive").splitlines()
+    assert numbers == "1 3 1 3"
+    assert policy == "passive"
+
+
+def test_importing_the_package_loads_neither_numba_nor_kernels() -> None:
+    code = "import sys, mlcore, mlcore.errors, mlcore.rng, mlcore.kernels; print('numba' in sys.modules)"
+    assert run_python(code).strip() == "False"
+    assert kernels.__doc__ is not None
+
+
+def test_a_change_in_any_kernel_file_makes_all_compile_anew() -> None:
+    stamps = {kernel._cache._cache_file._source_stamp for kernel in (conv._forward.serial, gemm._product.serial)}
+    assert len(stamps) == 1
+    assert {name for name, _, _ in stamps.pop()} >= {"simd.py", "tiles.py", "conv.py", "gemm.py"}
+
+
+def test_a_compiled_kernel_is_taken_from_the_cache_in_the_next_process(tmp_path: object) -> None:
+    code = """
+from mlcore.kernels import loss
+import numpy as np
+loss.cross_entropy_forward(np.zeros((2, 3), np.float32), np.array([0, 1]))
+print(sum(loss._forward.stats.cache_hits.values()), sum(loss._forward.stats.cache_misses.values()))
+"""
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["0", "1"]
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["1", "0"]
