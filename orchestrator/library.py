@@ -18,7 +18,8 @@ from pydantic import ConfigDict, Field, field_validator
 from orchestrator.errors import InputError, Problem
 from orchestrator.frontmatter import Document, did_you_mean, parse, read_text, validate
 from orchestrator.globs import matches, narrows
-from orchestrator.planfile import inside
+from orchestrator.planfile import inside, stands
+from orchestrator.providers import procedure
 from orchestrator.records import Agent, Plan, Record, RiskLevel, Skill
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
@@ -140,9 +141,25 @@ def read_skill(root: Path, path: str) -> tuple[Skill | None, list[Problem]]:
     if problems:
         return None, problems
     skill, problems = parse_skill(path, text)
-    if skill and skill.procedure and not (root / skill.procedure).is_file():
-        problems.append(Problem(path, 0, f"procedure `{skill.procedure}` does not exist", "write it or drop the key"))
+    if skill and skill.procedure:
+        problems += _check_procedure(root, skill.procedure)
     return skill, problems
+
+
+def _check_procedure(root: Path, path: str) -> list[Problem]:
+    """A procedure is read before anything runs, not when its turn has come."""
+    text, problems = read_text(root, path)
+    if problems:
+        return problems
+    try:
+        steps = procedure.parse(path, text).step
+    except InputError as error:
+        return error.problems
+    unknown = [step.tool for step in steps if step.tool not in TOOL_NAMES]
+    return [
+        Problem(path, 0, f"unknown tool `{tool}`", did_you_mean(tool, TOOL_NAMES) or f"tools: {', '.join(TOOL_NAMES)}")
+        for tool in unknown
+    ]
 
 
 def parse_skill(path: str, text: str) -> tuple[Skill | None, list[Problem]]:
@@ -181,7 +198,8 @@ def _check_skill(document: Document, front: SkillFront) -> Iterator[Problem]:
             yield Problem(path, document.line("metadata", key), f"unknown metadata `{key}`", fix)
     for written in meta.get("writes", "").split():
         if not inside(written):
-            yield Problem(path, document.line("metadata", "writes"), f"`{written}` is outside the repository", "")
+            fix = "use globs relative to the repository's root"
+            yield Problem(path, document.line("metadata", "writes"), f"`{written}` is outside the repository", fix)
     if meta.get("risk", "medium") not in ("low", "medium", "high"):
         what = f"unknown risk `{meta['risk']}`"
         yield Problem(path, document.line("metadata", "risk"), what, "low, medium or high")
@@ -190,7 +208,8 @@ def _check_skill(document: Document, front: SkillFront) -> Iterator[Problem]:
             path, document.line("metadata", "minutes"), "minutes is not a number", "for example `minutes: '5'`"
         )
     if "procedure" in meta and not inside(meta["procedure"]):
-        yield Problem(path, document.line("metadata", "procedure"), "procedure is outside the skill's folder", "")
+        fix = "for example `procedure: scripts/procedure.toml`"
+        yield Problem(path, document.line("metadata", "procedure"), "procedure is outside the skill's folder", fix)
     if document.body.count("\n") >= MAX_BODY_LINES:
         yield Problem(path, document.body_line, f"body is over {MAX_BODY_LINES} lines", "move detail to references/")
     if not document.body.strip():
@@ -298,14 +317,17 @@ def check_plan(plan: Plan, library: Library, root: Path) -> Iterator[Problem]:
                 if not narrows(written, skill.writes):
                     fix = f"`{skill.name}` may write {', '.join(skill.writes) or 'nothing'}"
                     yield Problem(plan.path, task.line, f"`{written}` is beyond what the skill may write", fix)
+            if task.tier == "procedure" and not skill.procedure:
+                what = f"tier `procedure` is pinned, but `{skill.name}` carries none"
+                yield Problem(plan.path, task.line, what, "drop the `tier:` line, or name a model's tier")
         yield from _check_agent(plan, library, task.agent, task.skill, task.line)
     for target in plan.targets:
-        if not (root / target.recipe).is_file() and not _will_be_written(plan, target.recipe):
+        if not stands(root, target.recipe) and not _will_be_written(plan, target.recipe):
             fix = "write it, or let a task list it under `writes`"
             yield Problem(plan.path, 0, f"recipe `{target.recipe}` of `{target.id}` does not exist", fix)
     for task in plan.tasks:
         for written in task.writes if task.done else ():
-            if "*" not in written and not (root / written).exists():
+            if "*" not in written and not stands(root, written):
                 fix = "untick the task or bring the file back"
                 yield Problem(plan.path, task.line, f"drift: `{task.id}` is ticked but `{written}` is missing", fix)
 

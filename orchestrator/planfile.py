@@ -18,6 +18,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,6 +34,8 @@ TASK_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")
 FENCE = re.compile(r"^\s*(```|~~~)")
 TASK_KEYS = ("skill", "writes", "needs", "targets", "accept", "agent", "tier", "options", "status")
 BLOCKS = ("result", "tree", "as-built")
+MARKER = re.compile(r"<!--\s*/?\s*odyssey\b[^>]*-->")
+MAX_NAMED = 20  # names that one message lists
 
 
 class Front(Record):
@@ -108,8 +111,17 @@ def inside(path: str) -> bool:
         and ".." not in parts
         and "\\" not in path
         and "\0" not in path
-        and parts[0].lower() not in (".git", ".odyssey")
+        and parts[0].lower() != ".odyssey"
+        and ".git" not in path.lower().split("/")
     )
+
+
+def stands(root: Path, path: str) -> bool:
+    """Whether there is such a file or folder; a name that no file system takes is none."""
+    try:
+        return (root / path).exists()
+    except OSError:
+        return False
 
 
 # Writing back
@@ -118,21 +130,28 @@ def inside(path: str) -> bool:
 def tick(text: str, task_id: str, status: str, agent: str, done: bool) -> str:
     """The plan's text with one task's box, `status:` and `agent:` lines set. Nothing else changes."""
     lines = text.split("\n")
-    at = next(i for i, line in enumerate(lines) if (m := TASK_LINE.match(line)) and m["id"] == task_id)
+    raw = next(raw for raw in _tasks(parse("", text)[0]) if raw.id == task_id)
+    at = raw.line - 1
     lines[at] = f"- [{'x' if done else ' '}]" + lines[at][5:]
-    end = at + 1
-    while end < len(lines) and KEY_LINE.match(lines[end]):
-        end += 1
-    kept = [line for line in lines[at + 1 : end] if not re.match(r"^\s+- (status|agent):", line)]
+    stale = {line - 1 for key in ("status", "agent") for line, _ in raw.keys.get(key, [])}
+    last = max([raw.line, *(line for values in raw.keys.values() for line, _ in values)])
     written = [f"  - agent: {agent}", f"  - status: {status}"]
-    return "\n".join([*lines[: at + 1], *kept, *written, *lines[end:]])
+    kept = [line for number, line in enumerate(lines[:last]) if number not in stale]
+    return "\n".join([*kept, *written, *lines[last:]])
+
+
+def written_back(text: str) -> dict[str, object]:
+    """What only the harness writes: each task's tick, agent and status, the blocks, and where they begin and end."""
+    tasks = [(raw.id, raw.done, raw.text("agent"), raw.text("status")) for raw in _tasks(parse("", text)[0])]
+    return {"tasks": tasks, "markers": MARKER.findall(text), **{name: block(text, name) for name in BLOCKS}}
 
 
 def set_block(text: str, name: str, body: str) -> str:
     """The plan's text with the block between the markers of `name` replaced, or added at the end."""
     assert name in BLOCKS, name
     opening, closing = f"<!-- odyssey:{name} -->", f"<!-- /odyssey:{name} -->"
-    block = f"{opening}\n{body.strip()}\n{closing}"
+    body = MARKER.sub(lambda mark: mark[0].replace("<", "&lt;"), body.strip())  # what it quotes must not end it
+    block = f"{opening}\n{body}\n{closing}"
     before, mark, rest = text.partition(opening)
     if not mark:
         heading = {"result": "Result", "tree": "Who does what", "as-built": "As built"}[name]
@@ -152,11 +171,11 @@ def block(text: str, name: str) -> str:
 
 
 def _tasks(document: Document) -> Iterator[_Raw]:
-    section, fenced, task = "", False, None
+    section, fence, task = "", "", None
     for number, line in enumerate(document.body.split("\n"), document.body_line):
-        if FENCE.match(line):
-            fenced = not fenced
-        if fenced:
+        if match := FENCE.match(line):
+            fence = "" if fence == match[1] else fence or match[1]
+        if fence:
             continue
         if line.startswith("#"):
             section = line.lstrip("#").strip()
@@ -176,40 +195,33 @@ def _tasks(document: Document) -> Iterator[_Raw]:
 def _check_structure(path: str, raws: list[_Raw]) -> list[Problem]:
     if not raws:
         return [Problem(path, 0, "has no task", "add `- [ ] `id` title` with its `skill:` and `writes:` lines")]
-    problems, seen = [], dict[str, int]()
-    ids = [raw.id for raw in raws]
+    problems, first = [], dict[str, int]()
     for raw in raws:
         if not TASK_ID.match(raw.id):
             problems.append(
                 Problem(path, raw.line, f"task id `{raw.id}` is not usable", "write `- [ ] `short-id` title`")
             )
-        elif raw.id in seen:
-            first = seen[raw.id]
-            problems.append(
-                Problem(path, raw.line, f"task id `{raw.id}` stands twice", f"first on line {first}; rename one")
-            )
-        seen.setdefault(raw.id, raw.line)
-        for key in raw.words("needs"):
-            if key not in ids:
-                fix = did_you_mean(key, ids) or f"tasks here: {', '.join(ids)}"
-                problems.append(Problem(path, raw.line_of("needs"), f"needs unknown task `{key}`", fix))
+        elif raw.id in first:
+            fix = f"first on line {first[raw.id]}; rename one"
+            problems.append(Problem(path, raw.line, f"task id `{raw.id}` stands twice", fix))
+        first.setdefault(raw.id, raw.line)
+    known = f"tasks here: {', '.join([*first][:MAX_NAMED])}"
+    for raw in raws:
+        for need in raw.words("needs"):
+            if need not in first:
+                fix = did_you_mean(need, first) or known
+                problems.append(Problem(path, raw.line_of("needs"), f"needs unknown task `{need}`", fix))
     return problems + _check_cycles(path, raws)
 
 
 def _check_cycles(path: str, raws: list[_Raw]) -> list[Problem]:
-    needs = {raw.id: set(raw.words("needs")) for raw in raws}
-    left = dict(needs)
-    while free := [name for name, on in left.items() if not on & left.keys()]:
-        for name in free:
-            del left[name]
-    if not left:
-        return []
-    cycle = [next(iter(left))]
-    while cycle.count(cycle[-1]) == 1:
-        cycle.append(sorted(left[cycle[-1]] & left.keys())[0])
-    cycle = cycle[cycle.index(cycle[-1]) :]
-    line = next(raw.line_of("needs") for raw in raws if raw.id == cycle[0])
-    return [Problem(path, line, f"tasks need each other: {' -> '.join(cycle)}", "take one `needs` away")]
+    try:
+        TopologicalSorter({raw.id: raw.words("needs") for raw in raws}).prepare()
+    except CycleError as error:
+        cycle = error.args[1][::-1]  # each task before the one that it needs
+        line = next(raw.line_of("needs") for raw in raws if raw.id == cycle[0])
+        return [Problem(path, line, f"tasks need each other: {' -> '.join(cycle)}", "take one `needs` away")]
+    return []
 
 
 def _task(path: str, raw: _Raw, problems: list[Problem]) -> Task | None:
@@ -269,12 +281,13 @@ def _check_keys(path: str, raw: _Raw) -> Iterator[Problem]:
 
 def _check_targets(document: Document, front: Front, raws: list[_Raw]) -> list[Problem]:
     path, problems = document.path, []
-    ids = [target.id for target in front.targets]
+    ids = set[str]()
     measured = {name for raw in raws for name in raw.words("targets")}
     for index, target in enumerate(front.targets):
         line = document.line("targets", index)
-        if ids.index(target.id) != index:
+        if target.id in ids:
             problems.append(Problem(path, line, f"target id `{target.id}` stands twice", "rename one"))
+        ids.add(target.id)
         if not inside(target.recipe):
             fix = "use a path relative to the repository's root"
             problems.append(Problem(path, line, f"recipe `{target.recipe}` is outside the repository", fix))

@@ -112,11 +112,18 @@ def _chain(library: Library, lead: str, task: Task) -> tuple[str, ...] | None:
 def _path(library: Library, start: str, task: Task) -> tuple[str, ...] | None:
     """The shortest chain from `start` to an agent that may do the task; the most junior among equals."""
     paths: list[tuple[str, ...]] = [(start,)]
+    seen = {start}
     while paths:
         found = [path for path in paths if _may_do(library.agents[path[-1]], task)]
         if found:
             return max(found, key=lambda path: library.agents[path[-1]].level)
-        paths = [(*path, name) for path in paths for name in library.agents[path[-1]].delegates_to]
+        longer: dict[str, tuple[str, ...]] = {}  # one a new agent: the first chain to it is as short as any other
+        for path in paths:
+            for name in library.agents[path[-1]].delegates_to:
+                if name not in seen:
+                    longer.setdefault(name, (*path, name))
+        seen |= longer.keys()
+        paths = list(longer.values())
     return None
 
 

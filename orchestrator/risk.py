@@ -27,11 +27,12 @@ LEVELS: tuple[tuple[RiskLevel, tuple[str, ...], str], ...] = (
     ("high", GUARDED, "guards the system"),
     ("high", ("mlcore/kernels/**", "mlcore/autograd.py", "mlcore/ops.py", "mlcore/optim.py"), "core algorithm"),
     ("high", ("mlcore/data/**", "mlcore/evaluate.py", "mlcore/train.py"), "what a measurement passes through"),
-    ("low", ("mlcore/recipes/**",), "recipe"),
+    ("low", ("mlcore/recipes/*.toml",), "recipe"),
     ("medium", ("mlcore/**",), "library code"),
-    ("low", ("plans/**", "docs/**", "*.md"), "prose or evidence"),
+    ("low", ("plans/**/*.md", "docs/**/*.md", "*.md"), "prose"),
+    ("low", tuple(f"plans/**/*.{end}" for end in ("json", "jsonl", "csv", "png", "svg")), "evidence"),
 )
-UNKNOWN: tuple[RiskLevel, str] = ("high", "no rule knows this path")
+UNKNOWN: tuple[RiskLevel, str] = ("high", "no rule knows this path")  # so a person merges it
 LARGE_LINES = 400  # reviewers stop reading carefully at about this size
 
 
@@ -44,7 +45,7 @@ def assess(change: Change, floor: RiskLevel) -> Risk:
     if change.lines > LARGE_LINES:
         reasons.append(("medium", f"medium: {change.lines} changed lines, over {LARGE_LINES}"))
     reasons.sort(key=lambda item: -RISK_LEVELS.index(item[0]))
-    guarded = any(matches(file.path, GUARDED) for file in change.files)
+    guarded = any(matches(file.path, GUARDED) or _of_file(file) == UNKNOWN for file in change.files)
     return Risk(level=reasons[0][0], guarded=guarded, reasons=tuple(text for _, text in reasons))
 
 

@@ -6,7 +6,9 @@ as templates over the task. Where it stands is read off the conversation, so a r
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError
@@ -14,7 +16,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import Field, ValidationError
 
 from orchestrator.errors import InputError, Problem
-from orchestrator.providers.base import Message, Reply, Request
+from orchestrator.providers.base import Message, Reply, Request, StopReason
 from orchestrator.records import Record
 
 _TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
@@ -37,19 +39,41 @@ class Procedure(Record):
 
 
 def parse(path: str, text: str) -> Procedure:
-    """A procedure from its TOML. Raises InputError naming the file."""
+    """A procedure from its TOML, its templates compiled. Raises InputError with every problem found."""
     try:
         procedure = Procedure.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError([Problem(path, 0, f"TOML: {error}", "mend the file")]) from error
     except ValidationError as error:
+        fix = "see another procedure.toml"
         raise InputError(
-            [
-                Problem(path, 0, f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}", "see another procedure.toml")
-                for item in error.errors()
-            ]
+            [Problem(path, 0, f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}", fix) for item in error.errors()]
         ) from error
+    except (ValueError, RecursionError) as error:
+        line = re.search(r"at line (\d+)", str(error))
+        problem = Problem(path, int(line[1]) if line else 0, f"TOML: {error}", "mend the file")
+        raise InputError([problem]) from error
+    problems = [
+        Problem(path, 0, f"template {template[:80]!r}: {wrong}", "mend the template")
+        for template in _templates(procedure.model_dump())
+        if (wrong := _syntax_error(template))
+    ]
+    if problems:
+        raise InputError(problems)
     return procedure
+
+
+def _templates(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _templates(item)
+
+
+def _syntax_error(template: str) -> str:
+    try:
+        _TEMPLATES.from_string(template)
+    except (TemplateError, SyntaxError, ValueError, RecursionError) as error:
+        return str(error)
+    return ""
 
 
 class ProcedureProvider:
@@ -67,7 +91,7 @@ class ProcedureProvider:
         variables = {**self._variables, "last": last}
         steps = self._procedure.step
         if failed and turn and steps[min(turn, len(steps)) - 1].on_error == "stop":
-            return _text(f"I stop here: {_first_line(last)}")
+            return _text(f"I stop here:\n{last}", "refusal")
         if turn >= len(steps):
             return _text(_render(self._procedure.finish.say, variables))
         return _turn(turn, steps[turn], variables)
@@ -84,8 +108,8 @@ def _turn(turn: int, step: Step, variables: dict[str, Any]) -> Reply:
     return Reply(content=(say, call), stop_reason="tool_use")
 
 
-def _text(text: str) -> Reply:
-    return Reply(content=({"type": "text", "text": text},), stop_reason="end_turn")
+def _text(text: str, stop_reason: StopReason = "end_turn") -> Reply:
+    return Reply(content=({"type": "text", "text": text},), stop_reason=stop_reason)
 
 
 def _render_all(value: Any, variables: dict[str, Any]) -> Any:
@@ -103,7 +127,7 @@ def _render_all(value: Any, variables: dict[str, Any]) -> Any:
 def _render(template: str, variables: dict[str, Any]) -> str:
     try:
         return _TEMPLATES.from_string(template).render(variables)
-    except TemplateError as error:
+    except Exception as error:  # a template raises whatever its filters and operators do
         raise InputError(f"procedure template {template!r}: {error}") from error
 
 
@@ -113,7 +137,3 @@ def _last_result(messages: tuple[Message, ...]) -> tuple[str, bool]:
         return "", False
     results = [block for block in content if block["type"] == "tool_result"]
     return "\n".join(block["content"] for block in results), any(block.get("is_error") for block in results)
-
-
-def _first_line(text: str) -> str:
-    return next((line for line in text.splitlines() if line.strip()), "the last step failed")
