@@ -130,10 +130,12 @@ def lint(
     """Check agents, skills and plans, all errors in one go, each with its place and the fix."""
     from orchestrator import library, planfile
     from orchestrator.errors import Problem
+    from orchestrator.house import check_procedures
 
     checkout, _ = _here()
     root = checkout.root
     loaded, problems = library.read(root)
+    problems += check_procedures(loaded, root)
     paths = [_relative(path, checkout) for path in plans or []] or [
         path.relative_to(root).as_posix() for path in sorted(root.glob("plans/*.md")) if path.name != "LOG.md"
     ]

@@ -61,7 +61,7 @@ def load(root: Path, flags: Mapping[str, Any], env: Mapping[str, str] = os.envir
     user = Path(env.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "odyssey" / "config.toml"
     layers = [
         ("user", str(user), _toml(user)),
-        ("project", "pyproject.toml", _toml(root / "pyproject.toml").get("tool", {}).get("odyssey", {})),
+        ("project", "pyproject.toml", _table(_table(_toml(root / "pyproject.toml"), "tool"), "odyssey")),
         ("environment", "environment", _environment(env)),
         ("flag", "flags", {key: value for key, value in flags.items() if value is not None}),
     ]
@@ -79,12 +79,13 @@ def load(root: Path, flags: Mapping[str, Any], env: Mapping[str, str] = os.envir
     try:
         return Settings(**values), origin
     except ValidationError as error:
-        raise InputError(
-            [
-                Problem(origin.get(str(item["loc"][0]), ""), 0, f"`{item['loc'][0]}`: {item['msg']}", "mend it")
-                for item in error.errors()
-            ]
-        ) from error
+        places = {layer: place for layer, place, _ in layers}
+        raise InputError([_refused(item["loc"], item["msg"], places, origin) for item in error.errors()]) from error
+
+
+def _refused(loc: tuple[int | str, ...], message: str, places: Mapping[str, str], origin: Mapping[str, str]) -> Problem:
+    place = places[origin[str(loc[0])]]
+    return Problem(place, 0, f"`{'.'.join(map(str, loc))}`: {message}", "write another value")
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -92,8 +93,15 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError([Problem(str(path), 0, f"can't be read: {error}", "mend the file")]) from error
+
+
+def _table(parent: dict[str, Any], name: str) -> dict[str, Any]:
+    found = parent.get(name, {})
+    if not isinstance(found, dict):
+        raise InputError([Problem("pyproject.toml", 0, f"`{name}` is not a table", f"write `[...{name}]`")])
+    return found
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:

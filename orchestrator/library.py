@@ -19,7 +19,6 @@ from orchestrator.errors import InputError, Problem
 from orchestrator.frontmatter import Document, did_you_mean, parse, read_text, validate
 from orchestrator.globs import matches, narrows
 from orchestrator.planfile import inside, stands
-from orchestrator.providers import procedure
 from orchestrator.records import Agent, Plan, Record, RiskLevel, Skill
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
@@ -141,25 +140,9 @@ def read_skill(root: Path, path: str) -> tuple[Skill | None, list[Problem]]:
     if problems:
         return None, problems
     skill, problems = parse_skill(path, text)
-    if skill and skill.procedure:
-        problems += _check_procedure(root, skill.procedure)
+    if skill and skill.procedure and not stands(root, skill.procedure):
+        problems.append(Problem(path, 0, f"procedure `{skill.procedure}` does not exist", "write it or drop the key"))
     return skill, problems
-
-
-def _check_procedure(root: Path, path: str) -> list[Problem]:
-    """A procedure is read before anything runs, not when its turn has come."""
-    text, problems = read_text(root, path)
-    if problems:
-        return problems
-    try:
-        steps = procedure.parse(path, text).step
-    except InputError as error:
-        return error.problems
-    unknown = [step.tool for step in steps if step.tool not in TOOL_NAMES]
-    return [
-        Problem(path, 0, f"unknown tool `{tool}`", did_you_mean(tool, TOOL_NAMES) or f"tools: {', '.join(TOOL_NAMES)}")
-        for tool in unknown
-    ]
 
 
 def parse_skill(path: str, text: str) -> tuple[Skill | None, list[Problem]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from orchestrator import planfile
 from orchestrator.globs import matches
-from orchestrator.records import Change, Plan, Skill, Task
+from orchestrator.records import Change, FileChange, Plan, Skill, Task
 from orchestrator.workspace import Repository
 
 MAX_FILE_BYTES = 1 << 20
@@ -16,13 +16,13 @@ SECRETS = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bsk-ant-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b"
 )
 TEST = re.compile(r"^\s*(?:async )?def test_", re.MULTILINE)
-ASSERTION = re.compile(r"^\s*assert\b|\bpytest\.raises\b|\.assert_", re.MULTILINE)
+ASSERTION = re.compile(r"^\s*assert\b|\bpytest\.raises\b|\.assert\w+\(", re.MULTILINE)
 
 
 def violations(change: Change, task: Task, skill: Skill, plan: Plan, repository: Repository) -> list[str]:
     """Why the change can't be taken, one line each; empty when it can."""
     found = [*_paths(change, task, skill), *_contents(change, repository), *_tests(change, repository)]
-    return found + list(_targets(change, plan, repository))
+    return found + [line for file in change.files for line in _plans(file, change, plan, repository)]
 
 
 def _paths(change: Change, task: Task, skill: Skill) -> Iterator[str]:
@@ -41,10 +41,9 @@ def _contents(change: Change, repository: Repository) -> Iterator[str]:
     for file in change.files:
         if file.status == "deleted" or file.mode in (SYMLINK, GITLINK):
             continue
-        text = repository.read(change.commit, file.path) or ""
-        if len(text) > MAX_FILE_BYTES:
+        if repository.size(change.commit, file.path) > MAX_FILE_BYTES:
             yield f"{file.path}: larger than {MAX_FILE_BYTES} bytes"
-        if SECRETS.search(text):
+        elif SECRETS.search(repository.read(change.commit, file.path) or ""):
             yield f"{file.path}: holds what looks like a secret"
 
 
@@ -61,29 +60,42 @@ def _tests(change: Change, repository: Repository) -> Iterator[str]:
                 yield f"{file.path}: {had} {what} became {has}"
 
 
-def _targets(change: Change, plan: Plan, repository: Repository) -> Iterator[str]:
-    """The plan's promises (targets, margins, budget, paper) are for people to change."""
-    if plan.path not in {file.path for file in change.files}:
+def _plans(file: FileChange, change: Change, plan: Plan, repository: Repository) -> Iterator[str]:
+    """A plan's promises (targets, margins, budget, paper, tasks) are for people to change, in this plan or another.
+
+    A run's own plan is held against the one that it began with; another, and all records, against the change's base.
+    """
+    if not file.path.endswith(".md"):
         return
-    text = repository.read(change.commit, plan.path) or ""
-    changed, problems = planfile.read(plan.path, text)
+    before = repository.read(change.base, file.path) or ""
+    promised = plan if file.path == plan.path else planfile.read(file.path, before)[0]
+    if promised is None or repository.size(change.commit, file.path) > MAX_FILE_BYTES:
+        return
+    text = repository.read(change.commit, file.path) or ""
+    if not text.isascii() and any("\ud800" <= character < "\ue000" for character in text):
+        yield f"{file.path}: is not UTF-8 text"
+        return
+    changed, problems = planfile.read(file.path, text)
     yield from (str(problem) for problem in problems)
     if changed and not problems:
-        for name in ("title", "paper", "targets", "budget"):
-            if getattr(changed, name) != getattr(plan, name):
-                yield f"{plan.path}: `{name}` was changed"
-        if _promises(changed) != _promises(plan):
-            yield f"{plan.path}: tasks were changed; an agent may edit the prose around them"
-        yield from _blocks(change, plan, repository, text)
+        yield from _broken_promises(promised, changed)
+        yield from _overwritten(file.path, planfile.written_back(before), planfile.written_back(text))
+
+
+def _broken_promises(promised: Plan, changed: Plan) -> Iterator[str]:
+    for name in ("title", "paper", "targets", "budget"):
+        if getattr(changed, name) != getattr(promised, name):
+            yield f"{promised.path}: `{name}` was changed"
+    if _promises(changed) != _promises(promised):
+        yield f"{promised.path}: tasks were changed; an agent may edit the prose around them"
 
 
 def _promises(plan: Plan) -> list[dict[str, object]]:
     return [task.model_dump(exclude={"line", "section", "agent", "done"}) for task in plan.tasks]
 
 
-def _blocks(change: Change, plan: Plan, repository: Repository, text: str) -> Iterator[str]:
-    """What stands between markers was written by the harness: an agent may not write a result."""
-    before = repository.read(change.base, plan.path) or ""
-    for name in planfile.BLOCKS:
-        if planfile.block(text, name) != planfile.block(before, name):
-            yield f"{plan.path}: the harness's block `{name}` was changed"
+def _overwritten(path: str, before: dict[str, object], after: dict[str, object]) -> Iterator[str]:
+    """Ticks, status lines and what stands between markers are the harness's: an agent may not write a result."""
+    for name in before:
+        if after[name] != before[name]:
+            yield f"{path}: the harness's own record was changed ({name})"

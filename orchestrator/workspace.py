@@ -2,7 +2,8 @@
 
 Odyssey works in a bare repository of its own, `.odyssey/repo.git`, into which the base commit is fetched; every branch
 and worktree of a run lives there. Its configuration is ours alone, so no hook, filter, fsmonitor, textconv or ssh
-command of the user's repository (or one that an agent wrote) can run: git has nowhere to find one.
+command of the user's repository (or one that an agent wrote) can run: git has nowhere to find one. What configures git
+in it is written anew whenever it differs, since a folder of that name may have come with somebody's repository.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 
 from git import Git, GitCommandError
 
-from orchestrator.errors import GitError, InputError
+from orchestrator.config import STATE_FOLDER
+from orchestrator.errors import GitError, InputError, Problem
 from orchestrator.records import Change, FileChange, Tier
 
 # What a tree's own .gitattributes ask for is overruled: files come out of git as the bytes that went in.
 ATTRIBUTES = "* -text !eol -ident !filter !working-tree-encoding !export-ignore !export-subst !diff !merge\n"
-ZERO = "0" * 40
+CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n"
 
 
 def clean_environment() -> dict[str, str]:
@@ -31,6 +33,7 @@ def clean_environment() -> dict[str, str]:
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_NO_LAZY_FETCH": "1",
     }
 
 
@@ -50,8 +53,15 @@ def git(cwd: Path, *argv: str, env: Mapping[str, str] | None = None, strip: bool
             strip_newline_in_stdout=strip,
         )
     except GitCommandError as error:
-        raise GitError(f"git {argv[0]} failed: {str(error.stderr).strip() or error.status}") from error
+        raise GitError(f"git {argv[0]} failed: {_words(error) or f'exit code {error.status}'}") from error
     return str(output)
+
+
+def _words(error: GitCommandError) -> str:
+    """What git said, without GitPython's dressing; conflicts are told on stdout."""
+    streams = (str(error.stderr).strip().removeprefix("stderr: "), str(error.stdout).strip().removeprefix("stdout: "))
+    lines = (line.strip() for stream in streams for line in stream.strip("'").splitlines())
+    return "; ".join(line for line in lines if line)
 
 
 # The user's repository: read, never written
@@ -68,7 +78,7 @@ class Checkout:
 
 
 def find_checkout(start: Path) -> Checkout:
-    """The repository around `start`. Raises InputError outside of one, or before the first commit."""
+    """The repository around `start`. Raises InputError outside of one, without a commit, or if it brings our state."""
     try:
         root = Path(git(start, "rev-parse", "--show-toplevel"))
         commit = git(root, "rev-parse", "--verify", "HEAD^{commit}")
@@ -79,8 +89,24 @@ def find_checkout(start: Path) -> Checkout:
         branch = git(root, "symbolic-ref", "--quiet", "--short", "HEAD")
     except GitError:
         branch = ""
-    dirty = bool(git(root, "diff-index", "--name-only", "HEAD", "--"))
+    if git(root, "ls-tree", "--name-only", "HEAD", "--", STATE_FOLDER):
+        fix = f"it would be taken for our own state; take it out (`git rm -r --cached {STATE_FOLDER}`) and commit"
+        raise InputError([Problem(STATE_FOLDER, 0, f"is part of commit {commit[:12]}", fix)])
+    dirty = bool(git(root, "diff-index", "--name-only", "HEAD", "--", env=_without_filters(root)))
     return Checkout(root, commit, branch, dirty)
+
+
+def _without_filters(root: Path) -> dict[str, str]:
+    """Switches off the repository's own filter commands, which git runs on files as new as its index."""
+    try:
+        keys = git(root, "config", "--null", "--name-only", "--get-regexp", r"^filter\.").strip("\0").split("\0")
+    except GitError:  # it has none
+        return {}
+    found = {"GIT_CONFIG_COUNT": str(len(keys))}
+    for number, key in enumerate(keys):
+        found[f"GIT_CONFIG_KEY_{number}"] = key
+        found[f"GIT_CONFIG_VALUE_{number}"] = "false" if key.endswith(".required") else ""
+    return found
 
 
 class Repository:
@@ -90,16 +116,26 @@ class Repository:
         self.folder = folder
         self.worktrees = worktrees
         if not (folder / "HEAD").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            git(folder, "init", "--quiet", "--bare", "--initial-branch=odyssey", ".")
-        (folder / "info").mkdir(exist_ok=True)
-        (folder / "info" / "attributes").write_text(ATTRIBUTES)
+            self._init()
+        _settle(folder / "config", CONFIG)
+        _settle(folder / "info" / "attributes", ATTRIBUTES)
         worktrees.mkdir(parents=True, exist_ok=True)
 
+    def _init(self) -> None:
+        """All of it or nothing, however it ends: made beside its place, then moved there."""
+        fresh = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
+        fresh.mkdir(parents=True, exist_ok=True)
+        git(fresh, "init", "--quiet", "--bare", "--template=", "--initial-branch=odyssey", ".")
+        try:
+            fresh.rename(self.folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(fresh)
+
     def bring_in(self, source: Path, commit: str) -> None:
-        """Copy a commit and its history from the user's repository."""
+        """Copy a commit and its history, as far as it is there, from the user's repository."""
         if not self.has(commit):
-            git(self.folder, "fetch", "--quiet", "--no-tags", "--", str(source), f"{commit}:refs/odyssey/base/{commit}")
+            options = ("--quiet", "--no-tags", "--update-shallow", "--no-recurse-submodules")
+            git(self.folder, "fetch", *options, "--", str(source), f"{commit}:refs/odyssey/base/{commit}")
 
     def has(self, commit: str) -> bool:
         try:
@@ -120,21 +156,17 @@ class Repository:
     # Attempts
 
     def open(self, branch: str, base: str) -> tuple[Path, str]:
-        """A worktree on a new branch at `base`, and that base; after a crash the one that is there, made clean."""
+        """A fresh worktree on a branch at `base`, and that base. One that a crash left half made is taken away."""
+        self.close(branch)
         path = self._worktree(branch)
-        if (path / ".git").exists():
-            base = self.resolve(f"refs/heads/{branch}") or base
-            self.restore(path, self.tree(base))
-            return path, base
-        shutil.rmtree(path, ignore_errors=True)
-        git(self.folder, "worktree", "prune")
         git(self.folder, "worktree", "add", "--quiet", "-B", branch, "--", str(path), base)
         return path, base
 
     def close(self, branch: str) -> None:
-        """Take a worktree away; its branch and commits stay."""
-        shutil.rmtree(self._worktree(branch), ignore_errors=True)
-        git(self.folder, "worktree", "prune")
+        """Take a worktree away, git's record of it too (git keeps it locked while it makes one); its commits stay."""
+        path = self._worktree(branch)
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(self._gitdir(path), ignore_errors=True)
 
     def recover(self) -> None:
         """Take away the locks that git left when it was killed. Only for the one who holds the repository's lock."""
@@ -150,8 +182,9 @@ class Repository:
         return self.worktrees / branch.replace("/", "--")
 
     def snapshot(self, worktree: Path) -> str:
-        """The worktree as a tree object, ignored files left out. Neither its index nor its files are touched."""
+        """The worktree as a tree object, ignored files left out unless they are tracked. Changes nothing there."""
         with self._scratch_index() as env:
+            self._in(worktree, "read-tree", "HEAD", env=env)
             self._in(worktree, "add", "--all", "--", ".", env=env)
             return self._in(worktree, "write-tree", env=env)
 
@@ -187,7 +220,7 @@ class Repository:
         """The tree of `commit` with one file's text replaced."""
         with self._scratch_index() as env:
             scratch = Path(env["GIT_INDEX_FILE"]).with_suffix(".text")
-            scratch.write_text(text)
+            scratch.write_bytes(text.encode(errors="surrogateescape"))
             blob = git(self.folder, "hash-object", "-w", "--no-filters", "--", str(scratch))
             scratch.unlink()
             git(self.folder, "read-tree", commit, env=env)
@@ -216,6 +249,13 @@ class Repository:
         except GitError:
             return None
 
+    def size(self, commit: str, path: str) -> int:
+        """Bytes of a file; 0 when there is none."""
+        try:
+            return int(git(self.folder, "cat-file", "-s", f"{commit}:{path}"))
+        except GitError:
+            return 0
+
     def message(self, commit: str) -> str:
         return git(self.folder, "show", "--no-patch", "--format=%B", commit, "--")
 
@@ -234,7 +274,7 @@ class Repository:
         names = {"A": "added", "D": "deleted"}
         return tuple(
             FileChange(
-                path=path,
+                path=_printable(path),
                 status=names.get(head.split(" ")[4][0], "modified"),
                 added=sizes.get(path, (-1, -1))[0],
                 removed=sizes.get(path, (-1, -1))[1],
@@ -251,11 +291,29 @@ class Repository:
 
     def _in(self, worktree: Path, *argv: str, env: Mapping[str, str] | None = None) -> str:
         """Git in a worktree, its gitdir named by us: a `.git` that an agent wrote is never followed."""
-        gitdir = self.folder / "worktrees" / worktree.name
-        return git(worktree, *argv, env={"GIT_DIR": str(gitdir), "GIT_WORK_TREE": str(worktree), **(env or {})})
+        where = {"GIT_DIR": str(self._gitdir(worktree)), "GIT_WORK_TREE": str(worktree)}
+        return git(worktree, *argv, env={**where, **(env or {})})
+
+    def _gitdir(self, worktree: Path) -> Path:
+        return self.folder / "worktrees" / worktree.name
 
     def _scratch_index(self) -> _ScratchIndex:
         return _ScratchIndex(self.folder)
+
+
+def _printable(path: str) -> str:
+    """A path as text; bytes that are none become `\\xff`, a path that no one may write."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _settle(path: Path, text: str) -> None:
+    """Have the file hold this text, at every moment in which another process may read it."""
+    if path.is_file() and path.read_text() == text:
+        return
+    path.parent.mkdir(exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(text)
+    fresh.replace(path)
 
 
 class _ScratchIndex:
