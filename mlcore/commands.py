@@ -16,6 +16,7 @@ from mlcore.data.pictures import read_pictures
 from mlcore.display import Plain, choose
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
+TRAIN_COUNT = 60_000
 DATASETS = {"mnist": MNIST, "surrogate": SURROGATE, SURROGATE: SURROGATE}
 
 
@@ -112,8 +113,8 @@ def fetch_command(name: str, data: Path | None, out: Path | None, count: int | N
         raise RecipeError(
             "--count is of a surrogate", place="mlcore fetch", fix="write: fetch surrogate --count N --out DIR"
         )
-    if count and out:
-        dataset = _draw(out, count)
+    if DATASETS[name] == SURROGATE and out and not data:
+        dataset = _draw(out, count or TRAIN_COUNT)
     else:
         dataset = find(DATASETS[name], Places.of(data, os.environ), surrogate, _say)
         dataset = read_dataset(copy_to(dataset, out)) if out else dataset
@@ -219,6 +220,7 @@ def _normaliser(found: Checkpoint) -> Normaliser:
 def _draw(out: Path, count: int) -> Dataset:
     from mlcore.data.surrogate import write_surrogate
 
+    _say(f"drawing SURROGATE digits into {out}: numbers made from them are not measured on MNIST")
     try:
         return read_dataset(write_surrogate(out, count, max(count // 6, 1)))
     except OSError as error:

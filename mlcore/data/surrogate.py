@@ -36,13 +36,13 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 class Hand:
     """How unsteady the writing is: standard deviations, in units of the digit's height or in radians."""
 
-    jitter: float = 0.045
-    elastic: float = 0.035
-    turn: float = 0.17
-    shear: float = 0.22
-    stretch: float = 0.16
+    jitter: float = 0.055
+    elastic: float = 0.044
+    turn: float = 0.19
+    shear: float = 0.25
+    stretch: float = 0.18
     pen_px: tuple[float, float] = (1.3, 3.4)
-    skipped: float = 0.10  # at most this share of the strokes' ends is not drawn
+    skipped: float = 0.13  # at most this share of the strokes' ends is not drawn
 
 
 def write_surrogate(folder: Path, train: int = TRAIN_COUNT, test: int = TEST_COUNT, seed: int = SEED) -> Path:
