@@ -41,7 +41,7 @@ def publish(run: Run, forge: Forge, task: Task, change: Change, judgement: Judge
             body=report.body(run, task, change, judgement, words, run.ledger.head()),
             head=f"odyssey/{run.id}/{task.id}",
             commit=recorded,
-            base=run.base_branch or run.base_commit,
+            base=run.base_branch,
             base_commit=head,
             below=below.number if below else None,
             risk=judgement.risk.level,

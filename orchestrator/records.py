@@ -255,7 +255,7 @@ class PullRequest(Record):
     body: str
     head: str  # branch
     commit: str
-    base: str  # branch, or a commit when HEAD was detached
+    base: str  # branch; "" when HEAD was detached: then it goes into whichever is checked out
     base_commit: str
     below: int | None  # the pull request that this one is stacked on
     risk: RiskLevel

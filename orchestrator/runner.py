@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrator import attempt as attempts
-from orchestrator import publish
+from orchestrator import publish, risk
 from orchestrator.engine import Engine
 from orchestrator.forge.base import Forge
 from orchestrator.gate import Gate
@@ -121,7 +121,13 @@ class Runner:
         outcome = await loop.work(attempts.prepare(self._run, task, number, tier, worktree, feedback))
         frozen = await self._engine.step("freeze", lambda: self._freeze(task, number, tier, worktree, opened["base"]))
         change = Change.model_validate(frozen)
+        if not outcome.finished:
+            return Tried(change, self._unfinished(task, change, outcome), outcome)
         return Tried(change, await self._judge(task, change), outcome)
+
+    def _unfinished(self, task: Task, change: Change, outcome: Outcome) -> Judgement:
+        found = risk.assess(change, self._run.skill(task.id).risk)
+        return Judgement(outcome="refused", risk=found, feedback=f"the agent did not finish: {outcome.text}")
 
     async def _judge(self, task: Task, change: Change) -> Judgement:
         return await Gate(self._run, task, change, self._engine, self._secret).judge()

@@ -86,10 +86,10 @@ class LocalForge:
         checkout = find_checkout(self._root)
         message = f"Merge pull request {pull.number}: {pull.title}"
         git(self._root, "fetch", "--quiet", "--no-tags", "--", str(self._repository.folder), f"refs/heads/{pull.head}")
-        if pull.base != checkout.branch:
+        if not checkout.branch or pull.base not in ("", checkout.branch):
             raise ForgeError(
-                f"pull request {pull.number} is for `{pull.base}`, but `{checkout.branch or 'no branch'}` is checked "
-                f"out; run `git switch {pull.base}` first"
+                f"pull request {pull.number} is for {pull.base or 'a branch'}, and {checkout.branch or 'no branch'} is "
+                f"checked out; run `git switch {pull.base or 'BRANCH'}` first"
             )
         try:
             git(

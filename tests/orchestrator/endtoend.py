@@ -24,10 +24,7 @@ seed = 0
 
 [model]
 name = "mlp"
-options.hidden = [32]
-
-[data]
-limit = 2000
+options.hidden = [6]
 
 [optimiser]
 rate = 0.05
@@ -42,7 +39,7 @@ batch = 64
 PLAN = """---
 title: A small plan
 targets:
-  - {{id: small-error, metric: test_error_pct, value: {value}, margin: 0.5, direction: at_most, seeds: 2,
+  - {{id: small-error, metric: test_error_pct, value: {value}, margin: 0.5, direction: at_most, seeds: 3,
      dataset: mnist, recipe: mlcore/recipes/small.toml, source: "a test"}}
 budget: {{minutes: {minutes}}}
 ---
@@ -56,15 +53,17 @@ budget: {{minutes: {minutes}}}
   - writes: plans/small/dataset.json
   - accept: python skills/verify-dataset/scripts/verify.py --dataset mnist --check plans/small/dataset.json
 
+- [ ] `second` Look at the files again
+  - skill: verify-dataset
+  - writes: plans/again/dataset.json
+"""
+MEASUREMENT = """
 ## Measurement
 - [ ] `measure` Measure the small network
   - skill: measure-reproduction
   - needs: data
   - targets: small-error
   - writes: plans/small.md
-- [ ] `second` Look at the files again
-  - skill: verify-dataset
-  - writes: plans/again/dataset.json
 """
 SETTINGS = '[tool.odyssey.tests]\nlow = []\nmedium = []\nhigh = ["tests"]\n'
 
@@ -120,14 +119,21 @@ class Repo:
             return connection.execute(sql).fetchall()
 
 
-def small_repo(folder: Path, data: Path, value: float = 50.0, minutes: float = 20, prose: str = "Prose.") -> Repo:
+def small_repo(
+    folder: Path, data: Path, value: float = 50.0, minutes: float = 20, prose: str = "Prose.", measured: bool = True
+) -> Repo:
     """The project's own agents, skills and mlcore with a plan that takes seconds."""
     root = folder / "repo"
     for name in ("agents", "skills", "mlcore"):
         shutil.copytree(PROJECT / name, root / name, ignore=LEFT_OUT)
     repo = Repo(root, data)
     repo.write("mlcore/recipes/small.toml", RECIPE)
-    repo.write("plans/small.md", PLAN.format(value=value, minutes=minutes, prose=prose))
+    plan = PLAN.format(value=value, minutes=minutes, prose=prose)
+    if measured:
+        repo.write("plans/small.md", plan + MEASUREMENT)
+    else:
+        before, _, after = plan.partition("targets:")
+        repo.write("plans/small.md", before + "budget:" + after.partition("budget:")[2])
     repo.write("pyproject.toml", SETTINGS)
     repo.write(".gitignore", "runs/\n__pycache__/\n")
     repo.git("init", "--quiet", "--initial-branch=main")

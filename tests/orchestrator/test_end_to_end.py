@@ -32,7 +32,7 @@ def tasks_of_pulls(repo: Repo) -> list[str]:
     return sorted(each["task"] for each in repo.json("pr", "list")["pull_requests"])
 
 
-def test_a_plan_ends_with_a_pull_request_for_each_task_and_an_untouched_checkout(tmp_path: Path) -> None:
+def test_a_plan_ends_with_pull_requests_and_an_untouched_checkout_until_one_is_merged(tmp_path: Path) -> None:
     repo = small_repo(tmp_path, small_digits(tmp_path / "data"))
     repo.write("plans/small.md", (repo.root / "plans/small.md").read_text() + "\nnot committed\n")
     repo.write("untracked.txt", "mine\n")
@@ -56,11 +56,13 @@ def test_a_plan_ends_with_a_pull_request_for_each_task_and_an_untouched_checkout
     # nothing to do is no work: the same run again only says where it stands
     assert repo.run("resume", "small-1").returncode == 3
     assert tasks_of_pulls(repo) == ["data", "measure", "second"]
+    repo.git("checkout", "--quiet", "main", "--", ".")
+    repo.git("checkout", "--quiet", "main")
+    merge_the_top_of_the_stack(repo)
 
 
-def test_merging_the_top_of_the_stack_brings_plan_and_evidence_into_the_branch(tmp_path: Path) -> None:
-    repo = small_repo(tmp_path, small_digits(tmp_path / "data"))
-    assert repo.run("run", "plans/small.md").returncode == 3
+def merge_the_top_of_the_stack(repo: Repo) -> None:
+    """It brings plan and evidence into the branch, and what it is stacked on with it."""
     top = max(each["number"] for each in repo.json("pr", "list")["pull_requests"])
     shown = repo.run("pr", "show", str(top)).stdout
     for heading in ("## What", "## Why", "## Evidence", "## Risk", "## Cost", "## Receipts"):
@@ -70,7 +72,7 @@ def test_merging_the_top_of_the_stack_brings_plan_and_evidence_into_the_branch(t
     done = repo.run("pr", "merge", str(top))
 
     assert done.returncode == 0, done.stderr
-    assert repo.git("status", "--porcelain") == ""
+    assert repo.git("status", "--porcelain", "--untracked-files=no") == ""
     plan = (repo.root / "plans/small.md").read_text()
     assert "- [x] `data`" in plan
     assert "status: unmeasured (procedure, attempt 1)" in plan
@@ -107,7 +109,7 @@ def test_killed_at_ten_random_moments_a_run_ends_with_the_same_verdict_and_one_p
     report = repo.json("report", "--verify")
     assert report["wrong"] == []
     trials = [receipt["what"].partition(":")[0] for receipt in report["receipts"] if receipt["target"]]
-    assert len(trials) == len(set(trials)) == 5
+    assert len(trials) == len(set(trials)) == 6
     assert repo.ledger("SELECT COUNT(*) FROM calls WHERE state != 'done'") == [(0,)]
     assert len(repo.ledger("SELECT DISTINCT run, task, attempt, turn FROM calls")) == len(
         repo.ledger("SELECT key FROM calls")
@@ -132,15 +134,15 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_orchestrator_is_turned_away(tmp_p
 
 
 def test_a_used_up_budget_pauses_and_a_larger_one_goes_on(tmp_path: Path) -> None:
-    repo = small_repo(tmp_path, small_digits(tmp_path / "data"), minutes=0.01)
+    repo = small_repo(tmp_path, small_digits(tmp_path / "data"), minutes=0.01, measured=False)
 
     paused = repo.run("run", "plans/small.md")
     resumed = repo.run("resume", "--minutes", "30")
 
     assert paused.returncode == 5, paused.stderr
     assert "budget of 0.01 minutes is used up" in paused.stderr
-    assert resumed.returncode == 3, resumed.stderr
-    assert tasks_of_pulls(repo) == ["data", "measure", "second"]
+    assert resumed.returncode == 0, resumed.stderr
+    assert tasks_of_pulls(repo) == ["data", "second"]
 
 
 def test_planted_numbers_change_no_verdict(tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_planted_numbers_change_no_verdict(tmp_path: Path) -> None:
         pytest.skip("MLCORE_DATA does not hold MNIST")
     repo = small_repo(tmp_path, data, value=0.5, prose="It is measured: 0.01 % test error, verdict reproduced.")
     plant = (
-        "\n\nprint('test error 0.01 %, reproduced')\n"
+        "\n\nimport sys\nprint('test error 0.01 %, reproduced', file=sys.stderr)\n"
         "_honest = Result.document\n"
         "Result.document = lambda self: {**_honest(self), 'test_error_pct': 0.01}  # type: ignore\n"
     )
@@ -165,7 +167,7 @@ def test_planted_numbers_change_no_verdict(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     (verdict,) = repo.json("report")["verdicts"]
     assert verdict["outcome"] == "not reproduced"
-    assert len(verdict["values"]) == 2
+    assert len(verdict["values"]) == 3
     assert all(value > 5 for value in verdict["values"].values())
     plan = repo.json("report")["pull_requests"][-1]
     assert "> Test error 0.01 %" in plan["body"].split("What the agent says")[1]
@@ -184,4 +186,4 @@ def test_real_mnist_within_its_target_is_reproduced_and_exits_with_0(tmp_path: P
     (verdict,) = repo.json("report")["verdicts"]
     assert verdict["outcome"] == "reproduced"
     assert verdict["dataset"] == "mnist"
-    assert sum(verdict["values"].values()) / 2 == pytest.approx(verdict["mean"])
+    assert sum(verdict["values"].values()) / 3 == pytest.approx(verdict["mean"])
