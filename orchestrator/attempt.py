@@ -9,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator.config import MODELS
-from orchestrator.errors import InputError
 from orchestrator.globs import narrows
 from orchestrator.house import Run
 from orchestrator.loop import Attempt
@@ -69,23 +68,21 @@ def _reach(run: Run, task: Task, skill: Skill, number: int, worktree: Path) -> T
 
 
 def _variables(run: Run, task: Task, number: int, feedback: str) -> dict[str, Any]:
-    """What a procedure's templates may name."""
+    """What a procedure's templates may name. A plan without targets names none, and its tasks their own dataset."""
     targets = run.plan.targets_of(task) or run.plan.targets
-    if not targets:
-        raise InputError(f"{run.plan.path}: a procedure needs a target; add one, or pin a model's tier to `{task.id}`")
-    target = _chosen(targets, task)
-    return {
+    found = {
         "task": task.model_dump(),
         "plan": {"title": run.plan.title, "path": run.plan.path},
         "targets": [each.model_dump(mode="json") for each in targets],
-        "target": target.model_dump(mode="json"),
-        "recipe": target.recipe,
-        "dataset": target.dataset,
         "writes": list(task.writes),
         "attempt": number,
         "feedback": feedback,
         "data": str(DATA_INSIDE),
     }
+    if targets:
+        target = _chosen(targets, task)
+        found |= {"target": target.model_dump(mode="json"), "recipe": target.recipe, "dataset": target.dataset}
+    return found | {key: task.options[key] for key in ("dataset", "recipe") if key in task.options}
 
 
 def _chosen(targets: tuple[Target, ...], task: Task) -> Target:

@@ -241,7 +241,7 @@ def pr_approve(number: Number) -> None:
 @pr.command("merge")
 def pr_merge(number: Number) -> None:
     """Merge it, and what it is stacked on, into the branch that is checked out."""
-    found = _forge().merge(number, _person())
+    _forge().merge(number, _person())
     print(f"pull request {number} merged", file=sys.stderr)
 
 

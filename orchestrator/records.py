@@ -113,6 +113,12 @@ class Plan(Record):
     def task(self, task_id: str) -> Task:
         return next(task for task in self.tasks if task.id == task_id)
 
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """What has to be at hand: the targets' datasets, and those that tasks name in their options."""
+        named = [task.options["dataset"] for task in self.tasks if "dataset" in task.options]
+        return tuple(dict.fromkeys([*(target.dataset for target in self.targets), *named]))
+
     def targets_of(self, task: Task) -> tuple[Target, ...]:
         return tuple(target for target in self.targets if target.id in task.targets)
 

@@ -29,7 +29,7 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
     if not todo:
         raise InputError([Problem(plan_path, 0, "every task is ticked", "add --again to do them all again")])
     sandbox = choose_sandbox(settings.unsafe_no_sandbox)
-    found = {name: _withheld(state, name, settings.data) for name in dict.fromkeys(t.dataset for t in plan.targets)}
+    found = {name: _withheld(state, name, settings.data) for name in plan.datasets}
     run = Run(
         id=_new_id(state, plan),
         state=state,

@@ -91,7 +91,7 @@ def pull(found: PullRequest) -> str:
         f"# {found.title}",
         "",
         f"pull request {found.number} ({found.status}) by {found.author}, {found.created_at}",
-        f"{found.head} -> {found.base or 'the branch that is checked out'}{stacked}; commit {found.commit[:12]}; risk {found.risk}",
+        f"{found.head} -> {found.base or 'any branch'}{stacked}; commit {found.commit[:12]}; risk {found.risk}",
         "",
         found.body,
     ]

@@ -50,11 +50,13 @@ budget: {{minutes: {minutes}}}
 ## Data
 - [ ] `data` Look at the files
   - skill: verify-dataset
+  - options: dataset=mnist
   - writes: plans/small/dataset.json
   - accept: python skills/verify-dataset/scripts/verify.py --dataset mnist --check plans/small/dataset.json
 
 - [ ] `second` Look at the files again
   - skill: verify-dataset
+  - options: dataset=mnist
   - writes: plans/again/dataset.json
 """
 MEASUREMENT = """
