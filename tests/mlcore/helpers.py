@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
@@ -20,6 +22,11 @@ Array = NDArray[Any]
 ROOT = Path(__file__).parents[2]
 DTYPES = (np.float32, np.float64)
 TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
+
+needs_compiler = pytest.mark.skipif(
+    bool(getattr(numba.config, "DISABLE_JIT")),  # noqa: B009  numba makes its settings at import
+    reason="minutes long, or about compiled code: NUMBA_DISABLE_JIT is set",
+)
 
 # Kernels compile on their first example: a deadline would measure the compiler.
 odd_shapes = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -12,7 +12,9 @@ from mlcore.finite import find_non_finite
 from mlcore.layers import Sequential
 from mlcore.models import build
 from mlcore.rng import Rng
-from tests.mlcore.helpers import normal
+from tests.mlcore.helpers import needs_compiler, normal
+
+pytestmark = needs_compiler
 
 X, LABELS = normal((4, 1, 28, 28)), np.array([1, 2, 3, 4])
 

@@ -14,7 +14,7 @@ from mlcore.errors import CheckFailed, RecipeError
 from mlcore.gradcheck import OP_CHECKS, check_grads, gradcheck_model, run_gradcheck
 from mlcore.kernels import conv
 from mlcore.rng import Rng
-from tests.mlcore.helpers import Array
+from tests.mlcore.helpers import Array, needs_compiler
 
 
 @pytest.mark.parametrize("name", OP_CHECKS)
@@ -28,6 +28,7 @@ def test_every_rule_is_checked() -> None:
     assert {name.split()[0] for name in OP_CHECKS} >= set(RULES)
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", models.MODELS)
 def test_a_models_gradients_equal_central_differences(name: str) -> None:
     (row,) = run_gradcheck(name)

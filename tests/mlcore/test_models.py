@@ -14,7 +14,7 @@ from mlcore.optim import SGD
 from mlcore.rng import Rng
 from mlcore.summary import summarise
 from mlcore.tensor import Tensor
-from tests.mlcore.helpers import normal
+from tests.mlcore.helpers import needs_compiler, normal
 
 # name -> parameters: C1 156, C3 2,416, C5 48,120, F6 10,164, output 850
 LENET5_PARAMETERS = 156 + 2_416 + 48_120 + 10_164 + 850
@@ -59,6 +59,7 @@ def test_the_mlp_of_the_paper_has_266610_parameters() -> None:
     assert summarise(build("mlp", {}, Rng(0)), (1, 28, 28)).parameters == 266_610
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_a_model_learns_a_batch_by_heart(name: str, activation: str) -> None:

@@ -13,7 +13,7 @@ from mlcore.ops import cross_entropy
 from mlcore.optim import SGD
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
-from tests.mlcore.helpers import Array, normal, run_python
+from tests.mlcore.helpers import Array, needs_compiler, normal, run_python
 
 several_threads = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one thread")
 
@@ -35,6 +35,7 @@ def _trained(threads: int) -> dict[str, Array]:
         numba.set_num_threads(before)
 
 
+@needs_compiler
 @several_threads
 def test_training_gives_the_same_bits_with_one_thread_and_two(monkeypatch: pytest.MonkeyPatch) -> None:
     shared: list[str] = []
@@ -87,12 +88,14 @@ def test_importing_the_package_loads_neither_numba_nor_kernels() -> None:
     assert kernels.__doc__ is not None
 
 
+@needs_compiler
 def test_a_change_in_any_kernel_file_makes_all_compile_anew() -> None:
     stamps = {kernel._cache._cache_file._source_stamp for kernel in (conv._forward.serial, gemm._product.serial)}
     assert len(stamps) == 1
     assert {name for name, _, _ in stamps.pop()} >= {"simd.py", "tiles.py", "conv.py", "gemm.py"}
 
 
+@needs_compiler
 def test_a_compiled_kernel_is_taken_from_the_cache_in_the_next_process(tmp_path: object) -> None:
     code = """
 from mlcore.kernels import loss
