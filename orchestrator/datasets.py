@@ -16,6 +16,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +80,14 @@ def locate(name: str, data: Path | None) -> Dataset:
 
 def withhold(dataset: Dataset, target: Path) -> Path:
     """The folder that an agent's sandbox mounts: `target/<folder's name>` without the test labels."""
-    folder = target / dataset.folder.name
-    if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    folder, complete = target / dataset.folder.name, target / f"{dataset.folder.name}.complete"
+    copied = json.dumps(dataset.sha256, sort_keys=True)
+    if not (complete.exists() and complete.read_text() == copied):
+        complete.unlink(missing_ok=True)
+        _fresh(folder)
         for file in VISIBLE:
             shutil.copyfile(_existing(dataset.folder / file), folder / _existing(dataset.folder / file).name)
-        (folder / "complete").touch()
+        complete.write_text(copied)
     return target
 
 
@@ -95,6 +98,8 @@ def gate_split(dataset: Dataset, target: Path, seed: int) -> None:
     """
     rng = np.random.default_rng(seed)
     images, labels = read_idx(dataset.folder / TEST_IMAGES, 3), read_idx(dataset.folder / TEST_LABELS, 1)
+    if len(images) != len(labels):
+        raise InputError(f"{dataset.folder}: {len(images)} test images but {len(labels)} labels; fetch it again")
     both = np.concatenate([images, _moved(images, rng)])
     order = rng.permutation(len(both))
     folder = _fresh(target / "data" / dataset.name)
@@ -146,8 +151,11 @@ def write_idx(path: Path, array: Bytes) -> None:
 
 def _raw(path: Path) -> bytes:
     path = _existing(path)
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        raw = file.read(MAX_RAW_BYTES + 1)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(MAX_RAW_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} can't be read: {error}; fetch it again") from error
     if len(raw) > MAX_RAW_BYTES:
         raise InputError(f"{path} is larger than {MAX_RAW_BYTES} bytes")
     return raw

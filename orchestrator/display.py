@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 QUIET_KINDS = frozenset({"output"})
+OUTPUT_EVERY_S = 15.0
+WORDS = 300
 MARKS = {
     "waiting": "·",
     "running": "▶",
@@ -39,6 +41,7 @@ class Display:
         self._live = live
         self._lock = threading.Lock()
         self._rows: dict[str, _Row] = {}
+        self._printed_at: dict[str, float] = {}
         self._screen: Any = None
 
     def expect(self, tasks: Iterable[tuple[str, str, str, str]]) -> None:
@@ -51,9 +54,20 @@ class Display:
             row = self._rows.get(task)
             if row:
                 self._update(row, kind, text)
-            if self._screen is None and kind not in QUIET_KINDS:
-                words = " ".join(f"{kind} {text}".split())
-                print(f"{time.strftime('%H:%M:%S')} {task or 'run'}: {words[:300]}", file=sys.stderr, flush=True)
+            if self._screen is None and self._is_news(task, kind):
+                self._print(task, kind, text)
+
+    def _is_news(self, task: str, kind: str) -> bool:
+        """What commands print is shown now and then, so that long work is seen to go on."""
+        due = time.monotonic() - self._printed_at.get(task, 0.0) >= OUTPUT_EVERY_S
+        return kind not in QUIET_KINDS or (due and task in self._printed_at)
+
+    def _print(self, task: str, kind: str, text: str) -> None:
+        self._printed_at[task] = time.monotonic()
+        if kind in QUIET_KINDS:
+            kind, text = "...", _last_line(text)
+        words = " ".join(f"{kind} {text}".split())[:WORDS]
+        print(f"{time.strftime('%H:%M:%S')} {task or 'run'}: {words}", file=sys.stderr, flush=True)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -71,8 +85,8 @@ class Display:
         if kind in MARKS:
             row.status = kind
             row.ended = time.monotonic() if kind not in ("running", "waiting") else 0.0
-        line = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-        row.last = line.strip() if kind in QUIET_KINDS or kind in MARKS else f"{kind}: {line.strip()}"
+        line = _last_line(text)
+        row.last = line if kind in QUIET_KINDS or kind in MARKS else f"{kind}: {line}"
 
     def _table(self) -> Any:
         from rich.table import Table
@@ -87,3 +101,7 @@ class Display:
                 clock = f"{int(seconds) // 60}:{int(seconds) % 60:02d}" if row.since else ""
                 table.add_row(MARKS[row.status], task, row.agent, clock, Text(row.last[:200]))
         return table
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

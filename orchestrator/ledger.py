@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ CREATE TRIGGER IF NOT EXISTS receipts_stay BEFORE UPDATE ON receipts
 CREATE TRIGGER IF NOT EXISTS receipts_are_kept BEFORE DELETE ON receipts
     BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END;
 CREATE TRIGGER IF NOT EXISTS events_stay BEFORE UPDATE ON events
+    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER IF NOT EXISTS events_are_kept BEFORE DELETE ON events
     BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 """
 GENESIS = "0" * 64
@@ -89,7 +91,7 @@ class Ledger:
         return rows[0]
 
     def runs(self) -> list[Row]:
-        return self._rows("SELECT * FROM runs ORDER BY created_at, id")
+        return self._rows("SELECT * FROM runs ORDER BY rowid")
 
     def set_run(self, run: str, **fields: Any) -> None:
         self._update("runs", {"id": run}, fields)
@@ -105,18 +107,23 @@ class Ledger:
 
     # Calls: paid once
 
-    def begin_call(self, key: str, max_usd: float, **fields: Any) -> Row | None:
-        """The reply if this call was already paid for; else None, with the intent on record.
+    def begin_call(self, key: str, max_usd: float, run: str, task: str, **fields: Any) -> Row | None:
+        """The reply if this call was already paid for; else None, with the intent on record and its maximum reserved.
 
-        A call that was begun and never ended is in doubt: it may have been paid, so its maximum is charged.
+        A call that was begun and never ended is in doubt: it may have been paid, so its maximum is charged, each time.
+        Raises BudgetExhausted, and records nothing, when the maximum doesn't fit beside what is spent and under way.
         """
         with self._transaction():
             known = self._rows("SELECT * FROM calls WHERE key = ?", key)
             if known and known[0]["state"] == "done":
                 return known[0]
             if known:
-                self._charge(f"doubt:{key}", known[0]["run"], known[0]["task"], "in doubt", usd=known[0]["max_usd"])
-            self._insert("calls", key=key, state="started", max_usd=max_usd, started_at=self.time(), **fields)
+                doubts = len(self._rows("SELECT 1 FROM spending WHERE key GLOB ?", f"doubt:{key}/*"))
+                self._charge(f"doubt:{key}/{doubts}", run, task, "in doubt", usd=known[0]["max_usd"])
+            self.reserve(run, usd=max_usd, besides=key)
+            begun = {"state": "started", "max_usd": max_usd, "started_at": self.time()}
+            self._insert("calls", key=key, run=run, task=task, **begun, **fields)
+            self._update("calls", {"key": key}, begun)
         return None
 
     def end_call(self, key: str, reply: Row, tokens: int, usd: float) -> None:
@@ -143,12 +150,17 @@ class Ledger:
             *args,
         )[0]
 
-    def reserve(self, run: str, usd: float = 0.0, tokens: int = 0) -> None:
-        """Raises BudgetExhausted when what is asked for, on top of what is spent, goes over the run's budget."""
+    def reserve(self, run: str, usd: float = 0.0, tokens: int = 0, besides: str = "") -> None:
+        """Raises BudgetExhausted when what is asked for, beside what is spent and under way, goes over the run's budget.
+
+        `besides`: the key of a call that is not counted as under way, because it is the one that asks.
+        """
         budget = Budget.model_validate_json(self.run(run)["budget"])
         spent = self.spent(run)
+        open_calls = "SELECT COALESCE(SUM(max_usd), 0) usd FROM calls WHERE run = ? AND state = 'started' AND key != ?"
+        under_way = self._rows(open_calls, run, besides)[0]["usd"]
         for what, used, more, limit in (
-            ("dollars", spent["usd"], usd, budget.usd),
+            ("dollars", spent["usd"] + under_way, usd, budget.usd),
             ("tokens", spent["tokens"], tokens, budget.tokens),
             ("minutes", spent["seconds"] / 60, 0, budget.minutes),
         ):
@@ -183,10 +195,10 @@ class Ledger:
 
     def verify(self, anchors: tuple[str, ...] = ()) -> list[str]:
         """What is wrong with the chain: a changed body, a missing link, a bad signature, an anchor that is gone."""
-        rows = self._rows("SELECT id, body FROM receipts ORDER BY position")
+        rows = self._rows("SELECT id, run, task, body FROM receipts ORDER BY position")
         wrong, previous = [], GENESIS
         for row in rows:
-            wrong += check_link(row["id"], Receipt.model_validate_json(row["body"]), previous, self._key.verify_key)
+            wrong += check_link(row, previous, self._key.verify_key)
             previous = row["id"]
         known = {row["id"] for row in rows} | {GENESIS}
         return wrong + [
@@ -282,9 +294,15 @@ def digest_of(receipt: Receipt) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def check_link(expected: str, receipt: Receipt, previous: str, key: VerifyKey) -> list[str]:
-    name = f"receipt {expected[:12]}"
-    if digest_of(receipt) != expected or receipt.id != expected:
+def check_link(row: Row, previous: str, key: VerifyKey) -> list[str]:
+    """What is wrong with one receipt and its place. `row`: id, run, task and body as the table has them."""
+    expected, name = str(row["id"]), f"receipt {str(row['id'])[:12]}"
+    try:
+        receipt = Receipt.model_validate_json(row["body"])
+    except ValueError:
+        return [f"{name}: its content was changed"]
+    filed = (expected, row["run"], row["task"])
+    if digest_of(receipt) != expected or (receipt.id, receipt.run, receipt.task) != filed:
         return [f"{name}: its content was changed"]
     if receipt.previous != previous:
         return [f"{name}: a receipt before it is missing"]
@@ -303,7 +321,9 @@ def load_key(path: Path) -> SigningKey:
         os.write(handle, SigningKey.generate().encode())
         os.fsync(handle)
         os.close(handle)
-        fresh.replace(path)
+        with suppress(FileExistsError):  # another process was faster: its key is everyone's
+            os.link(fresh, path)
+        fresh.unlink()
     raw = path.read_bytes()
     if len(raw) != 32:
         raise InputError(f"{path} is not a signing key; move it away (receipts signed with it can't be verified then)")

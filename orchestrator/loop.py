@@ -104,12 +104,11 @@ class Loop:
         """One reply, paid once: its key is on record before it is sent, its price after."""
         key = call_key(attempt, request, turn)
         dearest = price_usd(request.tier, len(request.model_dump_json()) // 3, request.max_tokens)
+        who = {"run": attempt.run, "task": attempt.task, "attempt": attempt.number, "turn": turn, "tier": attempt.tier}
         try:
-            self.ledger.reserve(attempt.run, usd=dearest)
+            known = self.ledger.begin_call(key, dearest, **who)
         except BudgetExhausted as error:
             return await self.durable.pause(str(error))
-        who = {"run": attempt.run, "task": attempt.task, "attempt": attempt.number, "turn": turn, "tier": attempt.tier}
-        known = self.ledger.begin_call(key, dearest, **who)
         if known:
             return json.loads(known["reply"])
         reply = await self.provider.reply(request)

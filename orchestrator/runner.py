@@ -163,7 +163,7 @@ class Runner:
         branch = f"odyssey/{run.id}/attempts/{task.id}/{number}"
         worktree, base = await asyncio.to_thread(run.repository.open, branch, head)
         self._set(task.id, status="running", attempt=number, tier=tier, started_at=run.ledger.time())
-        run.say(task.id, "attempt", f"attempt {number}, tier {tier}, {run.assignments[task.id].agent}")
+        run.say(task.id, "attempt", f"{number}, tier {tier}, {run.assignments[task.id].agent}")
         return {"worktree": str(worktree), "base": base}
 
     async def _freeze(self, task: Task, number: int, tier: Tier, worktree: Path, base: str) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def _withheld(state: State, name: str, data: Path | None) -> Dataset:
 
 
 def _new_id(state: State, plan: Plan) -> str:
-    name = Path(plan.path).stem
+    name = re.sub(r"[^a-z0-9]+", "-", Path(plan.path).stem.lower()).strip("-") or "plan"  # a part of branches' names
     taken = [row["id"] for row in state.ledger.runs() if row["id"].rpartition("-")[0] == name]
     return f"{name}-{len(taken) + 1}"
 

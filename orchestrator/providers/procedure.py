@@ -48,9 +48,9 @@ def parse(path: str, text: str) -> Procedure:
             [Problem(path, 0, f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}", fix) for item in error.errors()]
         ) from error
     except (ValueError, RecursionError) as error:
-        line = re.search(r"at line (\d+)", str(error))
-        problem = Problem(path, int(line[1]) if line else 0, f"TOML: {error}", "mend the file")
-        raise InputError([problem]) from error
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found[1]) if found else text.count("\n") + 1
+        raise InputError([Problem(path, line, f"TOML: {error}", "mend the file")]) from error
     problems = [
         Problem(path, 0, f"template {template[:80]!r}: {wrong}", "mend the template")
         for template in _templates(procedure.model_dump())
