@@ -151,7 +151,7 @@ class Ledger:
         )[0]
 
     def reserve(self, run: str, usd: float = 0.0, tokens: int = 0, besides: str = "") -> None:
-        """Raises BudgetExhausted when what is asked for, beside what is spent and under way, goes over the run's budget.
+        """Raises BudgetExhausted when what is asked for goes over the budget, beside what is spent and under way.
 
         `besides`: the key of a call that is not counted as under way, because it is the one that asks.
         """

@@ -104,9 +104,9 @@ class Loop:
         """One reply, paid once: its key is on record before it is sent, its price after."""
         key = call_key(attempt, request, turn)
         dearest = price_usd(request.tier, len(request.model_dump_json()) // 3, request.max_tokens)
-        who = {"run": attempt.run, "task": attempt.task, "attempt": attempt.number, "turn": turn, "tier": attempt.tier}
+        place = {"attempt": attempt.number, "turn": turn, "tier": attempt.tier}
         try:
-            known = self.ledger.begin_call(key, dearest, **who)
+            known = self.ledger.begin_call(key, dearest, attempt.run, attempt.task, **place)
         except BudgetExhausted as error:
             return await self.durable.pause(str(error))
         if known:

@@ -23,7 +23,7 @@ def results(targets: Iterable[Target], verdicts: dict[str, Verdict], receipts: I
     for target, verdict in chosen:
         lines += [
             "",
-            f"`{target.id}`: {verdict.reason}. Dataset: {verdict.dataset}. Commit `{verdict.commit[:12]}`.",
+            f"`{target.id}`: {_cell(verdict.reason)}. Dataset: {verdict.dataset}. Commit `{verdict.commit[:12]}`.",
             "",
         ]
         lines += ["| run | error | moved by a pixel | time | receipt |", "|---|---|---|---|---|"]
@@ -103,11 +103,15 @@ def _what(task: Task, change: Change) -> str:
 def _evidence(receipts: list[Receipt]) -> str:
     lines = ["| check | passed | what the harness saw | receipt |", "|---|---|---|---|"]
     for each in receipts:
-        what = " ".join(each.what.split()).replace("|", "\\|")
-        lines.append(f"| {each.kind} | {'yes' if each.passed else '**no**'} | {what} | `{each.id[:12]}` |")
+        lines.append(f"| {each.kind} | {'yes' if each.passed else '**no**'} | {_cell(each.what)} | `{each.id[:12]}` |")
     return "\n".join(lines)
 
 
 def _verdict(run: Run, task: Task, judgement: Judgement, receipts: list[Receipt]) -> str:
     verdicts = {verdict.target: verdict for verdict in judgement.verdicts}
     return results(run.plan.targets_of(task), verdicts, receipts) if verdicts else ""
+
+
+def _cell(text: str) -> str:
+    """Text that may quote what an agent's code printed: on one line, and never a new cell or the end of a block."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

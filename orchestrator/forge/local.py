@@ -23,7 +23,8 @@ class LocalForge:
         self._root = root
 
     def open(self, draft: PullRequest) -> PullRequest:
-        self._repository.set_branch(draft.head, draft.commit)
+        known = self._ledger.pull_of(draft.run, draft.task) or draft
+        self._repository.set_branch(known.head, known.commit)  # first: without its branch it couldn't be merged
         return self._ledger.add_pull(
             lambda number: draft.model_copy(update={"number": number, "created_at": self._ledger.time()}),
             draft.run,
@@ -85,12 +86,16 @@ class LocalForge:
     def _merge_commit(self, pull: PullRequest) -> None:
         checkout = find_checkout(self._root)
         message = f"Merge pull request {pull.number}: {pull.title}"
-        git(self._root, "fetch", "--quiet", "--no-tags", "--", str(self._repository.folder), f"refs/heads/{pull.head}")
+        if (self._root / git(self._root, "rev-parse", "--git-path", "MERGE_HEAD")).exists():
+            raise ForgeError(
+                "a merge is under way here; finish it (`git commit`) or give it up (`git merge --abort`) first"
+            )
         if not checkout.branch or pull.base not in ("", checkout.branch):
             raise ForgeError(
                 f"pull request {pull.number} is for {pull.base or 'a branch'}, and {checkout.branch or 'no branch'} is "
                 f"checked out; run `git switch {pull.base or 'BRANCH'}` first"
             )
+        git(self._root, "fetch", "--quiet", "--no-tags", "--", str(self._repository.folder), f"refs/heads/{pull.head}")
         try:
             git(
                 self._root, "merge", "--quiet", "--no-ff", "--no-edit", "-m", message, pull.commit, env=self._identity()
