@@ -60,7 +60,7 @@ def _reach(run: Run, task: Task, skill: Skill, number: int, worktree: Path) -> T
         commands=skill.commands,
         sandbox=run.sandbox,
         mounts=(Mount(run.state.path("data"), DATA_INSIDE),),
-        env={"MLCORE_DATA": str(DATA_INSIDE)},
+        env={"MLCORE_DATA": str(DATA_INSIDE), "MLCORE_THREADS": str(settings.threads)},
         outputs=run.state.path("outputs", run.id, task.id, str(number)),
         limits=Limits(wall_s=settings.command_minutes * 60, memory_bytes=int(settings.memory_gb * 2**30)),
         on_output=lambda text: run.say(task.id, "output", text),

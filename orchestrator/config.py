@@ -41,7 +41,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    parallel: int = Field(default=2, ge=1, le=256, description="tasks at work side by side")
+    parallel: int = Field(default=2, ge=1, le=256, description="tasks, and commands, at work side by side")
     max_turns: int = Field(default=50, ge=1, le=1000, description="turns of one attempt")
     command_minutes: float = Field(default=60, gt=0, description="the longest that one command may run")
     memory_gb: float = Field(default=8, gt=0, description="memory of one command in the sandbox")
@@ -50,6 +50,11 @@ class Settings(BaseModel):
     tests: dict[RiskLevel, tuple[str, ...]] = Field(
         default={"low": (), "medium": ("tests",), "high": ("tests",)}, description="what the gate runs at each risk"
     )
+
+    @property
+    def threads(self) -> int:
+        """What one command may use, so that all of them together use what there is."""
+        return max(1, len(os.sched_getaffinity(0)) // self.parallel)
 
 
 # Not for the project to say: a repository must not talk its way out of the sandbox.

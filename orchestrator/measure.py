@@ -39,6 +39,7 @@ class Site:
     tree: Path  # the change's files
     sandbox: Sandbox
     limits: Limits
+    threads: int
     machine: str
     environment: str
 
@@ -153,7 +154,13 @@ def _training(argv: tuple[str, ...], share: Path, out: Path, site: Site) -> Comm
             Mount(out, OUT, writable=True),
             Mount(cache, CACHE, writable=True),
         ),
-        env={"PYTHONPATH": str(REPO), "MLCORE_DATA": str(DATA), "NUMBA_CACHE_DIR": str(CACHE), "HOME": "/tmp"},
+        env={
+            "PYTHONPATH": str(REPO),
+            "MLCORE_DATA": str(DATA),
+            "MLCORE_THREADS": str(site.threads),
+            "NUMBA_CACHE_DIR": str(CACHE),
+            "HOME": "/tmp",
+        },
         limits=site.limits,
     )
 

@@ -14,7 +14,9 @@ from orchestrator.datasets import Dataset
 from orchestrator.errors import InputError, NotFound, Problem
 from orchestrator.house import Run, Say, State, base_files, read_plan
 from orchestrator.records import Budget, Plan
+from orchestrator.sandbox.base import Sandbox
 from orchestrator.sandbox.probes import choose_sandbox
+from orchestrator.sandbox.throttle import ThrottledSandbox
 from orchestrator.workspace import Checkout
 
 
@@ -29,7 +31,7 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
     todo = [task for task in plan.tasks if again or not task.done]
     if not todo:
         raise InputError([Problem(plan_path, 0, "every task is ticked", "add --again to do them all again")])
-    sandbox = choose_sandbox(settings.unsafe_no_sandbox)
+    sandbox = _sandbox(settings)
     found = {name: _withheld(state, name, settings.data) for name in plan.datasets}
     run = Run(
         id=_new_id(state, plan),
@@ -60,7 +62,7 @@ def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:
         id=run_id,
         state=state,
         settings=settings,
-        sandbox=choose_sandbox(settings.unsafe_no_sandbox),
+        sandbox=_sandbox(settings),
         plan=plan,
         library=library,
         assignments=assignments,
@@ -86,6 +88,10 @@ def extend_budget(state: State, run_id: str, minutes: float | None, usd: float |
     budget = Budget.model_validate_json(state.ledger.run(run_id)["budget"])
     more = {"minutes": budget.minutes + (minutes or 0), "usd": budget.usd + (usd or 0)}
     state.ledger.set_run(run_id, budget=budget.model_copy(update=more).model_dump_json())
+
+
+def _sandbox(settings: config.Settings) -> Sandbox:
+    return ThrottledSandbox(choose_sandbox(settings.unsafe_no_sandbox), settings.parallel)
 
 
 def _withheld(state: State, name: str, data: Path | None) -> Dataset:
