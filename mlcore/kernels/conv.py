@@ -18,7 +18,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel, kernel
-from mlcore.kernels.tiles import DOTS, dot_tile, outer_rows, packed_rows, sum_row
+from mlcore.kernels.tiles import DOTS, ROWS, dot_tile, outer_rows, packed_rows, sum_row
 from mlcore.kernels.windows import (
     Layout,
     Plan,
@@ -91,8 +91,8 @@ def _in_order(sums: Array) -> Array:
 @SharedKernel
 def _forward(x_NCHW: Array, left: Array, bias_O: Array, steps: Array, layout: Layout, out_NOPQ: Array) -> None:
     """left: packed weights [groups, tiles, K, 8]."""
-    for chunk in prange((x_NCHW.shape[0] + 7) // 8):
-        _forward_images(x_NCHW, chunk * 8, left, bias_O, steps, layout, out_NOPQ)
+    for chunk in prange(-(-x_NCHW.shape[0] // CHUNK)):
+        _forward_images(x_NCHW, chunk * CHUNK, left, bias_O, steps, layout, out_NOPQ)
 
 
 @kernel
@@ -103,22 +103,22 @@ def _forward_images(
     groups, tiles = left.shape[:2]
     per_in, per_out = x_NCHW.shape[1] // groups, out_NOPQ.shape[1] // groups
     windows = np.zeros(size, x_NCHW.dtype)
-    rows = np.empty(8 * flat, x_NCHW.dtype)
-    for n in range(first, min(first + 8, x_NCHW.shape[0])):
+    rows = np.empty(ROWS * flat, x_NCHW.dtype)
+    for n in range(first, min(first + CHUNK, x_NCHW.shape[0])):
         for g in range(groups):
             lay_out(x_NCHW[n, g * per_in : (g + 1) * per_in], layout, windows, 0)
             for tile in range(tiles):
                 outer_rows(left[g, tile].reshape(-1), windows, 0, steps, flat, rows)
-                for o in range(min(8, per_out - tile * 8)):
-                    channel = g * per_out + tile * 8 + o
+                for o in range(min(ROWS, per_out - tile * ROWS)):
+                    channel = g * per_out + tile * ROWS + o
                     read_rows(rows, o * flat, row, bias_O[channel], out_NOPQ[n, channel])
 
 
 @SharedKernel
 def _grad_input(grad_NOPQ: Array, left: Array, steps: Array, layout: Layout, grad_x_NCHW: Array) -> None:
     """left: packed transposed weights [groups, tiles of K, O / groups, 8]."""
-    for chunk in prange((grad_NOPQ.shape[0] + 7) // 8):
-        _grad_input_images(grad_NOPQ, chunk * 8, left, steps, layout, grad_x_NCHW)
+    for chunk in prange(-(-grad_NOPQ.shape[0] // CHUNK)):
+        _grad_input_images(grad_NOPQ, chunk * CHUNK, left, steps, layout, grad_x_NCHW)
 
 
 @kernel
@@ -130,16 +130,16 @@ def _grad_input_images(
     per_in = grad_x_NCHW.shape[1] // groups
     grads = np.zeros(per_out * flat, grad_NOPQ.dtype)
     grad_rows = np.arange(per_out) * flat
-    rows = np.empty(8 * flat, grad_NOPQ.dtype)
+    rows = np.empty(ROWS * flat, grad_NOPQ.dtype)
     windows = np.empty(size, grad_NOPQ.dtype)
-    for n in range(first, min(first + 8, grad_NOPQ.shape[0])):
+    for n in range(first, min(first + CHUNK, grad_NOPQ.shape[0])):
         for g in range(groups):
             windows[:] = 0
             write_rows(grad_NOPQ[n, g * per_out : (g + 1) * per_out], row, flat, grads, 0)
             for tile in range(tiles):
                 outer_rows(left[g, tile].reshape(-1), grads, 0, grad_rows, flat, rows)
-                for k in range(tile * 8, min(tile * 8 + 8, steps.size)):
-                    add_row(rows[(k - tile * 8) * flat :], windows[steps[k] : steps[k] + flat])
+                for k in range(tile * ROWS, min((tile + 1) * ROWS, steps.size)):
+                    add_row(rows[(k - tile * ROWS) * flat :], windows[steps[k] : steps[k] + flat])
             take_back(windows, layout, grad_x_NCHW[n, g * per_in : (g + 1) * per_in])
 
 
@@ -150,7 +150,9 @@ def _grad_weight(
     """sums [chunks, O, K] and bias_sums [chunks, O]: one slice per chunk of images."""
     for chunk in prange(sums.shape[0]):
         for g in range(groups):
-            _grad_weight_chunk(grad_NOPQ, x_NCHW, chunk * 8, g, groups, steps, layout, sums[chunk], bias_sums[chunk])
+            _grad_weight_chunk(
+                grad_NOPQ, x_NCHW, chunk * CHUNK, g, groups, steps, layout, sums[chunk], bias_sums[chunk]
+            )
 
 
 @kernel
@@ -167,21 +169,21 @@ def _grad_weight_chunk(
 ) -> None:
     """One group's part of the weight gradient, over one chunk of images."""
     _, _, _, _, row, flat, size = layout
-    images = min(8, x_NCHW.shape[0] - first)
+    images = min(CHUNK, x_NCHW.shape[0] - first)
     per_in, per_out = x_NCHW.shape[1] // groups, grad_NOPQ.shape[1] // groups
-    area = (per_out + 3) // 4 * 4 * flat
+    area = -(-per_out // DOTS) * DOTS * flat
     windows = np.zeros(images * size, x_NCHW.dtype)
     grads = np.zeros(images * area, x_NCHW.dtype)
     for n in range(images):
         lay_out(x_NCHW[first + n, group * per_in : (group + 1) * per_in], layout, windows, n * size)
         write_rows(grad_NOPQ[first + n, group * per_out : (group + 1) * per_out], row, flat, grads, n * area)
-    tile = np.empty(16, x_NCHW.dtype)
-    for o in range(0, per_out, 4):
-        for k in range(0, sums_OK.shape[1], 4):
+    tile = np.empty(DOTS * DOTS, x_NCHW.dtype)
+    for o in range(0, per_out, DOTS):
+        for k in range(0, sums_OK.shape[1], DOTS):
             dot_tile(grads, o * flat, flat, windows, steps, k, images, area, size, flat, tile)
-            for i in range(min(4, per_out - o)):
-                for j in range(min(4, sums_OK.shape[1] - k)):
-                    sums_OK[group * per_out + o + i, k + j] = tile[4 * i + j]
+            for i in range(min(DOTS, per_out - o)):
+                for j in range(min(DOTS, sums_OK.shape[1] - k)):
+                    sums_OK[group * per_out + o + i, k + j] = tile[DOTS * i + j]
     for o in range(per_out):
         bias = tile.dtype.type(0)
         for n in range(images):

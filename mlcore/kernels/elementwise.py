@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel, kernel
 
+BLOCK = 1 << 14  # values in one turn
 COST = 16  # what handling one value costs, in multiplications
 
 Array = NDArray[Any]
@@ -64,8 +65,8 @@ def sgd_update(
 @SharedKernel
 def _relu(values: Array, gate: Array, out: Array) -> None:
     """out = values where gate is above zero (or NaN), else zero."""
-    for block in prange((out.size + 16383) // 16384):
-        part = slice(block * 16384, (block + 1) * 16384)
+    for block in prange(-(-out.size // BLOCK)):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
         _relu_block(values[part], gate[part], out[part])
 
 
@@ -79,8 +80,8 @@ def _relu_block(values: Array, gate: Array, out: Array) -> None:
 
 @SharedKernel
 def _tanh_float32(x: Array, out: Array) -> None:
-    for block in prange((out.size + 16383) // 16384):
-        part = slice(block * 16384, (block + 1) * 16384)
+    for block in prange(-(-out.size // BLOCK)):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
         _tanh_block(x[part], out[part])
 
 
@@ -110,8 +111,8 @@ def _tanh_block(x: Array, out: Array) -> None:
 
 @SharedKernel
 def _tanh_slope(grad: Array, out: Array, grad_x: Array) -> None:
-    for block in prange((out.size + 16383) // 16384):
-        part = slice(block * 16384, (block + 1) * 16384)
+    for block in prange(-(-out.size // BLOCK)):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
         _tanh_slope_block(grad[part], out[part], grad_x[part])
 
 

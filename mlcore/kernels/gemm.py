@@ -14,7 +14,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel, kernel
-from mlcore.kernels.tiles import COLUMNS, DOTS, VECTOR, dot_tile, outer_rows, packed_rows, padded_copy
+from mlcore.kernels.tiles import COLUMNS, DOTS, ROWS, VECTOR, dot_tile, outer_rows, packed_rows, padded_copy
 
 Array = NDArray[Any]
 
@@ -45,8 +45,8 @@ def linear_grad_weight(grad_NO: Array, x_NI: Array) -> tuple[Array, Array]:
 
 @SharedKernel
 def _forward(x: Array, weight: Array, bias_O: Array, out_NO: Array) -> None:
-    for tile in prange(x.shape[0] // 4):
-        _forward_rows(x.reshape(-1), tile * 4, weight, bias_O, out_NO)
+    for tile in prange(x.shape[0] // DOTS):
+        _forward_rows(x.reshape(-1), tile * DOTS, weight, bias_O, out_NO)
 
 
 @kernel
@@ -54,29 +54,29 @@ def _forward_rows(x: Array, row: int, weight: Array, bias_O: Array, out_NO: Arra
     """Four rows of the output."""
     n, outputs = out_NO.shape
     depth = weight.shape[1]
-    sums = np.empty(16, x.dtype)
+    sums = np.empty(DOTS * DOTS, x.dtype)
     steps = np.arange(weight.shape[0]) * depth
-    for o in range(0, weight.shape[0], 4):
+    for o in range(0, weight.shape[0], DOTS):
         dot_tile(x, row * depth, depth, weight.reshape(-1), steps, o, 1, 0, 0, depth, sums)
-        for i in range(min(4, n - row)):
-            for j in range(min(4, outputs - o)):
-                out_NO[row + i, o + j] = sums[4 * i + j] + bias_O[o + j]
+        for i in range(min(DOTS, n - row)):
+            for j in range(min(DOTS, outputs - o)):
+                out_NO[row + i, o + j] = sums[DOTS * i + j] + bias_O[o + j]
 
 
 @SharedKernel
 def _product(left: Array, right: Array, out: Array) -> None:
     """out [M, W] = left [M / 8, K, 8] @ right [K, W padded]."""
     for tile in prange(left.shape[0]):
-        _product_rows(left[tile].reshape(-1), right, tile * 8, out)
+        _product_rows(left[tile].reshape(-1), right, tile * ROWS, out)
 
 
 @kernel
 def _product_rows(left: Array, right: Array, row: int, out: Array) -> None:
     """Eight rows of the product."""
     depth, columns = right.shape
-    rows = np.empty(8 * columns, out.dtype)
+    rows = np.empty(ROWS * columns, out.dtype)
     outer_rows(left, right.reshape(-1), 0, np.arange(depth) * columns, columns, rows)
-    for i in range(min(8, out.shape[0] - row)):
+    for i in range(min(ROWS, out.shape[0] - row)):
         for j in range(out.shape[1]):
             out[row + i, j] = rows[i * columns + j]
 

@@ -43,12 +43,12 @@ def store(array: Array, offset: int, lanes: Array) -> None:
 
 
 def spread_add(scalar: Any, lanes: Array, so_far: Array) -> Array:
-    """so_far + scalar * lanes; compiled, with one rounding."""
+    """so_far + scalar * lanes."""
     return np.asarray(so_far + scalar * lanes)
 
 
 def multiply_add(left: Array, right: Array, so_far: Array) -> Array:
-    """so_far + left * right, lane by lane; compiled, with one rounding."""
+    """so_far + left * right, lane by lane."""
     return np.asarray(so_far + left * right)
 
 
@@ -150,11 +150,11 @@ def _total(typing_context: Any, lanes: Any) -> Any:
 
 
 def _fused(builder: Any, left: Any, right: Any, addend: Any) -> Any:
-    """left * right + addend with one rounding."""
+    """left * right + addend, with one rounding where the processor has an instruction for it."""
     kind = addend.type
     bits = 32 if isinstance(kind.element, ir.FloatType) else 64
     signature = ir.FunctionType(kind, [kind] * 3)
-    fma = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{LANES}f{bits}")
+    fma = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fmuladd.v{LANES}f{bits}")
     return builder.call(fma, [left, right, addend])
 
 

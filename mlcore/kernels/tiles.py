@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.kernels.jit import kernel
-from mlcore.kernels.simd import load, multiply_add, spread_add, store, total, zeros
+from mlcore.kernels.simd import LANES, load, multiply_add, spread_add, store, total, zeros
 
-ROWS, COLUMNS, DOTS, VECTOR = 8, 32, 4, 16
+VECTOR = LANES
+ROWS, COLUMNS = 8, 2 * LANES  # of one tile of outer products
+DOTS = 4  # rows on either side of one tile of dot products
 
 Array = NDArray[Any]
 
@@ -34,8 +36,8 @@ def pack_rows(matrix: Array, packed: Array) -> None:
     rows, depth = matrix.shape
     for tile in range(packed.shape[0]):
         for k in range(depth):
-            for i in range(8):
-                row = tile * 8 + i
+            for i in range(ROWS):
+                row = tile * ROWS + i
                 packed[tile, k, i] = matrix[row, k] if row < rows else 0
 
 
@@ -55,7 +57,7 @@ def outer_rows(left: Array, right: Array, start: int, steps: Array, columns: int
 
     left: [K, 8] from `pack_rows`, flattened. out: flat, rows `columns` apart.
     """
-    for column in range(0, columns, 32):
+    for column in range(0, columns, COLUMNS):
         _outer_tile(left, right, start + column, steps, out, column, columns)
 
 
@@ -66,8 +68,8 @@ def _outer_tile(left: Array, right: Array, start: int, steps: Array, out: Array,
     e0, e1, f0, f1 = zeros(out), zeros(out), zeros(out), zeros(out)
     g0, g1, h0, h1 = zeros(out), zeros(out), zeros(out), zeros(out)
     for k in range(steps.size):
-        i, j = 8 * k, start + steps[k]
-        x0, x1 = load(right, j), load(right, j + 16)
+        i, j = ROWS * k, start + steps[k]
+        x0, x1 = load(right, j), load(right, j + LANES)
         a0, a1 = spread_add(left[i], x0, a0), spread_add(left[i], x1, a1)
         b0, b1 = spread_add(left[i + 1], x0, b0), spread_add(left[i + 1], x1, b1)
         c0, c1 = spread_add(left[i + 2], x0, c0), spread_add(left[i + 2], x1, c1)
@@ -77,21 +79,21 @@ def _outer_tile(left: Array, right: Array, start: int, steps: Array, out: Array,
         g0, g1 = spread_add(left[i + 6], x0, g0), spread_add(left[i + 6], x1, g1)
         h0, h1 = spread_add(left[i + 7], x0, h0), spread_add(left[i + 7], x1, h1)
     store(out, at, a0)
-    store(out, at + 16, a1)
+    store(out, at + LANES, a1)
     store(out, at + width, b0)
-    store(out, at + width + 16, b1)
+    store(out, at + width + LANES, b1)
     store(out, at + 2 * width, c0)
-    store(out, at + 2 * width + 16, c1)
+    store(out, at + 2 * width + LANES, c1)
     store(out, at + 3 * width, d0)
-    store(out, at + 3 * width + 16, d1)
+    store(out, at + 3 * width + LANES, d1)
     store(out, at + 4 * width, e0)
-    store(out, at + 4 * width + 16, e1)
+    store(out, at + 4 * width + LANES, e1)
     store(out, at + 5 * width, f0)
-    store(out, at + 5 * width + 16, f1)
+    store(out, at + 5 * width + LANES, f1)
     store(out, at + 6 * width, g0)
-    store(out, at + 6 * width + 16, g1)
+    store(out, at + 6 * width + LANES, g1)
     store(out, at + 7 * width, h0)
-    store(out, at + 7 * width + 16, h1)
+    store(out, at + 7 * width + LANES, h1)
 
 
 @kernel
@@ -121,7 +123,7 @@ def dot_tile(
     r0, r1, r2, r3 = steps[k], steps[k + 1], steps[k + 2], steps[k + 3]
     for part in range(parts):
         i, j = part * left_part, part * right_part
-        for f in range(0, length, 16):
+        for f in range(0, length, LANES):
             w, x = load(right, r0 + j + f), load(right, r1 + j + f)
             y, z = load(right, r2 + j + f), load(right, r3 + j + f)
             v = load(left, l0 + i + f)
@@ -147,7 +149,7 @@ def sum_row(values: Array, at: int, length: int) -> Any:
     """The sum of `length` values (whole 16s) from values[at]."""
     so_far = zeros(values)
     one = values.dtype.type(1)
-    for f in range(0, length, 16):
+    for f in range(0, length, LANES):
         so_far = spread_add(one, load(values, at + f), so_far)
     return total(so_far)
 
