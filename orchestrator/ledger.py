@@ -316,7 +316,7 @@ def check_link(row: Row, previous: str, key: VerifyKey) -> list[str]:
 def load_key(path: Path) -> SigningKey:
     """The harness's signing key, made on first use. It is also the secret from which the gate draws its seeds."""
     if not path.exists():
-        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh = path.with_suffix(f".{os.urandom(6).hex()}")
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.write(handle, SigningKey.generate().encode())
         os.fsync(handle)

@@ -16,6 +16,7 @@ from orchestrator import planfile
 from orchestrator.ledger import Ledger
 from orchestrator.library import Library
 from orchestrator.records import Agent, Budget, Change, FileChange, Plan, Receipt, Skill, Target, Task
+from orchestrator.workspace import ATTRIBUTES
 
 ROOT = Path(__file__).resolve().parents[2]
 FRONT = """\
@@ -158,9 +159,12 @@ def repository(folder: Path, files: Mapping[str, str | bytes]) -> str:
 
 
 def commit(folder: Path, files: Mapping[str, str | bytes]) -> str:
+    """A commit of everything, byte by byte: what .gitattributes would make of it is switched off."""
     write(folder, files)
+    write(folder, {".git/info/attributes": ATTRIBUTES})
     git(folder, "add", "--all", "--force", "--", ".", ":!.odyssey")
     git(folder, "commit", "--quiet", "--allow-empty", "--message", "A commit")
+    (folder / ".git/info/attributes").unlink()
     return git(folder, "rev-parse", "HEAD")
 
 
