@@ -9,6 +9,7 @@ makes all of them compile anew.
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,20 @@ class SharedKernel:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.serial = _compile(function, parallel=False)
-        self.parallel = _compile(function, parallel=True)
+        self.parallel = _compile(_twin(function), parallel=True)
 
     def __call__(self, work: int, *arguments: Any) -> Any:
         if work < WORTH_SHARING or get_num_threads() == 1:
             return self.serial(*arguments)
         return self.parallel(*arguments)
+
+
+def _twin(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function by another name: numba's cache goes by name and would hand out the serial code for both."""
+    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__)
+    twin.__doc__, twin.__module__ = function.__doc__, function.__module__
+    twin.__qualname__ = f"{function.__qualname__}_parallel"
+    return twin
 
 
 def _compile(function: Callable[..., Any], parallel: bool) -> Any:

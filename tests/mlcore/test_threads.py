@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numba
 import numpy as np
 import pytest
@@ -58,6 +60,23 @@ def _noting(dispatcher: object, seen: list[str]) -> object:
     return call
 
 
+@needs_compiler
+@several_threads
+def test_much_work_is_really_shared_also_when_it_comes_from_the_cache(tmp_path: Path) -> None:
+    code = """
+import numpy as np
+from mlcore.kernels import jit, prepare
+from tests.mlcore.turns import who_takes_each_turn
+prepare(2)
+for work in (0, jit.WORTH_SHARING):
+    turns = np.zeros(64, np.int64)
+    who_takes_each_turn(work, turns)
+    print(len(set(turns.tolist())))
+"""
+    for _ in range(2):
+        assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["1", "2"]
+
+
 def test_little_work_wakes_no_thread() -> None:
     shared = jit.SharedKernel(_nothing)
     shared.serial, shared.parallel = (lambda: "serial"), (lambda: "parallel")
@@ -96,7 +115,7 @@ def test_a_change_in_any_kernel_file_makes_all_compile_anew() -> None:
 
 
 @needs_compiler
-def test_a_compiled_kernel_is_taken_from_the_cache_in_the_next_process(tmp_path: object) -> None:
+def test_a_compiled_kernel_is_taken_from_the_cache_in_the_next_process(tmp_path: Path) -> None:
     code = """
 from mlcore.kernels import loss
 import numpy as np
