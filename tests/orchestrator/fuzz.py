@@ -1,15 +1,60 @@
-"""Malformed files for parsers: text of no kind, and files of this repository with a few pieces cut, doubled or planted."""
+"""Malformed files for parsers: text of no kind, and good files with a few pieces cut, doubled or planted."""
 
 from __future__ import annotations
 
 from hypothesis import strategies as st
 
 PLANTED = [
-    "---\n", "\n", "\t", "  - ", "- [ ] `x` t\n", "`", ":", "{", "}", "[" * 30, "]", "&a ", "*a", "!!int ''", "!!python/object:os.system ",
-    "<<: {a: 1}\n", "? ", "|\n", "'", '"', "\\ud800", '"\\ud800"', "\0", "\x85", "\ufeff", "\u2028", "2020-13-45", "0x" + "f" * 30, "1:2:3", ".nan",
-    ".inf", "1e999", "9" * 5000, "../", "/etc/passwd", "~", "{{ x", "{% for %}", "[[step]]\n", "level: -1\n", "skill: ''\n", "needs: a, a\n",
-    "```\n", "<!-- odyssey:result -->\n", "%YAML 9\n", "=", "a" * 300, "é", "🦎",
-]  # fmt: skip
+    "---\n",
+    "\n",
+    "\t",
+    "  - ",
+    "- [ ] `x` t\n",
+    "`",
+    ":",
+    "{",
+    "}",
+    "[" * 30,
+    "]",
+    "&a ",
+    "*a",
+    "!!int ''",
+    "!!python/object:os.system ",
+    "<<: {a: 1}\n",
+    "? ",
+    "|\n",
+    "'",
+    '"',
+    "\\ud800",
+    '"\\ud800"',
+    "\0",
+    "\x85",
+    "\ufeff",
+    "\u2028",
+    "2020-13-45",
+    "0x" + "f" * 30,
+    "1:2:3",
+    ".nan",
+    ".inf",
+    "1e999",
+    "9" * 5000,
+    "../",
+    "/etc/passwd",
+    "~",
+    "{{ x",
+    "{% for %}",
+    "[[step]]\n",
+    "level: -1\n",
+    "skill: ''\n",
+    "needs: a, a\n",
+    "```\n",
+    "<!-- odyssey:result -->\n",
+    "%YAML 9\n",
+    "=",
+    "a" * 300,
+    "é",
+    "🦎",
+]
 
 
 def mutated(text: str) -> st.SearchStrategy[str]:

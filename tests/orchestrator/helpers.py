@@ -24,7 +24,7 @@ title: A plan
 targets:
   - {id: t1, metric: test_error_pct, value: 1.0, margin: 0.1, direction: at_most, seeds: 3, dataset: mnist, recipe: r.toml, source: "a paper"}
 budget: {minutes: 5}
-"""
+"""  # noqa: E501
 BODY = """\
 # A plan
 

@@ -212,9 +212,7 @@ def test_all_problems_of_all_files_come_in_one_go(tmp_path: Path) -> None:
             "agents/bad.md": "no front matter",
             "agents/latin.md": b"\xff",
             "skills/tune-recipe/SKILL.md": SKILL,
-            f"skills/long/SKILL.md": SKILL.replace("name: tune-recipe", "name: long").replace(
-                "scripts/proc", "p" * 300
-            ),
+            "skills/long/SKILL.md": SKILL.replace("name: tune-recipe", "name: long").replace("scripts/proc", "p" * 300),
         },
     )
     with pytest.raises(InputError) as caught:

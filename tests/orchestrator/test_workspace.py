@@ -1,4 +1,4 @@
-"""Worktrees: the user's checkout stays as it is to the byte, and git runs nothing that a repository or an agent brought."""
+"""Worktrees: the user's checkout stays as it is to the byte, and git runs nothing that anyone planted."""
 
 from __future__ import annotations
 
