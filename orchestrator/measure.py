@@ -79,7 +79,7 @@ def run_trial(trial: Trial, target: Target, change: Change, dataset: Dataset, si
         str(REPO / target.recipe),
         f"seed={trial.seed}",
         *trial.overrides,
-        *("--data", str(DATA), "--out", str(OUT), "--continue", "--quiet"),
+        *("--data", str(DATA), "--out", str(OUT), "--continue", "--no-pictures", "--quiet"),
     )
     done = site.sandbox.run(_training(argv, share, out, site))
     scored = _score(out / "predictions.npy", share, site) if done.exit_code == 0 else {}
