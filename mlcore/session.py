@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlcore import models, ops
+from mlcore import kernels, models, ops
 from mlcore import schedule as schedules
 from mlcore.checkpoint import Arrays
 from mlcore.config import Recipe
@@ -121,15 +121,10 @@ def compile_kernels(recipe: Recipe) -> None:
 
 def use_threads(wanted: int, environ: Mapping[str, str] = os.environ) -> int:
     """Give the kernels `wanted` threads; 0: as MLCORE_THREADS says, else one per usable core. Returns the number."""
-    import numba
-
     text = environ.get("MLCORE_THREADS", "")
     if not wanted and text and not (text.isascii() and text.isdigit() and int(text) > 0):
         raise RecipeError(f"{text!r} is no number of threads", place="MLCORE_THREADS", fix="give a number above 0")
-    most = int(getattr(numba.config, "NUMBA_NUM_THREADS"))  # noqa: B009  numba makes its settings at import
-    threads = min(wanted or int(text or usable_cores()), most)
-    numba.set_num_threads(threads)
-    return threads
+    return kernels.prepare(wanted or int(text or usable_cores()))
 
 
 def _network(recipe: Recipe, rng: Rng) -> tuple[Sequential, SGD]:
