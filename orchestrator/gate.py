@@ -84,11 +84,14 @@ class Gate:
         tree = self._fresh_tree("base-tests" if base else "own-tests")
         if base:
             shutil.rmtree(tree / "tests", ignore_errors=True)
-            shutil.copytree(self.run.base_folder / "tests", tree / "tests")
+            if (self.run.base_folder / "tests").is_dir():
+                shutil.copytree(self.run.base_folder / "tests", tree / "tests")
         present = tuple(path for path in selection if (tree / path).exists())
         if not present:
             return self._note("tests", False, f"none of {', '.join(selection)} exists", None)
         expected = self._pytest(self.run.base_folder, present, "--collect-only")[1].get("collected") if base else None
+        if base and expected is None:
+            return self._note("tests", False, "the base commit's own tests can't be collected", None)
         done, counted = self._pytest(tree, present)
         return self._note("tests", *_tests_passed(done, counted, expected), done, counted=counted)
 
@@ -99,7 +102,10 @@ class Gate:
             *(sys.executable, "-P", "-m", "pytest", "-c", "/dev/null", "--rootdir", str(REPO), "--noconftest"),
             *("-p", plugin.stem, "-p", "no:cacheprovider", "-p", "no:xdist", "-q", *flags, "--", *selection),
         )
-        mounts = (Mount(tree, REPO, writable=True), Mount(plugin, SCORER / plugin.name))
+        place = self._folder / "plugin"  # a folder of its own: without a sandbox only folders can stand for each other
+        place.mkdir(exist_ok=True)
+        shutil.copyfile(plugin, place / plugin.name)
+        mounts = (Mount(tree, REPO, writable=tree != self.run.base_folder), Mount(place, SCORER))
         env = {"PYTHONPATH": f"{REPO}:{SCORER}"}
         done = self._run(argv, mounts, env, stdin=f"{nonce}\n".encode())
         return done, _counted(done.stdout, nonce)

@@ -27,6 +27,7 @@ from orchestrator.sandbox.base import Command, Completed, Limits, Mount, Sandbox
 
 # Where things are inside the sandbox: the same in every run, so that compiled kernels are found again.
 REPO, DATA, OUT, CACHE, ANSWERS, SCORER = (Path(p) for p in ("/repo", "/data", "/out", "/cache", "/answers", "/gate"))
+CONTROLS = 3  # trials() asks for so many; a number without them could come from anything
 CHANCE_SLACK_PCT = 15.0  # an untrained network's error lies up to this far below chance; a trained one's much farther
 MEMORISED_PCT = 15.0  # a linear layer loses up to 8 points when images move by a pixel; a table of answers, 90
 
@@ -116,12 +117,15 @@ def _outcome(
 ) -> tuple[Outcome, str]:
     broken = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "train"]
     failed = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "control"]
+    controls = sum(receipt.passed and receipt.kind == "control" for receipt in receipts)
     if not dataset.official:
         return "not measured", f"not measured on {target.dataset.upper()}: the data is {dataset.label}"
     if failed:
         return "not measured", f"control failed: {failed[0].what}"
     if broken:
         return "did not finish", broken[0].what
+    if controls < CONTROLS:
+        return "not measured", f"{controls} of {CONTROLS} controls were run"
     if mean is None or len(values) < target.seeds:
         return "did not finish", f"{len(values)} of {target.seeds} seeds finished"
     ours = f"mean {mean:.2f} % of {len(values)} seeds, {target.limit} asked"
@@ -181,7 +185,7 @@ def _score(predictions: Path, share: Path, site: Site) -> dict[str, Any]:
             *(word for flag, file in zip(flags, files, strict=True) for word in (flag, str(file))),
             *("--nonce", nonce),
         ),
-        cwd=SCORER,
+        cwd=Path("/tmp"),  # there with and without a sandbox; `-I` imports nothing from it
         mounts=(
             Mount(scorer, SCORER / scorer.name),
             Mount(predictions, OUT / predictions.name),

@@ -11,6 +11,7 @@ import asyncio
 import json
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,12 +64,12 @@ class Runner:
                 await self._engine.spawn("task", f"{self._run.id}/{task}", task)
             ended = [task for task in status if status[task] in ENDED]
             if len(ended) == len(status):
-                return await self._engine.step("finish", lambda s=status: self._finish(s))  # type: ignore[misc]
+                return await self._engine.step("finish", partial(self._finish, status))
             stuck = blocked(self._run.plan, status)
             if stuck:
-                await self._engine.step("block", lambda b=stuck: self._block(b))  # type: ignore[misc]
+                await self._engine.step("block", partial(self._block, stuck))
             else:
-                await self._engine.step("wait", lambda n=len(ended): self._wait(n))  # type: ignore[misc]
+                await self._engine.step("wait", partial(self._wait, len(ended)))
 
     async def _look(self) -> dict[str, str]:
         return {row["id"]: row["status"] for row in self._run.ledger.tasks(self._run.id)}
@@ -101,7 +102,7 @@ class Runner:
         """The ladder of tiers: each attempt starts afresh from files, with the last failure as evidence."""
         feedback, last = "", cast(Tried | None, None)
         for number, tier in enumerate(self._run.assignments[task.id].tiers, 1):
-            if not await self._engine.step("brain", lambda n=number, t=tier: self._has_brain(task, n, t)):  # type: ignore[misc]
+            if not await self._engine.step("brain", partial(self._has_brain, task, number, tier)):
                 return await self._out_of_brains(task, tier, last)
             last = await self._try(task, number, tier, feedback)
             if last.judgement.outcome in ("accepted", "unmeasured"):
@@ -113,13 +114,13 @@ class Runner:
         return await self._end(task, "failed", feedback)
 
     async def _try(self, task: Task, number: int, tier: Tier, feedback: str) -> Tried:
-        opened = await self._engine.step("open", lambda: self._open(task, number, tier))
+        opened = await self._engine.step("open", partial(self._open, task, number, tier))
         worktree = Path(opened["worktree"])
         provider = attempts.brain(self._run, task, number, tier, feedback)
         assert provider is not None, "checked by _climb"
         loop = Loop(provider, self._run.ledger, self._run.repository, self._engine)
         outcome = await loop.work(attempts.prepare(self._run, task, number, tier, worktree, feedback))
-        frozen = await self._engine.step("freeze", lambda: self._freeze(task, number, tier, worktree, opened["base"]))
+        frozen = await self._engine.step("freeze", partial(self._freeze, task, number, tier, worktree, opened["base"]))
         change = Change.model_validate(frozen)
         if not outcome.finished:
             return Tried(change, self._unfinished(task, change, outcome), outcome)
@@ -135,12 +136,11 @@ class Runner:
     async def _publish(self, task: Task, tried: Tried) -> Json:
         """Stack the change on what was accepted meanwhile; judge it again where that could change what was measured."""
         for _ in range(MAX_REBASES):
-            current = tried
-            done = await self._engine.step("publish", lambda t=current: self._publish_once(task, t))  # type: ignore[misc]
+            done = await self._engine.step("publish", partial(self._publish_once, task, tried))
             if "stale" not in done:
-                return await self._end(task, current.judgement.outcome, done["detail"], current)
+                return await self._end(task, tried.judgement.outcome, done["detail"], tried)
             change = Change.model_validate(done["stale"])
-            tried = Tried(change, await self._judge(task, change), current.outcome)
+            tried = Tried(change, await self._judge(task, change), tried.outcome)
             if tried.judgement.outcome == "refused":
                 return await self._end(task, "failed", f"after rebasing: {tried.judgement.feedback}")
         return await self._end(task, "failed", f"other changes moved the base {MAX_REBASES} times")
