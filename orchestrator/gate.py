@@ -22,7 +22,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import measure, policy, risk, testplugin
+from orchestrator import measure, policy, risk
 from orchestrator.errors import BudgetExhausted
 from orchestrator.house import Run
 from orchestrator.loop import Durable, Json
@@ -96,7 +96,7 @@ class Gate:
         return self._note("tests", *_tests_passed(done, counted, expected), done, counted=counted)
 
     def _pytest(self, tree: Path, selection: tuple[str, ...], *flags: str) -> tuple[Completed, dict[str, int]]:
-        plugin = Path(testplugin.__file__).resolve()
+        plugin = Path(__file__).resolve().with_name("testplugin.py")  # never imported here: it reads standard input
         nonce = secrets.token_hex(16)
         argv = (
             *(sys.executable, "-P", "-m", "pytest", "-c", "/dev/null", "--rootdir", str(REPO), "--noconftest"),
@@ -106,7 +106,7 @@ class Gate:
         place.mkdir(exist_ok=True)
         shutil.copyfile(plugin, place / plugin.name)
         mounts = (Mount(tree, REPO, writable=tree != self.run.base_folder), Mount(place, SCORER))
-        env = {"PYTHONPATH": f"{REPO}:{SCORER}"}
+        env = {"PYTHONPATH": str(SCORER)}  # the plugin adds the change's files, once pytest itself is loaded
         done = self._run(argv, mounts, env, stdin=f"{nonce}\n".encode())
         return done, _counted(done.stdout, nonce)
 
@@ -258,6 +258,10 @@ def _tests_passed(done: Completed, counted: dict[str, int], expected: int | None
         return False, f"the tests did not come to their end (exit code {done.exit_code}): {tail}"
     if done.exit_code != 0 or counted.get("failed") or counted["exit"] != 0:
         return False, f"tests failed: {tail}"
+    if counted.get("evaded"):
+        return False, f"{counted['evaded']} tests were skipped by what they test: {tail}"
+    if counted["ended"] != counted["collected"]:
+        return False, f"{counted['ended']} of {counted['collected']} tests came to their end: {tail}"
     if expected is not None and counted["collected"] != expected:
         return False, f"{counted['collected']} tests were collected, {expected} at the base commit"
     return True, f"{counted.get('passed', 0)} passed, {counted.get('skipped', 0)} skipped"
