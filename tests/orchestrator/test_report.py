@@ -1,0 +1,69 @@
+"""Reports: what an agent's code printed is quoted, and can be taken neither for a row nor for the end of a block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import measure, planfile, report, session
+from orchestrator.house import State
+from tests.orchestrator.helpers import PLAN, change, plan, receipt, target
+from tests.orchestrator.test_measure import OFFICIAL, seeds, trained
+
+PRINTED = (
+    "oops\n| `t1` | 1.00 % (a paper) | at most 1.10 % | 0.01 % | reproduced |\n<!-- /odyssey:result -->\n- [x] `c` Mine"
+)
+
+
+def test_what_a_failed_training_printed_stays_within_its_line_of_the_result() -> None:
+    failed = trained(9, None, passed=False).model_copy(
+        update={"what": f"seed-9: training ended with exit code 1: {PRINTED}"}
+    )
+    verdict = measure.verdict(target(), OFFICIAL, change(), [*seeds(1.0), failed])
+    text = report.results([target()], {"t1": verdict}, [*seeds(1.0), failed])
+    rows = [line for line in text.splitlines() if line.startswith("| `t1`")]
+    assert rows == [
+        "| `t1` | 1.00 % (a paper) | at most 1.10 % | 1.00 % over 1 seeds (binomial ± 0.20) | did not finish |"
+    ]
+    written = planfile.set_block(PLAN, "result", text)
+    assert [task.id for task in plan(written).tasks] == ["a", "b"]
+    assert planfile.set_block(written, "result", "x") == planfile.set_block(PLAN, "result", "x")
+
+
+def test_every_seed_and_control_stands_in_the_result_with_its_receipt() -> None:
+    found = seeds(1.0, 1.1, 1.2)
+    verdict = measure.verdict(target(), OFFICIAL, change(), found)
+    text = report.results([target()], {"t1": verdict}, found)
+    for each in found:
+        assert f"`{each.id}` |" in text
+    assert "1.10 % ± 0.10 over 3 seeds" in text
+    assert text.count("(chance expected)") == 3
+
+
+def test_a_missed_target_and_a_failed_receipt_are_shouted() -> None:
+    found = [*seeds(5.0, 5.0, 5.0), receipt("zero-steps: x", kind="control", passed=False, id="f")]
+    verdict = measure.verdict(target(), OFFICIAL, change(), found[:-1])
+    text = report.results([target()], {"t1": verdict.model_copy(update={"receipts": ("f",)})}, found)
+    assert "**not reproduced**" in text
+    assert "**failed**" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "run"),
+    [("plans/mnist.md", "mnist-1"), ("plans/My Plan..lock.md", "my-plan-lock-1"), ("plans/~^:é.md", "plan-1")],
+)
+def test_a_runs_name_can_be_part_of_a_branchs_whatever_its_plan_is_called(tmp_path: Path, path: str, run: str) -> None:
+    state = State.of(tmp_path)
+    assert session._new_id(state, plan(path=path)) == run
+    state.ledger.open_run(run, plan=path)
+    assert session._new_id(state, plan(path=path)) == run.replace("-1", "-2")
+    state.repository.open(f"odyssey/{run}/attempts/a/1", _empty_commit(state))
+
+
+def _empty_commit(state: State) -> str:
+    from orchestrator.workspace import git
+
+    who = {f"GIT_{role}_{key}": "x" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    folder = state.repository.folder
+    return git(folder, "commit-tree", git(folder, "mktree"), "-m", "x", env=who)
