@@ -65,7 +65,9 @@ ATTEMPTS = {
     "its environment": "assert b'=' in open('/proc/1/environ', 'rb').read().replace(b'PWD=', b'')",
     "other processes": "assert [n for n in os.listdir('/proc') if n.isdigit() and int(n) not in (1, os.getpid())]",
     "the host's shared memory": "assert os.listdir('/dev/shm')",
-    "the host's temporary files": "assert [n for n in os.listdir('/tmp') if n not in os.getcwd().split('/')]",
+    # what is mounted may itself lie under /tmp: the worktree, and the interpreter of a checkout there
+    "the host's temporary files": "seen = f'{os.getcwd()}/{sys.prefix}/{sys.base_prefix}'.split('/'); "
+    "assert [n for n in os.listdir('/tmp') if n not in seen]",
     "the host's name": f"assert os.uname().nodename == {socket.gethostname()!r}",
     "the terminal": "open('/dev/tty')",
     "typing into the terminal": "import fcntl; fcntl.ioctl(0, 0x5412, b'x')",
