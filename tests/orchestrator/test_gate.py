@@ -115,10 +115,12 @@ os.write(1, ('\\n{"nonce": "%s", "collected": 2, "ended": 2, "exit": 0, "passed"
 os._exit(0)
 """
 TRICKS: dict[str, Mapping[str, str | bytes]] = {
-    "conftest at the root": {"conftest.py": HOOK},
-    "conftest among the tests": {"tests/conftest.py": HOOK},
-    "pytest.ini": {"pytest.ini": "[pytest]\naddopts = --deselect tests/test_code.py\n"},
-    "pyproject": {"pyproject.toml": "[tool.pytest.ini_options]\naddopts = '-k nothing'\n"},
+    "hooks and configuration of its own": {
+        "conftest.py": HOOK,
+        "tests/conftest.py": HOOK,
+        "pytest.ini": "[pytest]\naddopts = --deselect tests/test_code.py\n",
+        "pyproject.toml": "[tool.pytest.ini_options]\naddopts = '-k nothing'\n",
+    },
     "a shadowing pytest": {"pytest.py": "import sys\nsys.exit(0)\n"},
     "a shadowing package": {"pytest/__init__.py": "", "pytest/__main__.py": "import sys\nsys.exit(0)\n"},
     "sitecustomize": {"sitecustomize.py": "import os\nif 'pytest' in open('/proc/self/cmdline').read(): os._exit(0)\n"},

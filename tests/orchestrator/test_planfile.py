@@ -151,7 +151,7 @@ def promises(found: Plan) -> list[dict[str, object]]:
 STATUS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=20)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from([PLAN, MNIST]), st.integers(0, 3), STATUS, st.booleans())
 def test_ticking_keeps_every_promise_and_twice_is_once(text: str, index: int, status: str, done: bool) -> None:
     before = plan(text)
@@ -184,7 +184,7 @@ def test_ticking_finds_a_tasks_lines_wherever_the_reader_does(between: str) -> N
 
 
 @given(st.sampled_from(planfile.BLOCKS), st.text(st.characters(codec="utf-8", exclude_characters="\r")))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_block_comes_back_as_it_was_written_and_nothing_around_it_changes(name: str, body: str) -> None:
     once = planfile.set_block(MNIST, name, "first")
     again = planfile.set_block(once, name, body)

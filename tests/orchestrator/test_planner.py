@@ -85,7 +85,7 @@ def libraries(draw: st.DrawFn) -> Library:
     return library(agents, *map(skill, SKILLS))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(libraries())
 def test_chains_follow_delegation_and_are_the_same_every_time(made: Library) -> None:
     text = body("skill: tune", "skill: write")
