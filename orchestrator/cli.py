@@ -14,6 +14,7 @@ from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
 
 if TYPE_CHECKING:
     from orchestrator.house import Run, State
+    from orchestrator.records import PullRequest
     from orchestrator.workspace import Checkout
 
 CODES = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
@@ -107,7 +108,7 @@ def plan(
 ) -> None:
     """Show who would do what and what it would cost, without running anything."""
     from orchestrator import documents, planfile, planner, views
-    from orchestrator.house import read_plan
+    from orchestrator.lint import read_plan
 
     checkout, state = _here()
     path = _relative(plan, checkout)
@@ -126,30 +127,22 @@ def plan(
 @app.command()
 def lint(
     plans: Annotated[list[Path] | None, typer.Argument(help="plans to read; all of plans/*.md if left out")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check agents, skills and plans, all errors in one go, each with its place and the fix."""
-    from orchestrator import library, planfile
-    from orchestrator.errors import Problem
-    from orchestrator.house import check_procedures
+    from orchestrator import documents
+    from orchestrator.lint import lint as check
 
     checkout, _ = _here()
-    root = checkout.root
-    loaded, problems = library.read(root)
-    problems += check_procedures(loaded, root)
-    paths = [_relative(path, checkout) for path in plans or []] or [
-        path.relative_to(root).as_posix() for path in sorted(root.glob("plans/*.md")) if path.name != "LOG.md"
-    ]
-    for path in paths:
-        try:
-            problems += library.check_plan(planfile.load(root, path), loaded, root)
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(sorted(set[Problem](problems)))
-    print(
-        f"{len(loaded.agents)} agents, {len(loaded.skills)} skills, {len(paths)} plans: nothing to mend",
-        file=sys.stderr,
-    )
+    counts, problems = check(checkout.root, [_relative(path, checkout) for path in plans or []])
+    if as_json:
+        found = [{"path": p.path, "line": p.line, "what": p.what, "fix": p.fix} for p in problems]
+        print(documents.document("lint", **counts, problems=found))
+    elif problems:
+        raise InputError(problems)
+    else:
+        print(", ".join(f"{count} {what}" for what, count in counts.items()) + ": nothing to mend", file=sys.stderr)
+    raise typer.Exit(2 if problems else 0)
 
 
 @app.command()
@@ -232,24 +225,22 @@ def pr_diff(number: Number) -> None:
 
 
 @pr.command("approve")
-def pr_approve(number: Number) -> None:
+def pr_approve(number: Number, as_json: AsJson = False) -> None:
     """Say that you have read it. Needed before merging what guards the system (gate, tests, skills, CI)."""
     found = _forge().approve(number, _person())
-    print(f"pull request {number} approved by {found.approved_by}", file=sys.stderr)
+    _tell("pr approve", found, f"approved by {found.approved_by}", as_json)
 
 
 @pr.command("merge")
-def pr_merge(number: Number) -> None:
+def pr_merge(number: Number, as_json: AsJson = False) -> None:
     """Merge it, and what it is stacked on, into the branch that is checked out."""
-    _forge().merge(number, _person())
-    print(f"pull request {number} merged", file=sys.stderr)
+    _tell("pr merge", _forge().merge(number, _person()), "merged", as_json)
 
 
 @pr.command("close")
-def pr_close(number: Number) -> None:
+def pr_close(number: Number, as_json: AsJson = False) -> None:
     """Turn it down; its branch stays in the local forge."""
-    _forge().close(number)
-    print(f"pull request {number} closed", file=sys.stderr)
+    _tell("pr close", _forge().close(number), "closed", as_json)
 
 
 # Helpers, in reading order
@@ -295,6 +286,8 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
     except Paused as paused:
         print(f"paused: {paused}\ngo on with: {resume_with} --minutes 30", file=sys.stderr, flush=True)
         code = 5
+    except Exception as error:
+        _leave_broken(error, resume_with)
     content = documents.run(state, job.id)
     print(documents.document("run", **content) if as_json else views.status(content), flush=True)
     if code == 0 and content["run"]["status"] != "accepted":
@@ -302,6 +295,25 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
     if code != 5:
         print(f"read it: orchestrate report {job.id}; go on: {resume_with}", file=sys.stderr, flush=True)
     os._exit(code)  # a paused workflow still waits in this process; it must not be told that it was cancelled
+
+
+def _leave_broken(error: Exception, resume_with: str) -> NoReturn:
+    """What broke the run, and how to go on once it is mended: the journal holds all that was done."""
+    import traceback
+
+    known = isinstance(error, OrchestratorError)
+    print(error if known else "".join(traceback.format_exception(error)), file=sys.stderr)
+    print(f"go on with: {resume_with}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code if isinstance(error, OrchestratorError) else 1)
+
+
+def _tell(command: str, found: PullRequest, what: str, as_json: bool) -> None:
+    from orchestrator import documents
+
+    if as_json:
+        print(documents.document(command, pull_request=documents.pull(found)))
+    else:
+        print(f"pull request {found.number} {what}", file=sys.stderr)
 
 
 def _exit_on_signals(resume_with: str) -> None:

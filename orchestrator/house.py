@@ -1,6 +1,6 @@
 """Where everything stands: the state folder with its lock, and what one run needs to know at any moment.
 
-    .odyssey/   lock  key  ledger.db  workflows.db  repo.git/  worktrees/  base/  data/  gate/  outputs/
+    .odyssey/   lock  key  ledger.db  repo.git/  worktrees/  base/  data/  gate/  outputs/  runs/
 
 The folder ignores itself, so that neither git nor the user's own .gitignore ever sees it.
 """
@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator import library, planfile, planner
 from orchestrator.config import STATE_FOLDER, Settings
 from orchestrator.datasets import Dataset
-from orchestrator.errors import Busy, InputError, Problem
-from orchestrator.frontmatter import did_you_mean, read_text
+from orchestrator.errors import Busy
 from orchestrator.ledger import Ledger, load_key
 from orchestrator.library import Library
-from orchestrator.providers import procedure
 from orchestrator.records import Assignment, Plan, Skill, Task
 from orchestrator.sandbox.base import Sandbox
 from orchestrator.workspace import Repository
@@ -125,39 +122,3 @@ def base_files(state: State, root: Path, commit: str) -> Path:
         state.repository.export(commit, folder)
         folder.with_suffix(".complete").touch()
     return folder
-
-
-def read_plan(root: Path, path: str) -> tuple[Plan, Library, dict[str, Assignment]]:
-    """Plan, library and who does what, checked against each other. Raises InputError with every problem."""
-    problems: list[Problem] = []
-    loaded, found = library.read(root)
-    problems += found + check_procedures(loaded, root)
-    try:
-        plan = planfile.load(root, path)
-    except InputError as error:
-        raise InputError(problems + error.problems) from error
-    problems += library.check_plan(plan, loaded, root)
-    if problems:
-        raise InputError(problems)
-    return plan, loaded, {each.task: each for each in planner.assign(plan, loaded)}
-
-
-def check_procedures(loaded: Library, root: Path) -> list[Problem]:
-    """Procedures are read, their templates compiled, before anything runs and not when their turn has come."""
-    problems = []
-    for path in (skill.procedure for skill in loaded.skills.values() if skill.procedure):
-        text, found = read_text(root, path)
-        problems += found or _check_procedure(path, text)
-    return problems
-
-
-def _check_procedure(path: str, text: str) -> list[Problem]:
-    try:
-        steps = procedure.parse(path, text).step
-    except InputError as error:
-        return error.problems
-    unknown = [step.tool for step in steps if step.tool not in library.TOOL_NAMES]
-    known = f"tools: {', '.join(library.TOOL_NAMES)}"
-    return [
-        Problem(path, 0, f"unknown tool `{tool}`", did_you_mean(tool, library.TOOL_NAMES) or known) for tool in unknown
-    ]

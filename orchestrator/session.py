@@ -12,7 +12,8 @@ from typing import Any
 from orchestrator import config, datasets
 from orchestrator.datasets import Dataset
 from orchestrator.errors import InputError, NotFound, Problem
-from orchestrator.house import Run, Say, State, base_files, read_plan
+from orchestrator.house import Run, Say, State, base_files
+from orchestrator.lint import read_plan
 from orchestrator.records import Budget, Plan
 from orchestrator.sandbox.base import Sandbox
 from orchestrator.sandbox.probes import choose_sandbox

@@ -196,3 +196,13 @@ def test_help_loads_nothing_heavy() -> None:
     assert "orchestrator.cli" in loaded
     heavy = {"dbos", "numpy", "numba", "git", "nacl", "pydantic", "jinja2", "yaml", "anthropic", "sqlalchemy"}
     assert not heavy & set(loaded)
+
+
+def test_a_run_that_breaks_says_how_to_go_on() -> None:
+    code = "from orchestrator.cli import _leave_broken as f; from orchestrator.errors import SandboxUnavailable as E; "
+    for error, status, words in (("E('no sandbox')", 4, "no sandbox"), ("KeyError('bug')", 1, "KeyError: 'bug'")):
+        argv = [sys.executable, "-c", f"{code}f({error}, 'orchestrate resume mnist-1')"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        assert words in done.stderr
+        assert done.stderr.endswith("go on with: orchestrate resume mnist-1\n")

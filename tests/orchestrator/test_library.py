@@ -11,8 +11,8 @@ from hypothesis import given, settings
 
 from orchestrator import library as lib
 from orchestrator.errors import InputError
-from orchestrator.house import check_procedures
 from orchestrator.library import Library
+from orchestrator.lint import check_procedures
 from tests.orchestrator.fuzz import malformed
 from tests.orchestrator.helpers import BODY, FRONT, ROOT, agent, plan, skill, small_library, write
 
