@@ -33,6 +33,7 @@ class State(BaseModel):
     """What the arrays don't say. The loader's place and every random stream follow from the recipe and `step`.
 
     `epoch_*`: sums over the epoch under way. `rows`: the metrics so far. `data_dir`: what `--data` was given.
+    `overrides`: as typed when the run began.
     `mean`, `deviation`: how images are normalised. Times in seconds, over all the sittings of the run.
     """
 
@@ -52,6 +53,7 @@ class State(BaseModel):
     wall_s: float = 0.0
     cpu_s: float = 0.0
     train_wall_s: float = 0.0
+    overrides: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
     warnings: tuple[str, ...] = ()
 

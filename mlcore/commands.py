@@ -171,7 +171,7 @@ def demand_passed(document: dict[str, Any]) -> None:
 
 def find_dataset(recipe: config.Recipe, data: Path | None, quiet: bool) -> Dataset:
     """The recipe's dataset, from wherever it can be had."""
-    say = _say_nothing if quiet else _say
+    say = _say_warnings if quiet else _say
     return find(recipe.data.dataset, Places.of(data, os.environ), recipe.data.surrogate, say)
 
 
@@ -229,6 +229,11 @@ def _draw(out: Path, count: int) -> Dataset:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _say_warnings(text: str) -> None:
+    if text.startswith("warning: "):
+        _say(text)
 
 
 def _say_nothing(text: str) -> None:

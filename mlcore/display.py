@@ -3,14 +3,17 @@
 Everything here goes to stderr: stdout is for data. On a surrogate every line says so.
 """
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 PLAIN_EVERY_S = 10.0
 REDRAW_EVERY_S = 0.1
+SLOW_S = 1.0
 WIDE = 100  # columns
 SURROGATE_LABEL = "[SURROGATE digits, not MNIST] "
 SHORT_LABEL = "[SURROGATE] "  # leaves the moving line room on 80 columns
@@ -30,10 +33,10 @@ class View:
     left_s: float
 
     def line(self) -> str:
-        """The progress line, without the bar."""
+        """The progress line, without the bar: with a label it fills 80 columns, and what is cut first comes last."""
         return (
-            f"epoch {self.epoch}/{self.epochs} loss {self.loss:.4f} error {self.error_pct:.2f} % "
-            f"{self.images_per_s:,.0f} images/s {duration(self.left_s)} left"
+            f"epoch {self.epoch}/{self.epochs} loss {self.loss:.4f} train error {self.error_pct:.2f} % "
+            f"{duration(self.left_s)} left {self.images_per_s:,.0f} img/s"
         )
 
 
@@ -122,6 +125,18 @@ def choose(quiet: bool, surrogate: bool = False, stream: TextIO | None = None) -
     display = Quiet(stream) if quiet else Live(stream) if stream.isatty() else Plain(stream)
     display.label = SURROGATE_LABEL if surrogate else ""
     return display
+
+
+@contextlib.contextmanager
+def telling_if_slow(say: Callable[[str], None], text: str, after_s: float = SLOW_S) -> Iterator[None]:
+    """Say `text` when what is done inside takes longer than `after_s`, as soon as it does."""
+    timer = threading.Timer(after_s, say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from mlcore import runs
 from mlcore.checkpoint import Checkpoint, State, newest, save
 from mlcore.config import Recipe
 from mlcore.data.dataset import Dataset
-from mlcore.display import Display
+from mlcore.display import Display, telling_if_slow
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
 from mlcore.evaluate import Evaluation, evaluate
 from mlcore.files import replacing, write_json
@@ -56,10 +56,10 @@ def execute(
             return done
         began = (time.monotonic(), time.process_time())
         threads = use_threads(recipe.threads)
-        display.say("loading the kernels (compiled on the first run on a machine, then cached)")
-        compile_kernels(recipe)
         session = assemble(recipe, dataset)
-        state = _restored(run, session, dataset, order, display)
+        state = _restored(run, session, dataset, order, display)  # first: stopped while compiling it can be resumed
+        with telling_if_slow(display.say, "loading the kernels (compiled on the first run on a machine, then cached)"):
+            compile_kernels(recipe)
         trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began)
         return _Ending(trainer, dataset, order, threads).run_to_result()
 
@@ -94,6 +94,7 @@ def _restored(run: runs.Run, session: Session, dataset: Dataset, order: Order, d
             mean=session.normaliser.mean,
             deviation=session.normaliser.deviation,
             step=0,
+            overrides=order.overrides,
             warnings=dataset.warnings,
         )
         save(run.checkpoints, Checkpoint(state, session.arrays()))
@@ -198,7 +199,7 @@ class _Ending:
             schema_name=results.SCHEMA,
             status=status,
             verdict=results.NOT_MNIST if data.surrogate else None,
-            recipe=results.RecipeRef(name=recipe.name, sha256=recipe.sha256, overrides=self.order.overrides),
+            recipe=results.RecipeRef(name=recipe.name, sha256=recipe.sha256, overrides=state.overrides),
             code=results.code(),
             data=results.DataRef(name=data.name, surrogate=data.surrogate, sha256=data.sha256),
             seed=recipe.seed,

@@ -181,8 +181,8 @@ def _epoch_line(row: Row, epochs: int) -> str:
     validation = row["validation_error_pct"]
     shown = "" if validation is None else f"  validation error {validation:.2f} %"
     return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  error {row['train_error_pct']:.2f} %{shown}  "
-        f"{row['images_per_s']:,.0f} images/s"
+        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
+        f"train error {row['train_error_pct']:.2f} %{shown}  {row['images_per_s']:,.0f} images/s"
     )
 
 

@@ -127,7 +127,7 @@ def _read_pair(images_path: Path, labels_path: Path | None) -> tuple[Idx, Idx | 
 def _origin(folder: Path, sha256: dict[str, str], official: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     """The name these files deserve, and the warnings that go with it."""
     if (folder / MARK).is_file() or folder.name == SURROGATE:
-        return SURROGATE, ("trained on drawn surrogate digits: not measured on MNIST",)
+        return SURROGATE, ("drawn surrogate digits: numbers made from them are not measured on MNIST",)
     different = [stem for stem, digest in sha256.items() if digest != official[stem]]
     if different:
         return UNVERIFIED, (f"not the official MNIST files: {', '.join(different)} differ by sha256",)

@@ -1,6 +1,7 @@
 """Where a dataset is found: the folder that was named, the cache, a download, and at last drawn digits.
 
-1. `--data DIR` or MLCORE_DATA: a folder that holds `mnist/` (or `mnist-surrogate/`), or is it.
+1. `--data DIR` or MLCORE_DATA: a folder that holds `mnist/` (or `mnist-surrogate/`), or is it. One that does not
+   exist is an error; one without the data is an error for --data, and a warning for MLCORE_DATA.
 2. the cache: MLCORE_CACHE, else XDG_CACHE_HOME/mlcore, else ~/.cache/mlcore.
 3. the mirrors, file by file; what they send is kept only when its decompressed sha256 is the official one.
 4. where allowed: the surrogate, drawn into the cache, labelled in every output.
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mlcore.data.dataset import (
     MARK,
@@ -32,6 +34,16 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 TIMEOUT_S = 30
+# what an exception is called to a person, by its class or the nearest of its bases that is named here
+FAILURES = {
+    "ChecksumMismatch": "other bytes than the published ones",
+    "DataError": "not an IDX file",
+    "Timeout": "timed out",
+    "TimeoutError": "timed out",
+    "ProxyError": "no way through the proxy",
+    "SSLError": "no trusted connection",
+    "ConnectionError": "no connection",
+}
 
 Say = Callable[[str], None]
 Download = Callable[[str, Path], None]
@@ -44,6 +56,12 @@ class Places:
     named: Path | None
     environment: Path | None
     cache: Path
+
+    @property
+    def named_by(self) -> str:
+        """Who named the folder: the flag, the variable, or both (as when a caller passes the variable on)."""
+        both = self.named is not None and self.named == self.environment
+        return "--data and MLCORE_DATA" if both else "--data" if self.named else "MLCORE_DATA"
 
     @staticmethod
     def of(data: Path | None, environ: Mapping[str, str]) -> "Places":
@@ -78,9 +96,10 @@ def find(
     """Find, verify and read the dataset `name` ("mnist" or "mnist-surrogate").
 
     A folder named by flag must hold it: falling through to other data would be a surprise. For "mnist" a folder
-    with only a surrogate counts when `allow_surrogate`. Raises DatasetMissing, ChecksumMismatch, DataError.
+    with only a surrogate counts when `allow_surrogate`. Raises DatasetMissing, DataError.
     """
     source = source or Source()
+    _demand_folder(places)
     dataset = _located(name, places, allow_surrogate, say, source)
     if dataset is None and name == MNIST:
         dataset = _downloaded(places.cache / MNIST, allow_surrogate, say, source)
@@ -95,21 +114,26 @@ def find(
     return dataset
 
 
-def locate(name: str, places: Places, allow_surrogate: bool = True) -> Path | None:
-    """The folder that already holds the dataset, or None; a flag's folder without it raises DatasetMissing."""
+def locate(name: str, places: Places, say: Say, allow_surrogate: bool = True) -> Path | None:
+    """The folder that already holds the dataset, or None.
+
+    Without it, a flag's folder raises DatasetMissing, and of MLCORE_DATA's `say` is told.
+    """
     names = [name] if name == SURROGATE or not allow_surrogate else [MNIST, SURROGATE]
     if places.named:
         found = _inside(places.named, names)
         if found is None:
             raise DatasetMissing(
-                f"holds no {' or '.join(f'{n}/' for n in names)} with the IDX files",
+                _lack(places, names),
                 place=str(places.named),
-                fix="name the folder above it, or leave --data away to search the cache and the mirrors",
+                fix=f"name the folder that does, or {_without(places)} to search the cache and the mirrors",
             )
         return found
-    # the cache's own surrogate counts only after the mirrors failed (see `find`)
-    elsewhere = [(places.environment, names), (places.cache, [name])]
-    return next((found for root, wanted in elsewhere if root and (found := _inside(root, wanted))), None)
+    if places.environment:
+        if found := _inside(places.environment, names):
+            return found
+        say(f"warning: {places.environment}: {_lack(places, names)}; looking in the cache and at the mirrors")
+    return _inside(places.cache, [name])  # its surrogate counts only after the mirrors failed (see `find`)
 
 
 def copy_to(dataset: Dataset, out: Path) -> Path:
@@ -126,6 +150,25 @@ def copy_to(dataset: Dataset, out: Path) -> Path:
     return out
 
 
+def _demand_folder(places: Places) -> None:
+    """Raise DatasetMissing when the folder to look in first is none: whoever named it meant some data by it."""
+    folder = places.named or places.environment
+    if folder and not folder.is_dir():
+        raise DatasetMissing(
+            f"named by {places.named_by}, {'is not a folder' if folder.exists() else 'does not exist'}",
+            place=str(folder),
+            fix=f"name a folder that holds mnist/, or {_without(places)}",
+        )
+
+
+def _lack(places: Places, names: list[str]) -> str:
+    return f"named by {places.named_by}, holds no {' or '.join(f'{name}/' for name in names)} with the IDX files"
+
+
+def _without(places: Places) -> str:
+    return "leave --data away" if places.named_by == "--data" else "unset MLCORE_DATA"
+
+
 def _inside(root: Path, names: list[str]) -> Path | None:
     candidates = [root / name for name in names]
     if SURROGATE in names or not (root / MARK).is_file():
@@ -135,7 +178,7 @@ def _inside(root: Path, names: list[str]) -> Path | None:
 
 def _located(name: str, places: Places, allow_surrogate: bool, say: Say, source: Source) -> Dataset | None:
     """The dataset that is there already; a damaged copy in our own cache counts as none, and is fetched again."""
-    folder = locate(name, places, allow_surrogate)
+    folder = locate(name, places, say, allow_surrogate)
     if folder is None or folder != places.cache / MNIST:
         return read_dataset(folder, source.official) if folder else None
     try:
@@ -159,10 +202,10 @@ def _downloaded(folder: Path, allow_surrogate: bool, say: Say, source: Source) -
                 _download_one(folder / f"{stem}.gz", digest, say, source)
         return read_dataset(folder, source.official)
     except (DataError, OSError) as error:
-        say(f"MNIST can't be had: {error}")
         if not allow_surrogate:
             fix = "name a folder that holds it with --data"
             raise DatasetMissing(f"MNIST can't be had: {error}", place=str(folder), fix=fix) from error
+        say(f"warning: MNIST can't be had: {error}")
         return None
 
 
@@ -187,8 +230,16 @@ def _download_one(path: Path, digest: str, say: Say, source: Source) -> None:
                 say(f"fetched {url}")
                 return
             except (DataError, OSError) as error:
-                failures.append(f"{url}: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}")
-    raise DatasetMissing(f"no mirror gave it: {'; '.join(failures)}", place=str(path.name))
+                failures.append(f"{urlsplit(url).hostname or mirror}: {_failure(error)}")
+    raise DatasetMissing(f"no mirror gave {path.name} ({', '.join(failures)})")
+
+
+def _failure(error: Exception) -> str:
+    """A failed download in a few words: the HTTP status, the system's reason, or what FAILURES calls it."""
+    if status := getattr(getattr(error, "response", None), "status_code", None):
+        return f"HTTP {status}"
+    known = (FAILURES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in FAILURES)
+    return next(known, None) or getattr(error, "strerror", None) or type(error).__name__
 
 
 def _verify(path: Path, url: str, digest: str) -> None:

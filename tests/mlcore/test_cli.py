@@ -83,7 +83,7 @@ def test_every_line_about_a_surrogate_says_so(run: Path, tmp_path: Path) -> None
     assert done.stdout.startswith(LABEL)
     assert "verdict: not measured on MNIST" in done.stdout
     lines = [line for line in done.stderr.splitlines() if "warning: " not in line]
-    assert len(lines) > 3
+    assert len(lines) >= 3
     assert all(line.startswith(LABEL) for line in lines)
     shown = [
         call("evaluate", run, "--data", surrogate_folder()),
@@ -95,7 +95,8 @@ def test_every_line_about_a_surrogate_says_so(run: Path, tmp_path: Path) -> None
 def test_quiet_training_says_nothing_on_stderr_but_warnings(run: Path, tmp_path: Path) -> None:
     quiet = ("-q", "--json", "--no-pictures")
     done = mlcore("train", run.parent / "tiny.toml", "--data", surrogate_folder(), "--out", tmp_path / "a", *quiet)
-    assert done.stderr == ""
+    assert done.stderr.startswith("warning: ")
+    assert done.stderr.count("\n") == 1
     assert json.loads(done.stdout)["schema"] == "mlcore.result/1"
 
 
@@ -215,5 +216,7 @@ def test_it_works_without_a_home_and_without_git(run: Path, tmp_path: Path) -> N
     done = mlcore("train", run.parent / "tiny.toml", *how, HOME="/dev/null/home", PATH="", MPLCONFIGDIR="")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["code"]["commit"] is None
-    assert json.loads(done.stdout)["warnings"] == ["trained on drawn surrogate digits: not measured on MNIST"]
+    assert json.loads(done.stdout)["warnings"] == [
+        "drawn surrogate digits: numbers made from them are not measured on MNIST"
+    ]
     assert (tmp_path / "a" / "curves.png").is_file()

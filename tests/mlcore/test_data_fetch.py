@@ -4,6 +4,7 @@ import functools
 import http.server
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,43 @@ def test_a_named_folder_without_the_data_is_an_error_not_a_reason_to_look_elsewh
     as_mnist(tmp_path / "cache" / "mnist")
     with pytest.raises(DatasetMissing, match="--data"):
         find("mnist", Places(tmp_path, None, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("a file")], ids=["absent", "file"])
+@pytest.mark.parametrize(
+    ("flag", "variable", "by", "fix"),
+    [
+        (True, False, "named by --data,", "leave --data away"),
+        (False, True, "named by MLCORE_DATA,", "unset MLCORE_DATA"),
+        (True, True, "named by --data and MLCORE_DATA,", "unset MLCORE_DATA"),
+    ],
+)
+def test_a_folder_that_is_none_is_an_error_that_says_who_named_it(
+    tmp_path: Path, make: Callable[[Path], object], flag: bool, variable: bool, by: str, fix: str
+) -> None:
+    as_mnist(tmp_path / "cache" / "mnist")
+    nope = tmp_path / "nope"
+    make(nope)
+    with pytest.raises(DatasetMissing) as caught:
+        find("mnist", Places(nope if flag else None, nope if variable else None, tmp_path / "cache"))
+    assert str(caught.value).startswith(f"{nope}: {by}")
+    assert fix in caught.value.fix
+    assert caught.value.exit_code == 2
+
+
+def test_a_sound_flag_overrules_a_wrong_environment(tmp_path: Path) -> None:
+    folder = as_mnist(tmp_path / "mnist")
+    assert find("mnist", Places(folder, tmp_path / "nope", tmp_path / "cache")).path == folder
+
+
+def test_an_environment_without_the_data_is_named_in_a_warning_and_passed_over(tmp_path: Path) -> None:
+    as_mnist(tmp_path / "cache" / "mnist")
+    (tmp_path / "env").mkdir()
+    said: list[str] = []
+    source = Source(official=pretended())
+    dataset = find("mnist", Places(None, tmp_path / "env", tmp_path / "cache"), say=said.append, source=source)
+    assert dataset.path == tmp_path / "cache" / "mnist"
+    assert [line for line in said if line.startswith(f"warning: {tmp_path / 'env'}: named by MLCORE_DATA, holds no")]
 
 
 def test_the_environment_is_looked_into_before_the_cache(tmp_path: Path) -> None:
@@ -167,8 +205,27 @@ def test_without_network_the_surrogate_stands_in_only_where_allowed(tmp_path: Pa
     dataset = find("mnist", nowhere(tmp_path), say=said.append, source=source)
     assert dataset.surrogate
     assert any("not measured on MNIST" in line for line in said)
-    with pytest.raises(DatasetMissing, match="no network"):
+
+
+def test_a_failed_download_is_told_once_with_a_few_words_for_each_mirror(tmp_path: Path) -> None:
+    def download(url: str, path: Path) -> None:
+        if "slow" in url:
+            raise TimeoutError("HTTPSConnectionPool(host='slow', port=443): " + "x" * 500)
+        if "odd" in url:
+            path.write_bytes(b"<html>log in first</html>")
+        else:
+            refuses(url, path)
+
+    said: list[str] = []
+    source = Source(mirrors=("https://a.org/mnist/", "https://slow.org/", "https://odd.org/"), download=download)
+    with pytest.raises(DatasetMissing) as caught:
         find("mnist", nowhere(tmp_path), allow_surrogate=False, say=said.append, source=source)
+    wanted = f"no mirror gave {TRAIN_IMAGES}.gz (a.org: no connection, slow.org: timed out, odd.org: not an IDX file)"
+    assert caught.value.what == f"MNIST can't be had: {wanted}"
+    assert not any("can't be had" in line for line in said)
+    shutil.copytree(surrogate_folder(), tmp_path / "cache" / "mnist-surrogate")
+    find("mnist", nowhere(tmp_path), say=said.append, source=source)
+    assert [line for line in said if "can't be had" in line] == [f"warning: MNIST can't be had: {wanted}"]
 
 
 def test_a_damaged_cache_is_fetched_again(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import io
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
-from mlcore.display import Live, Plain, Quiet, View, choose, duration
+from mlcore.display import Live, Plain, Quiet, View, choose, duration, telling_if_slow
 from mlcore.monitor import Monitor
 
 VIEW = View(epoch=2, epochs=3, step=40, total_steps=96, loss=0.1234, error_pct=4.5, images_per_s=12345.6, left_s=75)
@@ -18,7 +19,7 @@ class Terminal(io.StringIO):
 
 
 def test_the_line_has_epoch_loss_error_speed_and_the_time_left() -> None:
-    assert VIEW.line() == "epoch 2/3 loss 0.1234 error 4.50 % 12,346 images/s 1:15 min left"
+    assert VIEW.line() == "epoch 2/3 loss 0.1234 train error 4.50 % 1:15 min left 12,346 img/s"
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,20 @@ def test_plain_progress_is_one_line_every_ten_seconds() -> None:
         now[0] = float(second)
         display.show(VIEW)
     assert stream.getvalue().splitlines() == [f"step 40/96  {VIEW.line()}"] * 2
+
+
+def test_what_is_slow_is_told_and_what_is_quick_is_not() -> None:
+    said, told = [], threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    with telling_if_slow(say, "quick", after_s=60):
+        pass
+    with telling_if_slow(say, "slow", after_s=0):
+        assert told.wait(10)
+    assert said == ["slow"]
 
 
 def test_quiet_shows_warnings_only() -> None:

@@ -25,6 +25,7 @@ from mlcore.train import Trainer, fit
 from tests.mlcore.drawn import Heard, command, mlcore, surrogate, surrogate_folder, tiny
 
 TIMES = ("images_per_s", "wall_s")
+OVERRIDES = ("seed=5", "optimiser.momentum=0.8")
 
 
 def run_in(out: Path, recipe: Recipe, dataset: Dataset | None = None, stop: Stop | None = None) -> dict[str, Any]:
@@ -167,7 +168,9 @@ def test_before_the_loop_and_on_the_second_time_a_signal_ends_at_once() -> None:
 def reference(tmp_path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Result and metrics of the run that nothing stops."""
     quiet = ("--json", "-q", "--no-pictures")
-    done = mlcore("train", long_recipe(tmp_path), "--data", surrogate_folder(), "--out", tmp_path / "whole", *quiet)
+    done = mlcore(
+        "train", long_recipe(tmp_path), *OVERRIDES, "--data", surrogate_folder(), "--out", tmp_path / "whole", *quiet
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), metrics(tmp_path / "whole")
 
@@ -185,7 +188,9 @@ def long_recipe(tmp_path: Path) -> Path:
 def stopped(tmp_path: Path, number: int) -> int:
     """Start the long run in a process, send it the signal once it has saved in mid-epoch; its exit code."""
     out = tmp_path / "stopped"
-    argv = command("train", tmp_path / "long.toml", "--data", surrogate_folder(), "--out", out, "-q", "--no-pictures")
+    argv = command(
+        "train", tmp_path / "long.toml", *OVERRIDES, "--data", surrogate_folder(), "--out", out, "-q", "--no-pictures"
+    )
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and process.poll() is None:
@@ -210,6 +215,8 @@ def test_stopped_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(tmp_path: P
     resumed = json.loads(done.stdout)
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     assert resumed["test_loss"] == whole["test_loss"]
+    assert resumed["recipe"] == whole["recipe"]
+    assert resumed["recipe"]["overrides"] == list(OVERRIDES)
     assert metrics(tmp_path / "stopped") == whole_metrics
     predictions = [(tmp_path / name / "predictions.npy").read_bytes() for name in ("whole", "stopped")]
     assert predictions[0] == predictions[1]
