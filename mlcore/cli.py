@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlcore import __version__
 from mlcore.errors import Interrupted, MlcoreError
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a shipped name: lenet5_mnist.")]
+RECIPE_HELP = "A .toml file, or a shipped recipe: lenet5_mnist, mlp_mnist."  # a listing would read at import
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/20260101-120000-...")]
 DataOption = Annotated[
@@ -40,9 +42,24 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mlcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What every command shares: nothing but the version."""
+
+
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A .toml file or a shipped name.")] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)] = None,
     overrides: Overrides = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. Default: runs/<id>.")] = None,
@@ -85,6 +102,8 @@ def predict(
 ) -> None:
     """Print the digit in each image, as one JSON object per line.
 
+    There is no --json since the output is JSON already: {"image": "digit.png", "index": 0, "class": 7}
+
     Pictures are made grey and 28x28; dark ink on light paper is inverted to MNIST's light on dark.
 
     Example: mlcore predict runs/20260101-120000-lenet5_mnist-s1 digit.png
@@ -97,7 +116,9 @@ def predict(
 
 @app.command()
 def summary(recipe: RecipeName, overrides: Overrides = None, as_json: JsonOption = False) -> None:
-    """Show a recipe's network: shapes, parameters, multiply-accumulates, memory.
+    """Show a recipe's network: shapes, parameters, memory.
+
+    Per layer: the output's shape, parameters, multiply-accumulates of an image, KiB of activations of a batch.
 
     Example: mlcore summary lenet5_mnist
     """
@@ -116,7 +137,7 @@ def fetch(
     surrogate: Annotated[bool, typer.Option(help="Let drawn digits stand in when MNIST can't be had.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find, download or draw a dataset; print where it is and what it is.
+    """Find, download or draw a dataset; print where it is.
 
     Example: mlcore fetch mnist
 
@@ -133,7 +154,9 @@ def gradcheck(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="For example lenet5; all ops without.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare every gradient with central differences in float64; exit 5 when one is off.
+    """Compare every gradient with central differences.
+
+    All in float64; exit 5 when one is off.
 
     Example: mlcore gradcheck lenet5
     """
@@ -153,7 +176,9 @@ def check(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that data reach the network intact and that it can learn; exit 5 when a check fails.
+    """Check that data arrive intact and the network can learn.
+
+    Six checks; exit 5 when one fails.
 
     Example: mlcore check lenet5_mnist
     """

@@ -13,7 +13,7 @@ from mlcore.data.dataset import MNIST, SURROGATE, Dataset, read_dataset
 from mlcore.data.fetch import Places, copy_to, find
 from mlcore.data.images import Normaliser
 from mlcore.data.pictures import read_pictures
-from mlcore.display import Plain, choose
+from mlcore.display import Plain, choose, passing_line
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
 TRAIN_COUNT = 60_000
@@ -146,12 +146,13 @@ def check_command(recipe: str, overrides: Sequence[str], data: Path | None, quie
 
     loaded = config.load(recipe, overrides)
     dataset = find_dataset(loaded, data, quiet)
-    display = choose(quiet, dataset.surrogate)
     use_threads(loaded.threads)
     rows = []
-    for row in run_checks(loaded, dataset):
-        display.say(f"{'ok  ' if row.passed else 'FAIL'} {row.name}: {row.saw}")
-        rows.append(asdict(row))
+    with passing_line(quiet, dataset.surrogate) as show:
+        show("checking")
+        for row in run_checks(loaded, dataset):
+            rows.append(asdict(row))
+            show(f"checking: {len(rows)} done, the last {'ok' if row.passed else 'FAIL'}: {row.name}")
     return {
         "schema": "mlcore.check/1",
         "recipe": {"name": loaded.name, "sha256": loaded.sha256},

@@ -4,7 +4,6 @@ Every mistake in file and overrides is reported in one go, each as `path:line: w
 written by `to_toml` reads back as itself, so a run can be trained again from the file in its folder.
 """
 
-import difflib
 import hashlib
 import re
 import tomllib
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlcore import schedule, toml
 from mlcore.errors import RecipeError
+from mlcore.hints import did_you_mean, nearest, nearest_key, words_in
 
 RECIPES = Path(__file__).parent / "recipes"
 LIMIT_BYTES = 1 << 20  # a recipe is a page, not a book
@@ -126,10 +126,8 @@ def find(source: str) -> Path:
     shipped = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
     if source in shipped:
         return shipped[source]
-    hint = _did_you_mean(source, shipped)
-    raise RecipeError(
-        f"no recipe '{source}'", place=source or "recipe", fix=f"{hint}give a .toml file or one of {', '.join(shipped)}"
-    )
+    hint = did_you_mean(nearest(source, list(shipped)))
+    raise RecipeError(f"no recipe '{source}'", fix=f"{hint}give a .toml file or one of {', '.join(shipped)}")
 
 
 def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -168,7 +166,10 @@ def _text_of(path: Path) -> str:
             raise RecipeError(f"longer than {LIMIT_BYTES} bytes", place=str(path), fix="check that it is a recipe")
         return content.decode()
     except FileNotFoundError as error:
-        raise RecipeError("no such file", place=str(path), fix="check the path, or give a shipped name") from error
+        hint = did_you_mean(nearest(path.stem, [file.stem for file in RECIPES.glob("*.toml")]))
+        raise RecipeError(
+            "no such file", place=str(path), fix=f"{hint}check the path, or give a shipped name"
+        ) from error
     except UnicodeDecodeError as error:
         raise RecipeError("not UTF-8 text", place=str(path), fix="check that it is a recipe") from error
     except OSError as error:
@@ -227,8 +228,9 @@ def _explain(item: Mapping[str, Any], places: dict[str, str]) -> str:
     if item["type"] == "missing":
         return f"{where}: '{dotted}' is missing; add it"
     if item["type"] == "extra_forbidden":
-        known = _known(location[:-1])
-        return f"{where}: unknown key '{dotted}'; {_did_you_mean(location[-1], known)}known: {', '.join(known)}"
+        keys = _all_keys()
+        hint, known = did_you_mean(nearest_key(dotted, keys)), words_in(".".join(location[:-1]), keys)
+        return f"{where}: unknown key '{dotted}'; {hint}known: {', '.join(known)}"
     return f"{where}: '{dotted}' is {_shown(item['input'])}; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
@@ -240,16 +242,10 @@ def _shown(value: Any) -> str:
         return "a very long integer"
 
 
-def _known(location: Sequence[str]) -> list[str]:
-    """The keys of the section at `location`."""
-    kind: type[BaseModel] = Recipe
-    for name in location:
-        annotation = kind.model_fields[name].annotation
-        assert isinstance(annotation, type)
-        kind = annotation
-    return list(kind.model_fields)
-
-
-def _did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean '{near[0]}'? " if near else ""
+def _all_keys() -> list[str]:
+    """Every dotted key of a recipe, sections too, in the order of the records above."""
+    keys = list(Recipe.model_fields)
+    for name, item in Recipe.model_fields.items():
+        if isinstance(item.annotation, type) and issubclass(item.annotation, BaseModel):
+            keys += [f"{name}.{key}" for key in item.annotation.model_fields]
+    return keys

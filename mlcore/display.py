@@ -139,6 +139,23 @@ def telling_if_slow(say: Callable[[str], None], text: str, after_s: float = SLOW
         timer.cancel()
 
 
+@contextlib.contextmanager
+def passing_line(quiet: bool, surrogate: bool = False, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+    """A line that each text replaces and that leaves nothing behind: on a terminal only, and unless quiet."""
+    stream = stream or sys.stderr
+    erase = "\r\x1b[2K" if stream.isatty() and not quiet else ""
+    label = SHORT_LABEL if surrogate else ""
+
+    def show(text: str) -> None:
+        if erase:
+            print(f"{erase}{label}{text}", end="", file=stream, flush=True)
+
+    try:
+        yield show
+    finally:
+        print(erase, end="", file=stream, flush=True)
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 42 s, 3:07 min, 2:05 h."""
     whole = round(max(seconds, 0))

@@ -6,12 +6,12 @@ defaults. `Literal` fields list the words they take.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mlcore.errors import RecipeError
+from mlcore.hints import did_you_mean, nearest
 
 Options = TypeVar("Options")
 
@@ -35,8 +35,7 @@ def read_options(kind: type[Options], given: Mapping[str, Any], place: str) -> O
 
 def unknown_name(what: str, name: str, known: list[str], place: str) -> RecipeError:
     """The error for a name that is not in a table, with the nearest known one."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    hint = did_you_mean(nearest(name, known))
     return RecipeError(f"unknown {what} '{name}'", place=place, fix=f"{hint}known: {', '.join(known) or 'none'}")
 
 

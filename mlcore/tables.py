@@ -23,9 +23,11 @@ def summary_table(document: dict[str, Any]) -> str:
 
 
 def check_table(document: dict[str, Any]) -> str:
-    """The checks, each with what it wanted and saw."""
+    """The checks, each with what it wanted and saw, and the verdict."""
     rows = [(row["name"], "ok" if row["passed"] else "FAIL", row["wanted"], row["saw"]) for row in document["checks"]]
-    return columns([("check", "", "wanted", "saw"), *rows])
+    failed = sum(not row["passed"] for row in document["checks"])
+    verdict = f"failed: {failed} of {len(rows)} checks" if failed else f"passed: {len(rows)} of {len(rows)} checks"
+    return f"{columns([('check', '', 'wanted', 'saw'), *rows])}\n{verdict}"
 
 
 def gradcheck_table(document: dict[str, Any]) -> str:

@@ -7,18 +7,14 @@
 4. where allowed: the surrogate, drawn into the cache, labelled in every output.
 """
 
-import logging
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mlcore.data.dataset import (
     MARK,
     MNIST,
-    OFFICIAL_SHA256,
     SURROGATE,
     UNVERIFIED,
     Dataset,
@@ -27,26 +23,8 @@ from mlcore.data.dataset import (
     read_dataset,
 )
 from mlcore.data.idx import read_idx
-from mlcore.errors import ChecksumMismatch, DataError, DatasetMissing
-
-MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
-TIMEOUT_S = 30
-# what an exception is called to a person, by its class or the nearest of its bases that is named here
-FAILURES = {
-    "ChecksumMismatch": "other bytes than the published ones",
-    "DataError": "not an IDX file",
-    "Timeout": "timed out",
-    "TimeoutError": "timed out",
-    "ProxyError": "no way through the proxy",
-    "SSLError": "no trusted connection",
-    "ConnectionError": "no connection",
-}
-
-Say = Callable[[str], None]
-Download = Callable[[str, Path], None]
+from mlcore.data.mirrors import Say, Source, download_one
+from mlcore.errors import DataError, DatasetMissing
 
 
 @dataclass(frozen=True)
@@ -70,24 +48,6 @@ class Places:
         base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".cache")
         variable = environ.get("MLCORE_DATA")
         return Places(data, Path(variable) if variable else None, Path(cache) if cache else base / "mlcore")
-
-
-def fetch_url(url: str, path: Path) -> None:
-    """Download `url` to `path` with pooch; raises OSError (requests' errors are) when it can't be had."""
-    import pooch
-
-    pooch.get_logger().setLevel(logging.WARNING)
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=False)
-    pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where downloads come from and what they must be: sha256 of decompressed bytes by file name without .gz."""
-
-    mirrors: tuple[str, ...] = MIRRORS
-    official: Mapping[str, str] = field(default_factory=lambda: OFFICIAL_SHA256)
-    download: Download = fetch_url
 
 
 def find(
@@ -199,7 +159,7 @@ def _downloaded(folder: Path, allow_surrogate: bool, say: Say, source: Source) -
         folder.mkdir(parents=True, exist_ok=True)
         for stem, digest in source.official.items():
             if not _is_official(file_in(folder, stem), digest):
-                _download_one(folder / f"{stem}.gz", digest, say, source)
+                download_one(folder / f"{stem}.gz", digest, say, source)
         return read_dataset(folder, source.official)
     except (DataError, OSError) as error:
         if not allow_surrogate:
@@ -214,38 +174,6 @@ def _is_official(path: Path | None, digest: str) -> bool:
         return path is not None and read_idx(path).sha256 == digest
     except DataError:
         return False
-
-
-def _download_one(path: Path, digest: str, say: Say, source: Source) -> None:
-    """Try the mirrors in turn; a file takes its place only after its decompressed bytes were verified."""
-    failures = []
-    for mirror in source.mirrors:
-        url = mirror + path.name
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as scratch:
-            part = Path(scratch) / path.name
-            try:
-                source.download(url, part)
-                _verify(part, url, digest)
-                part.replace(path)
-                say(f"fetched {url}")
-                return
-            except (DataError, OSError) as error:
-                failures.append(f"{urlsplit(url).hostname or mirror}: {_failure(error)}")
-    raise DatasetMissing(f"no mirror gave {path.name} ({', '.join(failures)})")
-
-
-def _failure(error: Exception) -> str:
-    """A failed download in a few words: the HTTP status, the system's reason, or what FAILURES calls it."""
-    if status := getattr(getattr(error, "response", None), "status_code", None):
-        return f"HTTP {status}"
-    known = (FAILURES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in FAILURES)
-    return next(known, None) or getattr(error, "strerror", None) or type(error).__name__
-
-
-def _verify(path: Path, url: str, digest: str) -> None:
-    got = read_idx(path).sha256
-    if got != digest:
-        raise ChecksumMismatch(f"decompressed sha256 is {got}, not {digest}", place=str(url), fix="not used")
 
 
 def _drawn(folder: Path, say: Say) -> Path:

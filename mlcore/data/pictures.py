@@ -26,8 +26,11 @@ def read_pictures(path: Path) -> Bytes:
             if picture.width * picture.height > MOST_PIXELS:
                 raise DataError("more than 4096x4096 pixels", place=str(path), fix="make the picture smaller")
             grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.uint8)
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"no picture that can be read ({error})", place=str(path), fix="give PNG or IDX") from error
+    except UnidentifiedImageError as error:  # its message, and OSError's, would name the path again
+        raise DataError("not a picture", place=str(path), fix="give PNG or IDX") from error
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"can't be read as a picture ({reason})", place=str(path), fix="give PNG or IDX") from error
     # MNIST is light ink on dark ground: a light rim means the opposite
     rim = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     return (255 - grey if rim.mean() > 127 else grey)[None]

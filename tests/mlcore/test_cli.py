@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from mlcore import __version__
 from mlcore.cli import app
+from mlcore.config import RECIPES
 from mlcore.data.idx import write_idx
 from mlcore.errors import CheckFailed, DataError, MlcoreError, RecipeError
+from mlcore.tables import check_table
 from tests.mlcore.drawn import RECIPE, command, mlcore, surrogate, surrogate_folder
 
 LABEL = "[SURROGATE digits, not MNIST]"
@@ -54,6 +57,23 @@ def test_help_answers_at_once_and_names_every_command() -> None:
         assert f"\n  {name} " in done.stdout
     assert "Exit codes" in done.stdout
     assert min(times) < 1.0  # 0.12 s alone; the tests share the cores
+
+
+def test_help_shows_each_commands_line_whole() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
+    commands = shown.partition("Commands:")[2]
+    assert len(commands.split("\n  ")) == 8
+    assert "..." not in commands
+
+
+def test_the_version_is_printed() -> None:
+    assert call("--version") == f"mlcore {__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["train", "summary", "check"])
+def test_help_names_every_shipped_recipe(name: str) -> None:
+    shown = " ".join(call(name, "--help").split())
+    assert f"shipped recipe: {', '.join(sorted(path.stem for path in RECIPES.glob('*.toml')))}." in shown
 
 
 def test_help_loads_no_kernels() -> None:
@@ -137,7 +157,9 @@ def test_predict_refuses_what_is_no_picture(run: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not a picture")
     write_idx(tmp_path / "b-idx3-ubyte", np.zeros((1, 5, 5), np.uint8))
     for path in (tmp_path / "a.png", tmp_path / "b-idx3-ubyte", tmp_path / "none.png"):
-        call("predict", run, path, fails=DataError)
+        outcome = CliRunner().invoke(app, ["predict", str(run), str(path)])
+        assert isinstance(outcome.exception, DataError)
+        assert str(outcome.exception).count(path.name) == 1
 
 
 def test_summary_counts_lenet5s_parameters() -> None:
@@ -169,10 +191,19 @@ def test_check_prints_a_table_and_fails_with_its_own_error(run: Path) -> None:
     got = document("check", recipe, "--data", surrogate_folder(), "-q", "optimiser.rate=1e-9", fails=CheckFailed)
     assert got["passed"] is False
     assert {row["name"] for row in got["checks"] if not row["passed"]} >= {"one batch overfitted"}
-    done = mlcore("check", recipe, "--data", surrogate_folder(), "-q", "optimiser.rate=1e-9")
+    done = mlcore("check", recipe, "--data", surrogate_folder(), "optimiser.rate=1e-9")
     assert done.returncode == 5
+    assert done.stdout.count("one batch overfitted") == 1
     assert "FAIL" in done.stdout
+    failed = sum(not row["passed"] for row in got["checks"])
+    assert done.stdout.splitlines()[-1].endswith(f"failed: {failed} of 6 checks")
     assert "one batch overfitted" in done.stderr
+    assert "batch round trip" not in done.stderr
+
+
+def test_a_table_of_checks_that_passed_ends_with_saying_so() -> None:
+    row = {"name": "shapes", "wanted": "10 classes", "saw": "10 classes", "passed": True}
+    assert check_table({"checks": [row, row]}).splitlines()[-1] == "passed: 2 of 2 checks"
 
 
 def test_gradcheck_passes_for_the_small_network() -> None:
@@ -186,7 +217,7 @@ def test_gradcheck_passes_for_the_small_network() -> None:
     [
         (["train"], "mlcore train lenet5_mnist"),
         (["train", "lenet5_minst"], "did you mean 'lenet5_mnist'"),
-        (["train", "lenet5_mnist", "train.epoch=3"], "did you mean 'epochs'"),
+        (["train", "lenet5_mnist", "train.epoch=3"], "did you mean 'train.epochs'"),
         (["train", "lenet5_mnist", "--continue"], "--out"),
         (["train", "lenet5_mnist", "--resume", "x"], "--resume takes all from the run"),
         (["train", "--resume", "nowhere"], "no run"),
@@ -206,7 +237,7 @@ def test_what_a_user_gets_wrong_is_named_with_its_fix(arguments: list[str], says
 def test_errors_go_to_stderr_with_their_exit_code_and_as_json_to_stdout() -> None:
     done = mlcore("summary", "lenet5_minst", "--json")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: lenet5_minst: no recipe")
+    assert done.stderr.startswith("error: no recipe 'lenet5_minst'")
     assert json.loads(done.stdout)["error"] == "RecipeError"
     assert "Traceback" not in done.stderr
 

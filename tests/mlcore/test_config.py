@@ -31,9 +31,11 @@ def test_every_mistake_is_reported_in_one_go_with_its_line() -> None:
         key: 1 + next(i for i, line in enumerate(lines) if line.startswith(key)) for key in ("rate", "momn", "bat")
     }
     assert any(line.startswith(f"r.toml:{where['rate']}: 'optimiser.rate'") for line in found)
-    assert any(line.startswith(f"r.toml:{where['momn']}: ") and "did you mean 'momentum'" in line for line in found)
+    assert any(
+        line.startswith(f"r.toml:{where['momn']}: ") and "did you mean 'optimiser.momentum'" in line for line in found
+    )
     assert any(line.startswith(f"r.toml:{where['bat']}: 'train.batch' is 0") for line in found)
-    assert any(line.startswith("override 'train.epoch=3'") and "did you mean 'epochs'" in line for line in found)
+    assert any(line.startswith("override 'train.epoch=3'") and "did you mean 'train.epochs'" in line for line in found)
     assert any("'train.bogus'" in line for line in found)
 
 
@@ -93,9 +95,40 @@ def test_shipped_recipes_load_by_name_and_by_path() -> None:
         assert load(path.stem).name == path.stem
 
 
-def test_an_unknown_name_suggests_and_lists_the_shipped_ones() -> None:
-    with pytest.raises(RecipeError, match="did you mean 'lenet5_mnist'"):
-        load("lenet5_minst")
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("train.epoch=1", "train.epochs"),
+        ("epochs=1", "train.epochs"),
+        ("epoch=1", "train.epochs"),
+        ("train.rate=0.1", "optimiser.rate"),
+        ("sed=1", "seed"),
+        ("train.seed=1", "seed"),
+        ("optimiser.wieght_decay=0", "optimiser.weight_decay"),
+    ],
+)
+def test_an_unknown_key_suggests_the_whole_of_the_one_that_was_meant(override: str, meant: str) -> None:
+    assert f"did you mean '{meant}'? known: " in mistakes(RECIPE, override)[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [
+        ("lenet5_minst", "lenet5_mnist"),
+        ("lenet5", "lenet5_mnist"),
+        ("mlp", "mlp_mnist"),
+        ("lenet5_mnst.toml", "lenet5_mnist"),
+    ],
+)
+def test_an_unknown_recipe_is_named_once_with_the_one_that_was_meant(source: str, meant: str) -> None:
+    with pytest.raises(RecipeError, match=f"did you mean '{meant}'") as caught:
+        load(source)
+    assert str(caught.value).partition(";")[0].count(source) == 1
+
+
+def test_a_recipe_like_no_other_gets_the_list_of_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match=r"^no recipe 'zzz'; give a .toml file or one of lenet5_mnist, mlp_mnist$"):
+        load("zzz")
 
 
 def test_files_that_are_no_recipes_are_said_to_be_so(tmp_path: Path) -> None:

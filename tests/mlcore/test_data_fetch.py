@@ -20,8 +20,9 @@ from mlcore.data.dataset import (
     file_in,
     read_dataset,
 )
-from mlcore.data.fetch import Places, Source, copy_to, fetch_url, find
+from mlcore.data.fetch import Places, copy_to, find
 from mlcore.data.idx import read_idx, write_idx
+from mlcore.data.mirrors import Source, fetch_url
 from mlcore.errors import DataError, DatasetMissing, IdxWrongCount
 from tests.mlcore.drawn import real_mnist, surrogate, surrogate_folder
 
@@ -251,6 +252,9 @@ def test_fetch_url_downloads_over_http(tmp_path: Path) -> None:
         fetch_url(f"http://127.0.0.1:{server.server_port}/{name}", tmp_path / name)
         with pytest.raises(OSError, match="404"):
             fetch_url(f"http://127.0.0.1:{server.server_port}/none.gz", tmp_path / "none.gz")
+        absent = Source(mirrors=(f"http://127.0.0.1:{server.server_port}/none/",))
+        with pytest.raises(DatasetMissing, match=r"\(127\.0\.0\.1: HTTP 404\)"):
+            find("mnist", nowhere(tmp_path), allow_surrogate=False, source=absent)
         server.shutdown()
     assert (tmp_path / name).read_bytes() == (surrogate_folder() / name).read_bytes()
 

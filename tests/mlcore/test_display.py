@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlcore.display import Live, Plain, Quiet, View, choose, duration, telling_if_slow
+from mlcore.display import Live, Plain, Quiet, View, choose, duration, passing_line, telling_if_slow
 from mlcore.monitor import Monitor
 
 VIEW = View(epoch=2, epochs=3, step=40, total_steps=96, loss=0.1234, error_pct=4.5, images_per_s=12345.6, left_s=75)
@@ -50,6 +50,21 @@ def test_what_is_slow_is_told_and_what_is_quick_is_not() -> None:
     with telling_if_slow(say, "slow", after_s=0):
         assert told.wait(10)
     assert said == ["slow"]
+
+
+@pytest.mark.parametrize(
+    ("stream", "quiet", "written"),
+    [
+        (Terminal(), False, "\r\x1b[2K[SURROGATE] one\r\x1b[2K[SURROGATE] two\r\x1b[2K"),
+        (Terminal(), True, ""),
+        (io.StringIO(), False, ""),
+    ],
+)
+def test_a_passing_line_is_for_terminals_and_leaves_nothing(stream: io.StringIO, quiet: bool, written: str) -> None:
+    with passing_line(quiet, True, stream) as show:
+        show("one")
+        show("two")
+    assert stream.getvalue() == written
 
 
 def test_quiet_shows_warnings_only() -> None:
