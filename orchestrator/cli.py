@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CODES = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
 HELP = f"""Turn a plan kept in this repository into reviewed pull requests whose numbers were measured, not claimed.
 
+\b
   orchestrate run plans/mnist.md     do the whole plan; ends with pull requests
   orchestrate pr show 1              read one, with its evidence
   orchestrate pr merge 1             take it
@@ -46,6 +47,8 @@ def main() -> None:
     try:
         app()
     except OrchestratorError as error:
+        if "--json" in sys.argv:
+            print(_error_document(error))
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
 
@@ -96,6 +99,7 @@ def resume(
         display = _display(as_json)
         chosen = run_id or session.latest(state, unfinished=True)
         session.extend_budget(state, chosen, minutes, usd)
+        display.say("", "resume", f"going on with {chosen}; what ended is not done again")
         job = session.again(checkout, state, chosen, display.say)
         _go(checkout, state, job, display, as_json)
 
@@ -130,14 +134,15 @@ def lint(
     as_json: AsJson = False,
 ) -> None:
     """Check agents, skills and plans, all errors in one go, each with its place and the fix."""
+    from dataclasses import asdict
+
     from orchestrator import documents
     from orchestrator.lint import lint as check
 
     checkout, _ = _here()
     counts, problems = check(checkout.root, [_relative(path, checkout) for path in plans or []])
     if as_json:
-        found = [{"path": p.path, "line": p.line, "what": p.what, "fix": p.fix} for p in problems]
-        print(documents.document("lint", **counts, problems=found))
+        print(documents.document("lint", **counts, problems=[asdict(problem) for problem in problems]))
     elif problems:
         raise InputError(problems)
     else:
@@ -162,19 +167,19 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """What a run measured: verdicts, every seed, every control, each with its receipt."""
-    from orchestrator import documents, session, views
+    from orchestrator import audit, documents, session, views
 
     _, state = _here()
     chosen = run_id or session.latest(state)
     content = documents.run(state, chosen)
     found = state.ledger.receipts(chosen)
-    wrong = views.verify(state) if verify else []
+    wrong = audit.wrong(state) if verify else []
     if as_json:
         print(documents.document("report", **content, receipts=documents.receipts(found), wrong=wrong))
     else:
         print(views.report(state, content, found))
     if verify:
-        for line in wrong or [f"{len(found)} receipts of this run: chain and signatures hold"]:
+        for line in wrong or [f"{len(found)} receipts of this run: chain, signatures, verdicts and pull requests hold"]:
             print(line, file=sys.stderr)
     if wrong:
         raise typer.Exit(1)
@@ -243,6 +248,22 @@ def pr_close(number: Number, as_json: AsJson = False) -> None:
     _tell("pr close", _forge().close(number), "closed", as_json)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"odyssey {version('odyssey')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None: ...
+
+
 # Helpers, in reading order
 
 
@@ -293,8 +314,20 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
     if code == 0 and content["run"]["status"] != "accepted":
         code = 3
     if code != 5:
-        print(f"read it: orchestrate report {job.id}; go on: {resume_with}", file=sys.stderr, flush=True)
+        print(_next_steps(content, resume_with), file=sys.stderr, flush=True)
     os._exit(code)  # a paused workflow still waits in this process; it must not be told that it was cancelled
+
+
+def _next_steps(content: dict[str, Any], resume_with: str) -> str:
+    """What a person would type after a run that came to its end."""
+    run, pulls = content["run"], content["pull_requests"]
+    lines = [f"read it: orchestrate report {run['id']} --verify"]
+    if pulls:
+        top = pulls[-1]["number"]
+        lines.append(f"take it: orchestrate pr show {top}, then orchestrate pr merge {top}")
+    if any(task["status"] in ("failed", "blocked") for task in content["tasks"]):
+        lines.append(f"what failed or is blocked: mend it, commit, and orchestrate run {run['plan']} again")
+    return "\n".join([*lines, f"the run is over; `{resume_with}` would only show this again"])
 
 
 def _leave_broken(error: Exception, resume_with: str) -> NoReturn:
@@ -305,6 +338,15 @@ def _leave_broken(error: Exception, resume_with: str) -> NoReturn:
     print(error if known else "".join(traceback.format_exception(error)), file=sys.stderr)
     print(f"go on with: {resume_with}", file=sys.stderr, flush=True)
     os._exit(error.exit_code if isinstance(error, OrchestratorError) else 1)
+
+
+def _error_document(error: OrchestratorError) -> str:
+    from dataclasses import asdict
+
+    from orchestrator import documents
+
+    problems = [asdict(problem) for problem in error.problems] if isinstance(error, InputError) else []
+    return documents.document("error", error=str(error), exit_code=error.exit_code, problems=problems)
 
 
 def _tell(command: str, found: PullRequest, what: str, as_json: bool) -> None:

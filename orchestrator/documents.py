@@ -27,6 +27,7 @@ def run(state: State, run_id: str) -> Json:
             "id": run_id,
             "plan": row["plan"],
             "status": row["status"],
+            "at_work": row["status"] == "running" and state.at_work(),
             "base_commit": row["base_commit"],
             "base_branch": row["base_branch"] or None,
             "sandbox": row["sandbox"],

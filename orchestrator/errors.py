@@ -3,6 +3,7 @@
 OrchestratorError          1   a defect, or something nobody planned for
 ├── InputError             2   a plan, agent, skill, setting or argument is wrong; carries every Problem found
 ├── NotFound               2   no such run, task or pull request
+├── NothingToDo            0   every task of the plan is ticked
 ├── ForgeError             2   a pull request can't be approved, merged or closed as asked
 ├── SandboxUnavailable     4   nothing may run, because nothing would contain it
 ├── BudgetExhausted        5   paused: resume with a larger budget
@@ -65,6 +66,10 @@ class InputError(OrchestratorError):
 
 class NotFound(OrchestratorError):
     exit_code = 2
+
+
+class NothingToDo(OrchestratorError):
+    exit_code = 0
 
 
 class ForgeError(OrchestratorError):

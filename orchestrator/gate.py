@@ -44,7 +44,6 @@ class Gate:
         found = risk.assess(self.change, self.run.skill(self.task.id).risk)
         receipts: list[Receipt] = []
         for name, check in self._checks(found):
-            self.run.say(self.task.id, "gate", f"{name}")
             receipt = await self._receipt(name, check)
             receipts.append(receipt)
             if not receipt.passed:
@@ -93,7 +92,14 @@ class Gate:
         if base and expected is None:
             return self._note("tests", False, "the base commit's own tests can't be collected", None)
         done, counted = self._pytest(tree, present)
-        return self._note("tests", *_tests_passed(done, counted, expected), done, counted=counted)
+        passed, what = _tests_passed(done, counted, expected)
+        if base and not passed and self._fails_at_base(present):
+            what = f"these tests fail at the base commit too, so mend them first: {what}"
+        return self._note("tests", passed, what, done, counted=counted)
+
+    def _fails_at_base(self, present: tuple[str, ...]) -> bool:
+        done, counted = self._pytest(self.run.base_folder, present)
+        return not _tests_passed(done, counted, None)[0]
 
     def _pytest(self, tree: Path, selection: tuple[str, ...], *flags: str) -> tuple[Completed, dict[str, int]]:
         plugin = Path(__file__).resolve().with_name("testplugin.py")  # never imported here: it reads standard input
@@ -127,7 +133,6 @@ class Gate:
         return [receipt, *await asyncio.gather(*(self._trial(target, trial) for trial in rest))]
 
     async def _trial(self, target: Target, trial: measure.Trial) -> Receipt:
-        self.run.say(self.task.id, "measure", f"{target.id}: {trial.name}")
         dataset = self.run.datasets[target.dataset]
         check = partial(measure.run_trial, trial, target, self.change, dataset, self._site, self.secret)
         receipt = await self._receipt(f"{target.id}/{trial.name}", check)
@@ -148,8 +153,10 @@ class Gate:
         outcomes = {verdict.outcome for verdict in verdicts}
         feedback = "; ".join(f"{v.target}: {v.outcome}: {v.reason}" for v in verdicts if v.outcome != "reproduced")
         outcome: Any = "accepted" if outcomes <= {"reproduced"} else "missed"
-        if outcomes & {"not measured", "did not finish"}:
+        stand_ins = self.run.stand_ins
+        if outcomes & {"not measured", "did not finish"} or (stand_ins and outcome == "accepted"):
             outcome = "unmeasured"
+            feedback = feedback or f"done on {', '.join(stand_ins)}: it says nothing of the real data"
         return Judgement(
             outcome=outcome,
             risk=found,
@@ -169,6 +176,7 @@ class Gate:
             ledger = self.run.ledger
             known = ledger.receipt(key)
             if known is None:
+                self.run.say(self.task.id, "gate", key.rpartition(f"/{self.change.commit}/")[2])
                 try:
                     ledger.reserve(self.run.id)
                 except BudgetExhausted as error:
@@ -222,8 +230,18 @@ class Gate:
             self.run.repository.export(self.change.commit, tree)
             (self._folder / "tree.complete").touch()
         return Site(
-            self._folder, tree, self.run.sandbox, self._limits, self.run.settings.threads, machine(), environment()
+            folder=self._folder,
+            tree=tree,
+            sandbox=self.run.sandbox,
+            limits=self._limits,
+            threads=self.run.settings.threads,
+            machine=machine(),
+            environment=environment(),
+            hear=self._hear,
         )
+
+    def _hear(self, text: str) -> None:
+        self.run.say(self.task.id, "output", text)
 
     def _fresh_tree(self, name: str) -> Path:
         tree = self._folder / name

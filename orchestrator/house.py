@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestrator.config import STATE_FOLDER, Settings
 from orchestrator.datasets import Dataset
-from orchestrator.errors import Busy
+from orchestrator.errors import Busy, InputError
 from orchestrator.ledger import Ledger, load_key
 from orchestrator.library import Library
 from orchestrator.records import Assignment, Plan, Skill, Task
@@ -44,7 +44,10 @@ class State:
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(self.folder / "ledger.db", load_key(self.folder / "key"))
+        database, key = self.folder / "ledger.db", self.folder / "key"
+        if database.exists() and not key.exists():
+            raise InputError(f"{key} is missing: what {database.name} holds can't be verified; bring the key back")
+        return Ledger(database, load_key(key))
 
     @cached_property
     def repository(self) -> Repository:
@@ -55,6 +58,15 @@ class State:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def at_work(self) -> bool:
+        """Whether an orchestrator holds the lock right now."""
+        with (self.folder / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One orchestrator a repository. Raises Busy, naming the other's process; the lock dies with its holder."""
@@ -63,7 +75,8 @@ class State:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise Busy(f"another orchestrator (process {file.read().strip()}) works on this repository") from None
+                holder = f"another orchestrator (process {file.read().strip()})"
+                raise Busy(f"{holder} works on this repository; see `orchestrate status`") from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -94,6 +107,11 @@ class Run:
     @property
     def repository(self) -> Repository:
         return self.state.repository
+
+    @property
+    def stand_ins(self) -> list[str]:
+        """Datasets that are not what the plan names; nothing done on them is ever *accepted*."""
+        return [dataset.label for dataset in self.datasets.values() if not dataset.official]
 
     @property
     def stack(self) -> str:

@@ -220,10 +220,22 @@ class Ledger:
             if known:
                 return known
             number = self._rows("SELECT COALESCE(MAX(number), 0) + 1 AS n FROM pulls")[0]["n"]
-            pull = make(number)
+            pull = self._sealed(make(number))
             body = pull.model_dump_json()
             self._insert("pulls", number=number, run=run, task=task, status=pull.status, body=body)
         return pull
+
+    def _sealed(self, pull: PullRequest) -> PullRequest:
+        signature = self._key.sign(words_of(pull)).signature.hex()
+        return pull.model_copy(update={"seal": signature})
+
+    def broken_seals(self) -> list[str]:
+        """Pull requests whose words are not the harness's any more."""
+        return [
+            f"pull request {pull.number}: its text is not what the harness wrote"
+            for pull in self.pulls()
+            if not _signed_by(self._key.verify_key, words_of(pull), pull.seal)
+        ]
 
     def pull(self, number: int) -> PullRequest:
         rows = self._rows("SELECT body FROM pulls WHERE number = ?", number)
@@ -306,11 +318,23 @@ def check_link(row: Row, previous: str, key: VerifyKey) -> list[str]:
         return [f"{name}: its content was changed"]
     if receipt.previous != previous:
         return [f"{name}: a receipt before it is missing"]
-    try:
-        key.verify(expected.encode(), bytes.fromhex(receipt.signature))
-    except (BadSignatureError, ValueError):
+    if not _signed_by(key, expected.encode(), receipt.signature):
         return [f"{name}: its signature is not the harness's"]
     return []
+
+
+def words_of(pull: PullRequest) -> bytes:
+    """What a pull request says, without what may change later (status, approval)."""
+    said = (pull.number, pull.run, pull.task, pull.title, pull.body, pull.commit, pull.base_commit, pull.author)
+    return json.dumps(said).encode()
+
+
+def _signed_by(key: VerifyKey, message: bytes, signature: str) -> bool:
+    try:
+        key.verify(message, bytes.fromhex(signature))
+    except (BadSignatureError, ValueError):
+        return False
+    return True
 
 
 def load_key(path: Path) -> SigningKey:

@@ -21,10 +21,7 @@ def lint(root: Path, paths: list[str]) -> tuple[dict[str, int], list[Problem]]:
         path.relative_to(root).as_posix() for path in sorted(root.glob("plans/*.md")) if path.name not in NOT_PLANS
     ]
     for path in paths:
-        try:
-            problems += library.check_plan(planfile.load(root, path), loaded, root)
-        except InputError as error:
-            problems += error.problems
+        problems += _check_plan(root, path, loaded)[1]
     counts = {"agents": len(loaded.agents), "skills": len(loaded.skills), "plans": len(paths)}
     return counts, sorted(set(problems))
 
@@ -32,14 +29,19 @@ def lint(root: Path, paths: list[str]) -> tuple[dict[str, int], list[Problem]]:
 def read_plan(root: Path, path: str) -> tuple[Plan, Library, dict[str, Assignment]]:
     """Plan, library and who does what, checked against each other. Raises InputError with every problem."""
     loaded, problems = _read_library(root)
-    try:
-        plan = planfile.load(root, path)
-    except InputError as error:
-        raise InputError(problems + error.problems) from error
-    problems += library.check_plan(plan, loaded, root)
-    if problems:
+    plan, found = _check_plan(root, path, loaded)
+    problems += found
+    if problems or plan is None:
         raise InputError(problems)
     return plan, loaded, {each.task: each for each in planner.assign(plan, loaded)}
+
+
+def _check_plan(root: Path, path: str, loaded: Library) -> tuple[Plan | None, list[Problem]]:
+    """The plan's own problems, and with them those of what could be read of it."""
+    text, problems = read_text(root, path)
+    plan, found = planfile.read(path, text) if not problems else (None, [])
+    problems += found
+    return plan, problems + (list(library.check_plan(plan, loaded, root)) if plan else [])
 
 
 def _read_library(root: Path) -> tuple[Library, list[Problem]]:

@@ -23,7 +23,7 @@ import numpy as np
 from orchestrator import datasets, scoring
 from orchestrator.datasets import Dataset
 from orchestrator.records import Change, Outcome, Receipt, Target, Verdict
-from orchestrator.sandbox.base import Command, Completed, Limits, Mount, Sandbox
+from orchestrator.sandbox.base import Command, Completed, Limits, Mount, OnOutput, Sandbox
 
 # Where things are inside the sandbox: the same in every run, so that compiled kernels are found again.
 REPO, DATA, OUT, CACHE, ANSWERS, SCORER = (Path(p) for p in ("/repo", "/data", "/out", "/cache", "/answers", "/gate"))
@@ -43,6 +43,7 @@ class Site:
     threads: int
     machine: str
     environment: str
+    hear: OnOutput | None = None  # progress, for a person
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ def run_trial(trial: Trial, target: Target, change: Change, dataset: Dataset, si
         str(REPO / target.recipe),
         f"seed={trial.seed}",
         *trial.overrides,
-        *("--data", str(DATA), "--out", str(OUT), "--continue", "--no-pictures", "--quiet"),
+        *("--data", str(DATA), "--out", str(OUT), "--continue", "--no-pictures"),
     )
-    done = site.sandbox.run(_training(argv, share, out, site))
+    done = site.sandbox.run(_training(argv, share, out, site), site.hear)
     scored = _score(out / "predictions.npy", share, site) if done.exit_code == 0 else {}
     return _receipt(trial, target, change, dataset, site, argv, done, scored)
 

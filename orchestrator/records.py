@@ -270,3 +270,4 @@ class PullRequest(Record):
     status: Literal["open", "approved", "merged", "closed"]
     approved_by: str = ""
     created_at: str = ""
+    seal: str = ""  # the harness's signature over what it says; given by the ledger

@@ -9,8 +9,11 @@ from collections.abc import Iterable
 
 from orchestrator.house import Run
 from orchestrator.measure import half_width_pct
-from orchestrator.records import Change, Judgement, Receipt, Target, Task, Verdict
+from orchestrator.records import Change, Judgement, Plan, Receipt, Target, Task, Verdict
 
+MOVED = (
+    "Moved by a pixel: the same test images, each moved by the gate; beside the verdict, to tell learning from memory."
+)
 SIGNS = {"reproduced": "reproduced", "not reproduced": "**not reproduced**"}
 
 
@@ -19,7 +22,9 @@ def results(targets: Iterable[Target], verdicts: dict[str, Verdict], receipts: I
     lines = ["| target | published | asked | measured | verdict |", "|---|---|---|---|---|"]
     by_id = {receipt.id: receipt for receipt in receipts}
     chosen = [(target, verdicts[target.id]) for target in targets if target.id in verdicts]
-    lines += [_row(target, verdict) for target, verdict in chosen]
+    lines += [
+        _row(target, verdict, [by_id[each] for each in verdict.receipts if each in by_id]) for target, verdict in chosen
+    ]
     for target, verdict in chosen:
         lines += [
             "",
@@ -30,17 +35,25 @@ def results(targets: Iterable[Target], verdicts: dict[str, Verdict], receipts: I
         lines += [_trial(by_id[receipt]) for receipt in verdict.receipts if receipt in by_id]
     machines = sorted({receipt.machine for receipt in by_id.values() if receipt.machine})
     tiers = sorted({receipt.sandbox for receipt in by_id.values() if receipt.sandbox})
-    return "\n".join([*lines, "", f"Measured by the harness on {'; '.join(machines)}; sandbox: {', '.join(tiers)}."])
+    where = f"Measured by the harness on {'; '.join(machines)}; sandbox: {', '.join(tiers)}."
+    return "\n".join([*lines, "", MOVED, where])
 
 
-def _row(target: Target, verdict: Verdict) -> str:
-    measured = "-"
-    if verdict.mean is not None:
-        spread = f" ± {verdict.spread:.2f}" if verdict.spread is not None else ""
-        interval = half_width_pct(verdict.mean, 10_000)
-        measured = f"{verdict.mean:.2f} %{spread} over {len(verdict.values)} seeds (binomial ± {interval:.2f})"
+def _row(target: Target, verdict: Verdict, receipts: list[Receipt]) -> str:
     outcome = SIGNS.get(verdict.outcome, verdict.outcome)
+    measured = _measured(verdict, receipts)
     return f"| `{target.id}` | {target.value:.2f} % ({target.source}) | {target.limit} | {measured} | {outcome} |"
+
+
+def _measured(verdict: Verdict, receipts: list[Receipt]) -> str:
+    if verdict.mean is None:
+        return "-"
+    spread = f" ± {verdict.spread:.2f}" if verdict.spread is not None else ""
+    shown = f"{verdict.mean:.2f} %{spread} over {len(verdict.values)} seeds"
+    if verdict.outcome == "not measured":
+        return f"(does not count: {shown})"
+    images = next((int(receipt.values["count"]) for receipt in receipts if receipt.values.get("count")), 0)
+    return f"{shown} (binomial ± {half_width_pct(verdict.mean, images):.2f})" if images else shown
 
 
 def _trial(receipt: Receipt) -> str:
@@ -72,7 +85,8 @@ def status_line(change: Change, judgement: Judgement) -> str:
 
 def title(task: Task, judgement: Judgement) -> str:
     verdicts = ", ".join(f"{each.target} {each.outcome}" for each in judgement.verdicts)
-    return f"{task.title}: {verdicts}" if verdicts else task.title
+    outcome = verdicts or ("" if judgement.outcome == "accepted" else judgement.feedback)
+    return f"{task.title}: {outcome}" if outcome else task.title
 
 
 def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str, head: str) -> str:
@@ -80,7 +94,7 @@ def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str,
     receipts = [receipt for receipt in run.ledger.receipts(run.id, task.id) if receipt.id in judgement.receipts]
     spent = run.ledger.spent(run.id, task.id)
     parts = [
-        ("What", _what(task, change)),
+        ("What", _what(task, change, run.plan)),
         ("Why", f"Task `{task.id}` of [{run.plan.title}]({run.plan.path}), section {task.section}."),
         ("Evidence", _evidence(receipts)),
         ("Verdict", _verdict(run, task, judgement, receipts)),
@@ -95,9 +109,10 @@ def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str,
     return "\n\n".join(f"## {heading}\n\n{text}" for heading, text in parts if text)
 
 
-def _what(task: Task, change: Change) -> str:
+def _what(task: Task, change: Change, plan: Plan) -> str:
     files = [f"- `{f.path}`: {f.status}, +{f.added} -{f.removed}" for f in change.files]
-    return "\n".join([task.title, "", *(files or ["No files but the plan's own record."])])
+    record = f"- `{plan.path}`: the harness's record of this task (tick, status, as-built note, results)"
+    return "\n".join([task.title, "", *files, record])
 
 
 def _evidence(receipts: list[Receipt]) -> str:

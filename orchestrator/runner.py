@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -149,8 +150,8 @@ class Runner:
         if last and last.judgement.outcome == "missed":
             return await self._publish(task, last)
         need = f"it needs a model of tier {tier}, and there is none: this version runs procedures only"
-        why = f"; its procedure was refused: {last.judgement.feedback}" if last else ""
-        return await self._end(task, "blocked", need + why)
+        why = f"its procedure was refused: {last.judgement.feedback}\n" if last else ""
+        return await self._end(task, "blocked", why + need)
 
     # Steps
 
@@ -186,9 +187,17 @@ class Runner:
             self._set(task.id, status=status, detail=detail, verdicts=json.dumps(verdicts))
             for number in range(1, (tried.change.attempt if tried else 0) + 1):
                 self._run.repository.close(f"odyssey/{self._run.id}/attempts/{task.id}/{number}")
+                self._clear(task, number)
             return status
 
         return await self._engine.step("end", end)
+
+    def _clear(self, task: Task, number: int) -> None:
+        """Of what the gate made for an attempt, keep what the receipts speak of: each training's own folder."""
+        for commit in self._run.state.path("gate", f"{self._run.id}-{task.id}-{number}").iterdir():
+            for made in commit.iterdir():
+                if made.name != "out" and made.is_dir():
+                    shutil.rmtree(made, ignore_errors=True)
 
     def _set(self, task: str, **fields: Any) -> None:
         if fields.get("status") in ENDED:

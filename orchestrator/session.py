@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator import config, datasets
 from orchestrator.datasets import Dataset
-from orchestrator.errors import InputError, NotFound, Problem
+from orchestrator.errors import InputError, NotFound, NothingToDo, Problem
 from orchestrator.house import Run, Say, State, base_files
 from orchestrator.lint import read_plan
 from orchestrator.records import Budget, Plan
@@ -31,7 +31,7 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
     plan, library, assignments = read_plan(base, plan_path)
     todo = [task for task in plan.tasks if again or not task.done]
     if not todo:
-        raise InputError([Problem(plan_path, 0, "every task is ticked", "add --again to do them all again")])
+        raise NothingToDo(f"{plan_path}: every task is ticked, so nothing is to be done; --again does them all again")
     sandbox = _sandbox(settings)
     found = {name: _withheld(state, name, settings.data) for name in plan.datasets}
     run = Run(

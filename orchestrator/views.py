@@ -29,10 +29,14 @@ def estimates(state: State, library: Library, assignments: Mapping[str, Assignme
 def plan(loaded: Plan, assignments: Mapping[str, Assignment], costs: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [f"{loaded.title} ({loaded.path})", "", planner.tree(loaded, assignments.values()), ""]
     for task, cost in costs.items():
+        if loaded.task(task).done:
+            lines.append(f"{task:<24} ticked: `orchestrate run` leaves it alone, but for --again")
+            continue
         dollars = "$?" if cost["usd"] is None else f"${cost['usd']:.2f}"
         lines.append(f"{task:<24} {dollars:>7} {cost['minutes']:6.1f} min  (from {cost['minutes_from']})")
-    total = sum(cost["minutes"] for cost in costs.values())
-    unknown = any(cost["usd"] is None for cost in costs.values())
+    todo = [cost for task, cost in costs.items() if not loaded.task(task).done]
+    total = sum(cost["minutes"] for cost in todo)
+    unknown = any(cost["usd"] is None for cost in todo)
     lines.append(f"{'together':<24} {'$?' if unknown else '$0.00':>7} {total:6.1f} min")
     budget = loaded.budget
     lines.append(f"{'budget':<24} {f'${budget.usd:.2f}':>7} {budget.minutes:6.1f} min, {budget.tokens} tokens")
@@ -44,7 +48,9 @@ def plan(loaded: Plan, assignments: Mapping[str, Assignment], costs: Mapping[str
 def status(content: Mapping[str, Any]) -> str:
     run = content["run"]
     spent, budget = run["spent"], run["budget"]
-    lines = [f"run {run['id']}: {run['status']} ({run['plan']} at {run['base_commit'][:12]}, sandbox {run['sandbox']})"]
+    lines = [
+        f"run {run['id']}: {_standing(run)} ({run['plan']} at {run['base_commit'][:12]}, sandbox {run['sandbox']})"
+    ]
     lines.append(
         f"spent ${spent['usd']:.2f} of ${budget['usd']:.2f}, {spent['tokens']} of {budget['tokens']} tokens, "
         f"{spent['minutes']:.1f} of {budget['minutes']:g} minutes of commands"
@@ -52,7 +58,8 @@ def status(content: Mapping[str, Any]) -> str:
     for task in content["tasks"]:
         where = f"{task['agent']}, {task['tier']}, attempt {task['attempt']}" if task["tier"] else task["agent"]
         lines.append(
-            f"  {task['status']:<11} {task['id']:<20} {where}" + (f": {task['detail']}" if task["detail"] else "")
+            f"  {task['status']:<11} {task['id']:<20} {where}"
+            + (f": {_short(task['detail'])}" if task["detail"] else "")
         )
     for each in content["verdicts"]:
         verdict = Verdict.model_validate(each)
@@ -70,15 +77,6 @@ def report(state: State, content: Mapping[str, Any], receipts: list[Receipt]) ->
     head = state.ledger.head()
     lines = [status(content), "", reports.results(targets, verdicts, receipts) if verdicts else "Nothing was measured."]
     return "\n".join([*lines, "", f"{len(receipts)} receipts; the ledger's chain ends at {head}"])
-
-
-def verify(state: State) -> list[str]:
-    """What is wrong with the ledger, held against the chain heads that were published in commits."""
-    anchors = []
-    for pull_request in state.ledger.pulls():
-        message = state.repository.message(pull_request.commit)
-        anchors += [line.split()[1] for line in message.splitlines() if line.startswith("Odyssey-Receipts: ")]
-    return state.ledger.verify(tuple(anchors))
 
 
 def pulls(found: list[PullRequest]) -> str:
@@ -103,6 +101,18 @@ def settings(values: Settings, origin: Mapping[str, str]) -> str:
     for name, field in Settings.model_fields.items():
         rows.append(f"{name:<18} {getattr(values, name)!s:<40} {origin[name]:<12} {field.description}")
     return "\n".join(rows)
+
+
+def _standing(run: Mapping[str, Any]) -> str:
+    if run["status"] == "running" and not run["at_work"]:
+        return f"interrupted; go on with `orchestrate resume {run['id']}`"
+    return str(run["status"])
+
+
+def _short(detail: str) -> str:
+    """First and last line: what went wrong, and what it means. The whole stands in `--json`."""
+    lines = [line.strip() for line in detail.splitlines() if line.strip()]
+    return " ... ".join(dict.fromkeys([lines[0][:200], lines[-1][:200]])) if lines else ""
 
 
 def _pull_line(each: PullRequest) -> str:

@@ -102,7 +102,7 @@ class LocalForge:
             )
         except GitError as error:
             self._undo()
-            raise ForgeError(f"{error}; bring the branch up to date by hand, or run the plan again") from error
+            raise ForgeError(f"pull request {pull.number} can't be merged: {_advice(str(error), pull)}") from error
 
     def _undo(self) -> None:
         with contextlib.suppress(GitError):  # when git refused before it began, there is none to undo
@@ -115,6 +115,14 @@ class LocalForge:
             for field in ("name", "email"):
                 found[f"GIT_{role}_{field.upper()}"] = person(self._root, field)
         return found
+
+
+def _advice(words: str, pull: PullRequest) -> str:
+    """What git said, and what a person can type now; the commit was fetched, so that its short name is enough."""
+    if "would be overwritten" in words:
+        return f"files of yours are in the way; commit or move them first. Git says: {words}"
+    by_hand = f"git merge {pull.commit[:12]}"
+    return f"it conflicts with what the branch has now; `{by_hand}` merges it by hand. Git says: {words}"
 
 
 def person(root: Path, field: str = "name") -> str:

@@ -128,7 +128,8 @@ def _render(template: str, variables: dict[str, Any]) -> str:
     try:
         return _TEMPLATES.from_string(template).render(variables)
     except Exception as error:  # a template raises whatever its filters and operators do
-        raise InputError(f"procedure template {template!r}: {error}") from error
+        fix = "name it in the task's `options:`, as in `options: dataset=mnist`, or give the plan a target"
+        raise InputError(f"the procedure needs what the plan doesn't say: {error} in {template!r}; {fix}") from error
 
 
 def _last_result(messages: tuple[Message, ...]) -> tuple[str, bool]:

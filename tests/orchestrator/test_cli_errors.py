@@ -87,9 +87,9 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_is_recorded(root: 
 
 def test_a_plan_whose_tasks_are_all_ticked_says_how_to_do_them_again(root: Path) -> None:
     commit(root, {"plans/p.md": PLAN.replace("[ ]", "[x]").replace("notes/*.md, ", "")})
-    assert refused(orchestrate(root, "run", "plans/p.md")) == (
-        "plans/p.md: every task is ticked; add --again to do them all again"
-    )
+    done = orchestrate(root, "run", "plans/p.md")
+    assert done.returncode == 0, "nothing is wrong with a plan that is done"
+    assert done.stderr == "plans/p.md: every task is ticked, so nothing is to be done; --again does them all again\n"
 
 
 def test_outside_of_a_repository_or_before_its_first_commit_there_is_nothing_to_do(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_second_orchestrator_is_told_who_works_and_changes_nothing(root: Path)
         before = fingerprint(root, ())
         for argv in (("run", "plans/p.md"), ("resume",)):
             assert refused(orchestrate(root, *argv), 75) == (
-                "another orchestrator (process 4711) works on this repository"
+                "another orchestrator (process 4711) works on this repository; see `orchestrate status`"
             )
         assert fingerprint(root, ()) == before
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -56,9 +57,22 @@ def test_a_plan_ends_with_pull_requests_and_an_untouched_checkout_until_one_is_m
     # nothing to do is no work: the same run again only says where it stands
     assert repo.run("resume", "small-1").returncode == 3
     assert tasks_of_pulls(repo) == ["data", "measure", "second"]
+    a_verdict_edited_in_the_ledger_does_not_verify(repo)
     repo.git("checkout", "--quiet", "main", "--", ".")
     repo.git("checkout", "--quiet", "main")
     merge_the_top_of_the_stack(repo)
+
+
+def a_verdict_edited_in_the_ledger_does_not_verify(repo: Repo) -> None:
+    ledger = repo.root / ".odyssey" / "ledger.db"
+    honest = ledger.read_bytes()
+    with sqlite3.connect(ledger) as connection:
+        connection.execute("UPDATE tasks SET verdicts = replace(verdicts, '\"mean\": ', '\"mean\": 1')")
+    done = repo.run("report", "--verify")
+    assert done.returncode == 1
+    assert "verdict of small-error in small-1: its mean is not that of its values" in done.stderr
+    connection.close()
+    ledger.write_bytes(honest)
 
 
 def merge_the_top_of_the_stack(repo: Repo) -> None:
@@ -74,8 +88,8 @@ def merge_the_top_of_the_stack(repo: Repo) -> None:
     assert done.returncode == 0, done.stderr
     assert repo.git("status", "--porcelain", "--untracked-files=no") == ""
     plan = (repo.root / "plans/small.md").read_text()
-    assert "- [x] `data`" in plan
-    assert "status: unmeasured (procedure, attempt 1)" in plan
+    assert "- [ ] `data`" in plan, "nothing done on other data than the plan's is ever ticked"
+    assert plan.count("status: unmeasured (procedure, attempt 1)") == 3
     assert "not measured on MNIST" in plan
     assert (repo.root / "plans/small/dataset.json").is_file()
     assert {each["status"] for each in repo.json("pr", "list")["pull_requests"]} == {"merged"}
@@ -141,7 +155,7 @@ def test_a_used_up_budget_pauses_and_a_larger_one_goes_on(tmp_path: Path) -> Non
 
     assert paused.returncode == 5, paused.stderr
     assert "budget of 0.01 minutes is used up" in paused.stderr
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.returncode == 3, resumed.stderr
     assert tasks_of_pulls(repo) == ["data", "second"]
 
 

@@ -206,7 +206,7 @@ def test_a_branch_that_went_on_is_merged_and_one_that_conflicts_is_left_as_it_wa
     commit(house.root, {"d.txt": "d\n"})
     house.forge.merge(1, "A Person")
     commit(house.root, {"b.txt": "mine\n"})
-    refused(house, r"CONFLICT \(content\): Merge conflict in b.txt; .* bring the branch up to date by hand", 2)
+    refused(house, r"`git merge [0-9a-f]{12}` merges it by hand.*CONFLICT \(content\): Merge conflict in b.txt", 2)
     assert git(house.root, "status", "--porcelain") == ""
     assert (house.root / "b.txt").read_text() == "mine\n"
 

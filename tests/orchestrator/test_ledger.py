@@ -333,3 +333,13 @@ def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> Non
     (tmp_path / "key").write_bytes(b"short")
     with pytest.raises(InputError, match="is not a signing key; move it away"):
         load_key(tmp_path / "key")
+
+
+def test_a_pull_request_whose_words_were_changed_breaks_its_seal(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    made = book.add_pull(pull, "r-1", "a")
+    assert book.broken_seals() == []
+    book.set_pull(made.number, status="approved", approved_by="A Person")
+    assert book.broken_seals() == [], "what may change is not sealed"
+    book.set_pull(made.number, body="0.11 %")
+    assert book.broken_seals() == [f"pull request {made.number}: its text is not what the harness wrote"]

@@ -197,7 +197,7 @@ def test_what_a_block_quotes_cannot_end_it() -> None:
     text = planfile.set_block(MNIST, "result", evil)
     assert planfile.set_block(text, "result", "") == planfile.set_block(MNIST, "result", "")
     assert "mine now" in planfile.block(text, "result")
-    assert planfile.block(text, "as-built") == ""
+    assert planfile.block(text, "as-built") == planfile.block(MNIST, "as-built")
 
 
 def test_a_missing_block_is_added_at_the_end_under_its_heading() -> None:
