@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a shipped name: lenet5_mnist.")]
+RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a model such as alexnet.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/20260101-120000-...")]
 DataOption = Annotated[
@@ -96,10 +97,12 @@ def predict(
 
 
 @app.command()
-def summary(recipe: RecipeName, overrides: Overrides = None, as_json: JsonOption = False) -> None:
-    """Show a recipe's network: shapes, parameters, multiply-accumulates, memory.
+def summary(recipe: RecipeOrModel, overrides: Overrides = None, as_json: JsonOption = False) -> None:
+    """Show a recipe's network, or a model by its name: shapes, parameters, multiply-accumulates, memory.
 
     Example: mlcore summary lenet5_mnist
+
+    Example: mlcore summary alexnet
     """
     from mlcore.commands import summary_command
     from mlcore.tables import summary_table
