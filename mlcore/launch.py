@@ -14,11 +14,12 @@ from mlcore.checkpoint import Checkpoint, State, newest, save
 from mlcore.config import Recipe
 from mlcore.data.dataset import Dataset
 from mlcore.display import Display
+from mlcore.engines import compile_plan
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
 from mlcore.evaluate import Evaluation, evaluate
 from mlcore.files import replacing, write_json
 from mlcore.monitor import Monitor
-from mlcore.session import Session, assemble, compile_kernels, load_weights, use_threads
+from mlcore.session import INPUT_SHAPE, Session, assemble, compile_kernels, load_weights, network, use_threads
 from mlcore.stop import Halted, Stop
 from mlcore.train import Trainer, validate
 
@@ -58,6 +59,7 @@ def execute(
         threads = use_threads(recipe.threads)
         display.say("loading the kernels (compiled on the first run on a machine, then cached)")
         compile_kernels(recipe)
+        compile_plan(*network(recipe), recipe.train.batch, INPUT_SHAPE)
         session = assemble(recipe, dataset)
         state = _restored(run, session, dataset, order, display)
         trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began)

@@ -27,6 +27,7 @@ from mlcore.kernels.micro import address_of, run_tile
 IMAGES = 4  # in one turn of a correlation
 CHUNK = 16  # images whose weight gradients are summed before others are added: part of the arithmetic
 L1_BYTES = 24 << 10  # of packed gradients that one tile walks at a time
+TOGETHER_BYTES = 96 << 10  # of packed gradients, from as many images as fit, that one tile walks one after another
 FLOAT_BYTES = 4
 
 Array = NDArray[Any]
@@ -167,18 +168,23 @@ def _weight_gradient(x: Array, grad: Array, grid: Grid, blocks: Array, walk: Wal
 def _weight_gradient_chunk(
     x: Array, grad: Array, grid: Grid, blocks: Array, walk: Walk, sums: Array, first: int, last: int
 ) -> None:
+    """One group, some images at a time: so many that their packed gradients stay in the cache beside the sums."""
     columns = blocks[0, PLANE]
-    packed = np.zeros((blocks.shape[0], grid.height, grid.width, columns), np.float32)
+    row_bytes = grid.width * columns * FLOAT_BYTES
+    rows = min(grid.height, max(1, L1_BYTES // row_bytes))
+    together = max(1, TOGETHER_BYTES // (grid.height * row_bytes))
+    packed = np.zeros((together, blocks.shape[0], grid.height, grid.width, columns), np.float32)
     nothing = np.zeros(columns, np.float32)
-    rows = max(1, L1_BYTES // (grid.width * columns * FLOAT_BYTES))
-    for n in range(first, last):
-        _pack_gradient(grad[n], grid, blocks, packed)
+    for start in range(first, last, together):
+        count = min(together, last - start)
+        for i in range(count):
+            _pack_gradient(grad[start + i], grid, blocks, packed[i])
         for b in range(blocks.shape[0]):
             for y in range(0, grid.height, rows):
-                adding = 1 if n > first or y > 0 else 0
                 _weight_gradient_rows(
-                    x[n], y, min(rows, grid.height - y), packed[b, y], nothing, blocks[b], walk, sums, adding
-                )
+                    x, start, count, y, min(rows, grid.height - y), packed, b, nothing, blocks[b], walk, sums,
+                    1 if start > first or y > 0 else 0,
+                )  # fmt: skip
 
 
 @kernel
@@ -195,22 +201,35 @@ def _pack_gradient(grad: Array, grid: Grid, blocks: Array, packed: Array) -> Non
 
 @kernel
 def _weight_gradient_rows(
-    x: Array, y: int, rows: int, packed: Array, nothing: Array, block: Array, walk: Walk, sums: Array, adding: int
+    x: Array,
+    start: int,
+    count: int,
+    y: int,
+    rows: int,
+    packed: Array,
+    b: int,
+    nothing: Array,
+    block: Array,
+    walk: Walk,
+    sums: Array,
+    adding: int,
 ) -> None:
-    """What `rows` rows of outputs from `y` on add to one block's sums."""
-    _, width, channels = x.shape
+    """What `rows` rows of outputs from `y` on add to block b's sums, for `count` images from `start` on."""
+    _, height, width, channels = x.shape
     outputs = sums.shape[2]
     pixel, out_row = channels * FLOAT_BYTES, outputs * FLOAT_BYTES
     for r in range(walk.kernel):
-        a = address_of(x) + (y * walk.stride + r) * width * pixel
+        a = address_of(x) + ((start * height + y * walk.stride + r) * width) * pixel
         c = address_of(sums) + (r * walk.run * outputs + block[CHANNEL]) * FLOAT_BYTES
         for size in (0, 3):
             tile, run = block[TILE + size], block[ROWS + size]
             for _ in range(block[TIMES + size]):
-                run_tile(
-                    tile, rows, packed.shape[0], a, walk.stride * width * pixel, walk.stride * pixel, FLOAT_BYTES,
-                    address_of(packed), c, out_row, block[COLUMNS], address_of(nothing), adding, np.float32(-np.inf),
-                )  # fmt: skip
+                for i in range(count):
+                    run_tile(
+                        tile, rows, packed.shape[3], a + i * height * width * pixel, walk.stride * width * pixel,
+                        walk.stride * pixel, FLOAT_BYTES, address_of(packed[i, b, y]), c, out_row, block[COLUMNS],
+                        address_of(nothing), 1 if i > 0 else adding, np.float32(-np.inf),
+                    )  # fmt: skip
                 a += run * FLOAT_BYTES
                 c += run * out_row
 

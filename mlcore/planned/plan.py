@@ -36,19 +36,33 @@ class Plan:
             raise Unplannable("Nesterov's momentum has no planned form")
         self.model, self.optimiser, self.batch = model, optimiser, batch
         self.input, self.stages = _wired(model, batch, input_shape)
+        self._count = 0
         self.take()
 
     def step(self, images_NCHW: Array, labels_N: Array, rate: float, rng: Rng) -> tuple[float, Array]:
         """One step of training: (mean loss, logits [N, K]), both from before the weights moved."""
-        count = len(labels_N)
+        seen = self.forward(images_NCHW, labels_N, rng)
+        self.backward()
+        self.update(rate)
+        return seen
+
+    def forward(self, images_NCHW: Array, labels_N: Array, rng: Rng) -> tuple[float, Array]:
+        """(mean loss, logits [N, K]); the loss's own gradient is left for `backward`."""
+        self._count = len(labels_N)
         logits = self._forward(images_NCHW, rng)
         mean, softmax = loss.cross_entropy_forward(logits, labels_N)
-        self.stages[-1].out_grad.rows(count)[:] = loss.cross_entropy_backward(1.0, softmax, labels_N)
-        for stage in reversed(self.stages):
-            stage.backward(count)
-        for stage in self.stages:
-            stage.update(count, self._moves(stage.name, rate))
+        self.stages[-1].out_grad.rows(self._count)[:] = loss.cross_entropy_backward(1.0, softmax, labels_N)
         return float(mean), logits
+
+    def backward(self) -> None:
+        """Gradients of everything, from the last `forward`; linear layers leave theirs to `update`."""
+        for stage in reversed(self.stages):
+            stage.backward(self._count)
+
+    def update(self, rate: float) -> None:
+        """Move the weights by the last `backward`."""
+        for stage in self.stages:
+            stage.update(self._count, self._moves(stage.name, rate))
 
     def logits(self, images_NCHW: Array) -> Array:
         """The network's output [N, K], as in evaluation."""
