@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlcore.kernels import conv, elementwise, gemm, loss, pool
+from mlcore.kernels import conv, elementwise, gemm, loss, norm, pool
 from mlcore.tensor import Array, Tensor
 
 Gradients = tuple[Array | None, ...]
@@ -183,7 +183,14 @@ def _tanh(node: Node, grad: Array) -> Gradients:
 
 
 def _dropout(node: Node, grad: Array) -> Gradients:
-    return (grad * node.saved[0],)
+    grad_x = np.empty_like(grad)
+    rows, order = grad.reshape(grad.shape[0], -1), np.arange(grad[0].size)
+    elementwise.dropout(rows, grad_x.reshape(rows.shape), order, *node.saved)
+    return (grad_x,)
+
+
+def _local_response_norm(node: Node, grad_NCHW: Array) -> Gradients:
+    return (norm.local_response_backward(grad_NCHW, node.inputs[0].data, *node.saved),)
 
 
 def _flatten(node: Node, grad: Array) -> Gradients:
@@ -210,6 +217,7 @@ RULES: dict[str, Rule] = {
     "relu": _relu,
     "tanh": _tanh,
     "dropout": _dropout,
+    "local_response_norm": _local_response_norm,
     "flatten": _flatten,
     "add": _add,
     "scale": _scale,

@@ -17,6 +17,7 @@ from mlcore.display import Plain, choose, passing_line
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
 TRAIN_COUNT = 60_000
+MODEL_BATCH = 128  # what a model without a recipe is summed up for
 DATASETS = {"mnist": MNIST, "surrogate": SURROGATE, SURROGATE: SURROGATE}
 
 
@@ -96,10 +97,15 @@ def predict_command(folder: Path, images: Sequence[Path]) -> Iterator[dict[str, 
 
 
 def summary_command(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The network, layer by layer."""
+    """The network of a recipe, or of a model's name as it was made, layer by layer."""
+    from mlcore.models import INPUTS, build
+    from mlcore.rng import Rng
     from mlcore.session import INPUT_SHAPE, build_model
     from mlcore.summary import summarise
 
+    if recipe in INPUTS and not overrides:
+        summary, batch = summarise(build(recipe, {}, Rng(0)), INPUTS[recipe][0], MODEL_BATCH), MODEL_BATCH
+        return {"schema": "mlcore.summary/1", "recipe": recipe, "batch": batch, **asdict(summary)}
     loaded = config.load(recipe, overrides)
     summary = summarise(build_model(loaded), INPUT_SHAPE, loaded.train.batch)
     return {"schema": "mlcore.summary/1", "recipe": loaded.name, "batch": loaded.train.batch, **asdict(summary)}

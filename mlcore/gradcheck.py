@@ -164,7 +164,8 @@ def _row(name: str, check: Callable[[], Measured]) -> GradcheckRow:
 
 
 def _check_named_model(name: str) -> Measured:
-    return gradcheck_model(models.build(name, {}, Rng(SEED)), (2, 1, 28, 28), 10)
+    shape, classes = models.INPUTS.get(name, ((), 0))
+    return gradcheck_model(models.build(name, {}, Rng(SEED)), (2, *shape), classes)
 
 
 def _values(*shape: int) -> Array:
@@ -188,6 +189,10 @@ def _dropout() -> Measured:
     return check_grads(lambda x: ops.dropout(x, 0.4, Rng(SEED)), _values(4, 9))
 
 
+def _response(size: int, beta: float) -> Callable[[], Measured]:
+    return lambda: check_grads(lambda x: ops.local_response_norm(x, size, 2.0, 0.3, beta), _values(2, 7, 3, 2))
+
+
 def _cross_entropy() -> Measured:
     return check_grads(lambda x: ops.cross_entropy(x, np.array([2, 0, 4])), _values(3, 5))
 
@@ -205,6 +210,8 @@ OP_CHECKS: dict[str, Callable[[], Measured]] = {
     "relu": lambda: check_grads(ops.relu, _apart(4, 9)),
     "tanh": lambda: check_grads(ops.tanh, _values(4, 9)),
     "dropout": _dropout,
+    "local_response_norm": _response(3, 0.75),
+    "local_response_norm 5": _response(5, 0.5),
     "flatten": lambda: check_grads(ops.flatten, _values(2, 3, 4)),
     "add": lambda: check_grads(ops.add, _values(3, 4), _values(3, 4)),
     "add to itself": lambda: check_grads(lambda x: ops.add(x, x), _values(3, 4)),

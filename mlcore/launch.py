@@ -14,11 +14,12 @@ from mlcore.checkpoint import Checkpoint, State, newest, save
 from mlcore.config import Recipe
 from mlcore.data.dataset import Dataset
 from mlcore.display import Display, telling_if_slow
+from mlcore.engines import compile_plan
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
 from mlcore.evaluate import Evaluation, evaluate
 from mlcore.files import replacing, write_json
 from mlcore.monitor import Monitor
-from mlcore.session import Session, assemble, compile_kernels, load_weights, use_threads
+from mlcore.session import INPUT_SHAPE, Session, assemble, compile_kernels, load_weights, network, use_threads
 from mlcore.stop import Halted, Stop
 from mlcore.train import Trainer, validate
 
@@ -60,6 +61,7 @@ def execute(
         state = _restored(run, session, dataset, order, display)  # first: stopped while compiling it can be resumed
         with telling_if_slow(display.say, "loading the kernels (compiled on the first run on a machine, then cached)"):
             compile_kernels(recipe)
+            compile_plan(*network(recipe), recipe.train.batch, INPUT_SHAPE)
         trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began)
         return _Ending(trainer, dataset, order, threads).run_to_result()
 

@@ -139,6 +139,27 @@ class AvgPool2d(_Pool):
         return ops.avg_pool2d(x_NCHW, self.size, self.stride, self.padding)
 
 
+class LocalResponseNorm(Layer):
+    """Damp each activation by its neighbouring channels: x / (k + factor * sum of x^2) ^ beta.
+
+    size: channels wide, odd. alpha: the paper's factor; with `divided`, the convention of cuda-convnet, Caffe and
+    PyTorch, in which the factor is alpha / size. Source: Krizhevsky et al. 2012, sec. 3.3.
+    """
+
+    def __init__(self, size: int, k: float, alpha: float, beta: float, divided: bool = False) -> None:
+        if size < 1 or size % 2 == 0:
+            raise RecipeError(f"a normalisation across {size} channels", fix="give an odd number")
+        self.size, self.k, self.beta = size, k, beta
+        self.factor = alpha / size if divided else alpha
+
+    def __call__(self, x_NCHW: Tensor, rng: Rng | None = None) -> Tensor:
+        return ops.local_response_norm(x_NCHW, self.size, self.k, self.factor, self.beta)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        _want_planes("LocalResponseNorm", input_shape, None)
+        return input_shape
+
+
 class ReLU(Layer):
     """max(x, 0)."""
 

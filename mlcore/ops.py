@@ -12,7 +12,7 @@ import numpy as np
 
 from mlcore.autograd import current_layer, record
 from mlcore.errors import DataError, ShapeError
-from mlcore.kernels import conv, elementwise, gemm, loss, pool
+from mlcore.kernels import conv, elementwise, gemm, loss, norm, pool
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
 
@@ -78,9 +78,28 @@ def dropout(x: Tensor, probability: float, rng: Rng) -> Tensor:
     """
     if not 0 <= probability < 1:
         raise ShapeError(f"dropout of {probability}", place=current_layer(), fix="give a number in [0, 1)")
-    kept = rng.generator().random(x.shape, np.float32) >= probability
-    mask = kept * x.dtype.type(1 / (1 - probability))
-    return record("dropout", (x,), x.data * mask, mask)
+    seed = elementwise.dropout_seed(rng.generator())
+    return record("dropout", (x,), _dropped(x.data, probability, seed), probability, seed)
+
+
+def _dropped(x: Array, probability: float, seed: int) -> Array:
+    """The values after dropout: what the gradient goes through too."""
+    out = np.empty_like(x)
+    rows, order = x.reshape(x.shape[0], -1), np.arange(x[0].size)
+    elementwise.dropout(rows, out.reshape(rows.shape), order, probability, seed)
+    return out
+
+
+def local_response_norm(x_NCHW: Tensor, size: int, k: float, factor: float, beta: float) -> Tensor:
+    """x / (k + factor * sum of x^2 over the `size` channels around) ^ beta; `size` is odd.
+
+    Source: Krizhevsky et al. 2012, sec. 3.3. The paper calls the factor alpha; others call size * factor alpha.
+    """
+    _want_rank(x_NCHW, 4, "local_response_norm")
+    if size < 1 or size % 2 == 0:
+        raise ShapeError(f"local_response_norm of size {size}", place=current_layer(), fix="give an odd number")
+    out, s = norm.local_response_forward(x_NCHW.data, size, k, factor, beta)
+    return record("local_response_norm", (x_NCHW,), out, s, size, factor, beta)
 
 
 def flatten(x: Tensor) -> Tensor:

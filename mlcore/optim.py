@@ -30,7 +30,7 @@ class SGD:
         self.parameters = dict(parameters)
         self.momentum, self.nesterov = momentum, nesterov
         self._velocity = {name: np.zeros_like(p.data) for name, p in self.parameters.items()}
-        self._decay = {
+        self.decay = {
             name: weight_decay if decay_biases or not name.endswith("bias") else 0.0 for name in self.parameters
         }
 
@@ -44,7 +44,7 @@ class SGD:
                     self._velocity[name],
                     rate,
                     self.momentum,
-                    self._decay[name],
+                    self.decay[name],
                     self.nesterov,
                 )
 

@@ -62,7 +62,7 @@ def assemble(recipe: Recipe, dataset: Dataset) -> Session:
         )
     part, validation = split(dataset.train_images, dataset.train_labels, data.validation, data.limit, rng)
     part = shuffled(part, rng) if data.shuffle_labels else part
-    model, optimiser = _network(recipe, rng)
+    model, optimiser = network(recipe, rng)
     loader = Loader(part, recipe.train.batch, Normaliser.of(dataset.train_images), rng.child("loader"))
     steps = recipe.train.epochs * loader.steps_per_epoch
     return Session(
@@ -113,7 +113,7 @@ def forward_backward(session: Session, batch: Batch, step: int) -> tuple[float, 
 def compile_kernels(recipe: Recipe) -> None:
     """Run one step on blank images with a network that is thrown away, so that training starts compiled."""
     rng = Rng(recipe.seed)
-    model, optimiser = _network(recipe, rng)
+    model, optimiser = network(recipe, rng)
     logits = model(Tensor(np.zeros((recipe.train.batch, *INPUT_SHAPE), np.float32)), rng)
     ops.cross_entropy(logits, np.zeros(recipe.train.batch, np.int64)).backward()
     optimiser.step(0.0)
@@ -127,6 +127,7 @@ def use_threads(wanted: int, environ: Mapping[str, str] = os.environ) -> int:
     return kernels.prepare(wanted or int(text or usable_cores()))
 
 
-def _network(recipe: Recipe, rng: Rng) -> tuple[Sequential, SGD]:
+def network(recipe: Recipe, rng: Rng | None = None) -> tuple[Sequential, SGD]:
+    """The recipe's network with its first weights, and its optimiser."""
     model = build_model(recipe, rng)
     return model, SGD(model.parameters(), recipe.optimiser.momentum, recipe.optimiser.weight_decay)

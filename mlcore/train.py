@@ -10,12 +10,13 @@ import numpy as np
 from mlcore.checkpoint import Checkpoint, Row, State, save
 from mlcore.data.loader import Batch
 from mlcore.display import Display, View
+from mlcore.engines import Engine, engine_for
 from mlcore.errors import CheckpointError, Interrupted, NotFinite
 from mlcore.evaluate import evaluate
 from mlcore.finite import find_non_finite
 from mlcore.monitor import LOG_EVERY, Monitor
 from mlcore.runs import Run
-from mlcore.session import Session, forward_backward
+from mlcore.session import Session
 from mlcore.stop import Stop
 
 
@@ -30,15 +31,15 @@ class Step:
     rate: float
 
 
-def fit(session: Session, start: int) -> Iterator[Step]:
+def fit(session: Session, start: int, engine: Engine | None = None) -> Iterator[Step]:
     """The loop: a step per batch, from `start` to the recipe's end."""
+    engine = engine or engine_for(session)
     for number, batch in enumerate(session.loader.batches(start, session.total_steps), start):
-        loss, logits = forward_backward(session, batch, number)
+        loss, logits = engine.step(batch, number)
         _demand_finite(session, batch, number, loss)
-        rate = session.rate(number)
-        session.optimiser.step(rate)
+        engine.move(number)
         wrong = int(np.count_nonzero(logits.argmax(axis=1) != batch.labels))
-        yield Step(number, loss, len(batch.labels), wrong, rate)
+        yield Step(number, loss, len(batch.labels), wrong, session.rate(number))
 
 
 @dataclass
@@ -57,15 +58,19 @@ class Trainer:
     def train(self) -> State:
         """Train to the end; raises Interrupted (checkpoint written) or NotFinite (the last one stays)."""
         start, first, clock = time.perf_counter(), self.state.step, time.perf_counter()
-        for step in fit(self.session, first):
+        engine = engine_for(self.session)
+        for step in fit(self.session, first, engine):
             self._count(step, time.perf_counter() - clock)
             self._log(step)
             pace = (time.perf_counter() - start) / (self.state.step - first)
             self.display.show(self._view(pace))
             ended = self._at_epoch_end()
+            due = ended or self.stop.signal or self._is_due()
+            if due:
+                engine.give()
             if ended:
                 self._close_epoch()
-            if ended or self.stop.signal or self._is_due():
+            if due:
                 self.checkpoint()
             if self.stop.signal and self.state.step < self.session.total_steps:
                 raise self._interrupted(self.stop.signal)

@@ -49,6 +49,21 @@ def tanh_backward(grad: Array, out: Array) -> Array:
     return grad_x
 
 
+def dropout_seed(generator: np.random.Generator) -> int:
+    """A seed for `dropout`, from a stream."""
+    return int(generator.integers(1 << 32))
+
+
+def dropout(x_NF: Array, out_NF: Array, order_F: Array, probability: float, seed: int) -> None:
+    """out = x / (1 - probability), or zero with this probability; both ways, for gradients too. May work in place.
+
+    Whether a number is kept depends on the seed and its place only: image * F + order[f]. So no mask is stored, and
+    any layout of the same numbers drops the same ones.
+    """
+    scale = x_NF.dtype.type(1 / (1 - probability))
+    _dropout(COST * x_NF.size, x_NF, out_NF, order_F, int(probability * (1 << 32)), seed, scale)
+
+
 def sgd_update(
     weight: Array, grad: Array, velocity: Array, rate: float, momentum: float, decay: float, nesterov: bool
 ) -> None:
@@ -76,6 +91,32 @@ def _relu_block(values: Array, gate: Array, out: Array) -> None:
     for i in range(out.size):
         value = values[i]  # read it in any case: a conditional read can't be vectorised
         out[i] = nothing if gate[i] <= nothing else value
+
+
+@SharedKernel
+def _dropout(x_NF: Array, out_NF: Array, order_F: Array, limit: int, seed: int, scale: Any) -> None:
+    for n in prange(x_NF.shape[0]):
+        _dropout_row(x_NF[n], out_NF[n], order_F, n * x_NF.shape[1], limit, seed, scale)
+
+
+@kernel
+def _dropout_row(x: Array, out: Array, order: Array, first: int, limit: int, seed: int, scale: Any) -> None:
+    nothing = x.dtype.type(0)
+    for i in range(x.size):
+        value = x[i] * scale
+        out[i] = value if _mixed(seed ^ _mixed(first + order[i])) >= limit else nothing
+
+
+@kernel
+def _mixed(number: int) -> int:
+    """32 bits that look random for every number: a multiply-and-shift hash, in 64-bit arithmetic.
+
+    Source: the lowbias32 family of C. Wellons' hash-prospector, with two multipliers below 2^31.
+    """
+    number &= 0xFFFFFFFF
+    number = ((number ^ (number >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
+    number = ((number ^ (number >> 15)) * 0x735A2D97) & 0xFFFFFFFF
+    return number ^ (number >> 15)
 
 
 @SharedKernel

@@ -129,6 +129,19 @@ def tanh_backward(grad: Array, out: Array) -> Array:
     return np.asarray(grad * (1 - out * out))
 
 
+def local_response_forward(x_NCHW: Array, size: int, k: float, factor: float, beta: float) -> tuple[Array, Array]:
+    """(the normalised values, s)."""
+    s = k + factor * _sum_around(x_NCHW**2, size)
+    return x_NCHW * s**-beta, s
+
+
+def local_response_backward(
+    grad_NCHW: Array, x_NCHW: Array, s_NCHW: Array, size: int, factor: float, beta: float
+) -> Array:
+    pull = _sum_around(grad_NCHW * x_NCHW * s_NCHW ** (-beta - 1), size)
+    return np.asarray(grad_NCHW * s_NCHW**-beta - 2 * factor * beta * x_NCHW * pull)
+
+
 def cross_entropy_forward(logits_NK: Array, labels_N: Array) -> tuple[Array, Array]:
     """(mean of -log softmax(logits)[label], the softmax itself)."""
     shifted = logits_NK - logits_NK.max(axis=1, keepdims=True)
@@ -151,6 +164,13 @@ def sgd_update(
     slope = grad + kind(decay) * weight
     velocity[...] = kind(momentum) * velocity + slope
     weight -= kind(rate) * (slope + kind(momentum) * velocity if nesterov else velocity)
+
+
+def _sum_around(values_NCHW: Array, size: int) -> Array:
+    """For each channel, the sum of the `size` channels around it; there are zeros beyond the ends."""
+    half, channels = size // 2, values_NCHW.shape[1]
+    padded = np.pad(values_NCHW, ((0, 0), (half, half), (0, 0), (0, 0)))
+    return np.asarray(np.sum([padded[:, j : j + channels] for j in range(size)], axis=0))
 
 
 def _pad(x_NCHW: Array, padding: int) -> Array:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlcore.kernels import conv, elementwise, gemm, loss, pool, reference
+from mlcore.kernels import conv, elementwise, gemm, loss, norm, pool, reference
 from tests.mlcore.helpers import DTYPES, Array, assert_close, normal, odd_shapes, run_python
 
 dtypes = st.sampled_from(DTYPES)
@@ -90,6 +90,17 @@ def test_elementwise_equals_its_slow_twin(size: int, dtype: Any, spread: float) 
         out = getattr(reference, f"{name}_forward")(x)
         assert_close(getattr(elementwise, f"{name}_forward")(x), out, name)
         _same(elementwise, reference, f"{name}_backward", grad, out)
+
+
+@odd_shapes
+@given(sizes, st.integers(1, 20), dtypes, st.sampled_from([1, 3, 5, 9]), st.sampled_from([0.5, 0.75, 1.0]))
+def test_local_response_normalisation_equals_its_slow_twin(
+    n: int, channels: int, dtype: Any, size: int, beta: float
+) -> None:
+    x, grad = normal((n, channels, 3, 2), dtype), normal((n, channels, 3, 2), dtype, seed=1)
+    _same(norm, reference, "local_response_forward", x, size, 2.0, 0.1, beta)
+    s = reference.local_response_forward(x, size, 2.0, 0.1, beta)[1]
+    _same(norm, reference, "local_response_backward", grad, x, s, size, 0.1, beta)
 
 
 @odd_shapes

@@ -8,7 +8,19 @@ import pytest
 from mlcore import layers
 from mlcore.errors import RecipeError, ShapeError
 from mlcore.init import INITIALISERS, initialiser
-from mlcore.layers import AvgPool2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential, Tanh, convert
+from mlcore.layers import (
+    AvgPool2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    Tanh,
+    convert,
+)
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
 from tests.mlcore.helpers import normal
@@ -20,6 +32,7 @@ EVERY_LAYER = {
     "Conv2d": (Conv2d(4, 6, 3, RNG, stride=2, padding=1, groups=2), (4, 7, 9)),
     "MaxPool2d": (MaxPool2d(3, 2, 1), (2, 7, 8)),
     "AvgPool2d": (AvgPool2d(2), (2, 7, 8)),
+    "LocalResponseNorm": (LocalResponseNorm(3, 2.0, 1e-2, 0.75), (5, 3, 4)),
     "ReLU": (ReLU(), (3, 4)),
     "Tanh": (Tanh(), (3, 4)),
     "Dropout": (Dropout(0.5), (3, 4)),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mlcore.errors import RecipeError, ShapeError
-from mlcore.models import MODELS, build
+from mlcore.layers import LocalResponseNorm
+from mlcore.models import INPUTS, MODELS, build
 from mlcore.ops import cross_entropy
 from mlcore.optim import SGD
 from mlcore.rng import Rng
@@ -60,7 +61,40 @@ def test_the_mlp_of_the_paper_has_266610_parameters() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", MODELS)
+def test_alexnet_has_exactly_the_papers_60965224_parameters() -> None:
+    model = build("alexnet", {}, Rng(0))
+    summary = summarise(model, (3, 227, 227), batch=128)
+    parameters = {row.layer: row.parameters for row in summary.rows if row.parameters}
+    assert list(parameters.values()) == [34_944, 307_456, 885_120, 663_936, 442_624, 37_752_832, 16_781_312, 4_097_000]
+    assert summary.parameters == 60_965_224
+    assert summary.macs == 724_406_816
+    maps = {row.layer: row.output_shape for row in summary.rows}
+    wanted = {"conv1": (96, 55, 55), "pool1": (96, 27, 27), "pool2": (256, 13, 13), "pool5": (256, 6, 6)}
+    assert {name: maps[name] for name in wanted} == wanted
+    biases = {name: float(tensor.data[0]) for name, tensor in model.parameters().items() if name.endswith("bias")}
+    assert [name for name, value in biases.items() if value == 1.0] == [
+        "conv2.bias", "conv4.bias", "conv5.bias", "fc6.bias", "fc7.bias",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("alpha", "factor"), [("paper", 1e-4), ("divided", 2e-5)])
+def test_alexnet_knows_both_meanings_of_alpha(alpha: str, factor: float) -> None:
+    model = build("alexnet", {"alpha": alpha, "hidden": 8}, Rng(0), (3, 67, 67), 4)
+    norms = [layer for layer in model.layers.values() if isinstance(layer, LocalResponseNorm)]
+    assert [(norm.size, norm.k, norm.beta) for norm in norms] == [(5, 2.0, 0.75)] * 2
+    assert [norm.factor for norm in norms] == pytest.approx([factor] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("mnist_cnn", 320 + 18_496 + 1_179_776 + 1_290), ("cuda_convnet", 2_432 + 25_632 + 51_264 + 65_600 + 650)],
+)
+def test_the_small_networks_have_their_parameters(name: str, parameters: int) -> None:
+    assert summarise(build(name, {}, Rng(0)), INPUTS[name][0]).parameters == parameters
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["lenet5", "mlp"])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_a_model_learns_a_batch_by_heart(name: str, activation: str) -> None:
     model = build(name, {"activation": activation}, Rng(3))
@@ -79,7 +113,8 @@ def test_a_model_learns_a_batch_by_heart(name: str, activation: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_seed_gives_the_same_weights(name: str) -> None:
-    one, same, other = (build(name, {}, Rng(seed)).parameters() for seed in (1, 1, 2))
+    options = {"hidden": 8} if name == "alexnet" else {}
+    one, same, other = (build(name, options, Rng(seed)).parameters() for seed in (1, 1, 2))
     assert all((one[k].data == same[k].data).all() for k in one)
     assert any((one[k].data != other[k].data).any() for k in one)
 

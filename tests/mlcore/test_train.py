@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlcore import runs
+from mlcore import config, runs
 from mlcore.checkpoint import State, newest
 from mlcore.config import Recipe
 from mlcore.data.dataset import Dataset
+from mlcore.engines import PlanEngine, TapeEngine, engine_for
 from mlcore.errors import Interrupted, MlcoreError, NotFinite, RecipeError
 from mlcore.launch import Order, execute, started
 from mlcore.monitor import Monitor
 from mlcore.session import assemble, use_threads
 from mlcore.stop import Halted, Stop, listening
 from mlcore.train import Trainer, fit
+from tests.mlcore import drawn
 from tests.mlcore.drawn import Heard, command, mlcore, surrogate, surrogate_folder, tiny
+from tests.mlcore.helpers import needs_compiler
 
 TIMES = ("images_per_s", "wall_s")
 OVERRIDES = ("seed=5", "optimiser.momentum=0.8")
@@ -311,3 +314,50 @@ def test_threads_follow_recipe_then_environment() -> None:
     assert use_threads(0, {"MLCORE_THREADS": "1"}) == 1
     with pytest.raises(RecipeError, match="MLCORE_THREADS"):
         use_threads(0, {"MLCORE_THREADS": "many"})
+
+
+def planned_recipe(*overrides: str) -> Recipe:
+    """A recipe whose network trains on a plan, with batches of 16, 16 and 8."""
+    text = drawn.RECIPE.replace('name = "mlp"', 'name = "mnist_cnn"').replace("options.hidden = [16]\n", "")
+    return config.parse(text, "planned.toml", ("data.limit=40", "optimiser.rate=0.01", *overrides))
+
+
+@needs_compiler
+def test_a_wide_network_trains_on_a_plan_and_a_narrow_one_on_the_tape() -> None:
+    assert isinstance(engine_for(assemble(planned_recipe(), surrogate())), PlanEngine)
+    assert isinstance(engine_for(assemble(tiny(), surrogate())), TapeEngine)
+
+
+@needs_compiler
+def test_a_planned_run_that_is_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = run_in(tmp_path / "whole", planned_recipe())
+    first = Stop()
+    run = started(planned_recipe(), surrogate(), tmp_path / "parts", True, Heard())
+    with pytest.raises(Interrupted):
+        execute(run, planned_recipe(), surrogate(), _StopAfter(first, 2), Order(pictures=False), first)
+    parts = run_in(tmp_path / "parts", planned_recipe())
+    assert parts["weights_sha256"] == whole["weights_sha256"]
+    assert parts["steps"] == whole["steps"] == 6
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+@needs_compiler
+def test_a_planned_step_that_is_not_finite_names_the_layer_and_moves_nothing() -> None:
+    session = assemble(planned_recipe(), surrogate())
+    session.model.parameters()["conv2.bias"].data[3] = np.inf
+    before = session.model.parameters()["conv1.weight"].data.copy()
+    with pytest.raises(NotFinite, match=r"conv2"):
+        next(fit(session, 0))
+    assert (session.model.parameters()["conv1.weight"].data == before).all()
+
+
+class _StopAfter(Heard):
+    """Asks to stop once so many steps were shown."""
+
+    def __init__(self, stop: Stop, steps: int) -> None:
+        super().__init__()
+        self.stop, self.steps = stop, steps
+
+    def show(self, view: Any) -> None:
+        if view.step == self.steps:
+            self.stop.signal = signal.SIGTERM

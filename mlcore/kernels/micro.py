@@ -1,0 +1,279 @@
+"""The innermost loop of all planned matrix work: one tile of C (+)= A @ B, held in vector registers from start to end.
+
+    for o in range(outer): for k in range(inner): C[i, :] += A[o * a_outer + k * a_inner + i * a_row] * B[next row]
+
+A is read one number at a time, so any walk that two strides can describe will do: windows of a padded image, a panel
+of weights, a transposed batch. B is a panel: rows of `vectors` vectors, one after the other, in the order of the walk.
+The tile starts at a bias or at C itself, and ends at a floor (0 is ReLU, -inf nothing; a NaN stays a NaN).
+
+A tile is written as LLVM code for one shape and this machine's vectors (AVX-512, AVX2, else 128 bits), compiled in
+some hundredths of a second when a plan first asks for its shape, and reached by its address: so one driver serves all
+shapes and widths. Nothing checks bounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic as numba_intrinsic
+from numpy.typing import NDArray
+
+FLOAT_BYTES = 4
+
+Array = NDArray[Any]
+
+intrinsic: Any = numba_intrinsic
+
+INTEGERS = (
+    "outer",  # steps of the outer walk
+    "inner",  # steps of the inner walk, at least 1
+    "a",  # address of A, and its strides in bytes
+    "a_outer",
+    "a_inner",
+    "a_row",
+    "b",  # address of the panel B
+    "c",  # address of C, and the bytes from row to row
+    "c_row",
+    "columns",  # how many columns of C exist, at most vectors * lanes; others are left alone
+    "bias",  # address of vectors * lanes numbers to start at; unused when adding
+    "adding",  # 1 to start at C, 0 to start at the bias
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Vectors to compile for: `lanes` floats in a register, how many registers, and LLVM's names for the processor."""
+
+    lanes: int
+    registers: int
+    cpu: str
+    features: str
+
+    def rows(self, vectors: int) -> int:
+        """The most rows of a tile that leave a register for each vector of B and one for A."""
+        return max(1, (self.registers - vectors - 1) // vectors)
+
+
+AVX512 = Machine(16, 32, "skylake-avx512", "-prefer-256-bit")
+AVX2 = Machine(8, 16, "haswell", "")
+PORTABLE = Machine(4, 16, "", "")
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """The widest vectors that the processor has; numba's NUMBA_CPU_NAME, where set, says which processor to be."""
+    if wanted := getattr(numba.config, "CPU_NAME", None):
+        return {"skylake-avx512": AVX512, "haswell": AVX2}.get(wanted, PORTABLE)
+    found = llvm.get_host_cpu_features()
+    name, features = llvm.get_host_cpu_name(), found.flatten()
+    if found.get("avx512f"):
+        return Machine(16, 32, name, features + ",-prefer-256-bit")
+    if found.get("avx2") and found.get("fma"):
+        return Machine(8, 16, name, features)
+    return Machine(4, 16, name, features)
+
+
+@functools.cache
+def tile_address(rows: int, vectors: int, machine: Machine) -> int:
+    """The address of the compiled tile of `rows` by `vectors` vectors; `run_tile` calls it."""
+    module = llvm.parse_assembly(tile_source(rows, vectors, machine.lanes))
+    module.triple = llvm.get_process_triple()
+    target = llvm.Target.from_default_triple().create_target_machine(machine.cpu, machine.features, opt=3)
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes.getModulePassManager().run(module, passes)
+    engine = llvm.create_mcjit_compiler(module, target)
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    return int(engine.get_function_address("tile"))
+
+
+_ENGINES: list[Any] = []  # compiled code lives as long as its engine
+
+
+def tile_source(rows: int, vectors: int, lanes: int) -> str:
+    """The tile as LLVM text. The sums are local variables here; LLVM keeps them in registers."""
+    head = ", ".join(f"i64 %{name}" for name in INTEGERS)
+    vector = f"<{lanes} x float>"
+    mask = f"<{lanes} x i1>"
+    last = f"v{lanes}f32"
+    return "\n".join(
+        [
+            f"declare {vector} @llvm.fmuladd.{last}({vector}, {vector}, {vector})",
+            f"declare {vector} @llvm.masked.load.{last}.p0(ptr, i32, {mask}, {vector})",
+            f"declare void @llvm.masked.store.{last}.p0({vector}, ptr, i32, {mask})",
+            f"define void @tile({head}, float %floor) {{",
+            *_Tile(rows, vectors, lanes).lines(),
+            "}",
+        ]
+    )
+
+
+class _Tile:
+    """Writes the lines of one tile's function."""
+
+    def __init__(self, rows: int, vectors: int, lanes: int) -> None:
+        self.rows, self.vectors, self.lanes = rows, vectors, lanes
+        self.vector, self.mask = f"<{lanes} x float>", f"<{lanes} x i1>"
+        self.cells = [(i, j) for i in range(rows) for j in range(vectors)]
+
+    def lines(self) -> Iterator[str]:
+        yield from self._entry()
+        yield from self._start()
+        yield from self._walk()
+        yield from self._end()
+
+    def _entry(self) -> Iterator[str]:
+        yield "entry:"
+        for i, j in self.cells:
+            yield f"%sum{i}_{j} = alloca {self.vector}"
+        yield from (
+            "%o = alloca i64",
+            "%k = alloca i64",
+            "%at_o = alloca i64",
+            "%at = alloca i64",
+            "%row_b = alloca i64",
+        )
+        yield from self._spread("counts", "i64", "%columns")
+        for j in range(self.vectors):
+            numbers = ", ".join(f"i64 {j * self.lanes + lane}" for lane in range(self.lanes))
+            yield f"%mask{j} = icmp ult <{self.lanes} x i64> <{numbers}>, %counts"
+        yield "%row0 = add i64 %c, 0"
+        for i in range(1, self.rows):
+            yield f"%row{i} = add i64 %row{i - 1}, %c_row"
+        for i, j in self.cells:
+            yield f"%cell{i}_{j} = add i64 %row{i}, {j * self.lanes * FLOAT_BYTES}"
+            yield f"%c{i}_{j} = inttoptr i64 %cell{i}_{j} to ptr"
+        yield "%is_adding = icmp ne i64 %adding, 0"
+        yield "br i1 %is_adding, label %at_c, label %at_bias"
+
+    def _start(self) -> Iterator[str]:
+        yield "at_c:"
+        for i, j in self.cells:
+            masked = f"@llvm.masked.load.v{self.lanes}f32.p0(ptr %c{i}_{j}, i32 4, {self.mask} %mask{j}"
+            yield f"%old{i}_{j} = call {self.vector} {masked}, {self.vector} zeroinitializer)"
+            yield f"store {self.vector} %old{i}_{j}, ptr %sum{i}_{j}"
+        yield "br label %walk"
+        yield "at_bias:"
+        for j in range(self.vectors):
+            yield f"%bias_at{j} = add i64 %bias, {j * self.lanes * FLOAT_BYTES}"
+            yield f"%bias_ptr{j} = inttoptr i64 %bias_at{j} to ptr"
+            yield f"%bias{j} = load {self.vector}, ptr %bias_ptr{j}, align 4"
+        for i, j in self.cells:
+            yield f"store {self.vector} %bias{j}, ptr %sum{i}_{j}"
+        yield "br label %walk"
+
+    def _walk(self) -> Iterator[str]:
+        yield "walk:"
+        yield from ("store i64 0, ptr %o", "store i64 %a, ptr %at_o", "store i64 %b, ptr %row_b")
+        yield "br label %outer_step"
+        yield "outer_step:"
+        yield from ("%from = load i64, ptr %at_o", "store i64 %from, ptr %at", "store i64 0, ptr %k")
+        yield "br label %inner_step"
+        yield "inner_step:"
+        yield from self._multiply_add()
+        yield from self._count("k", "inner", "inner_step", "outer_next")
+        yield "outer_next:"
+        yield from ("%next_from = add i64 %from, %a_outer", "store i64 %next_from, ptr %at_o")
+        yield from self._count("o", "outer", "outer_step", "end")
+
+    def _multiply_add(self) -> Iterator[str]:
+        """One step of the walk: a number of A for each row, times a row of B."""
+        yield from ("%here = load i64, ptr %at", "%panel = load i64, ptr %row_b")
+        for j in range(self.vectors):
+            yield f"%b_at{j} = add i64 %panel, {j * self.lanes * FLOAT_BYTES}"
+            yield f"%b_ptr{j} = inttoptr i64 %b_at{j} to ptr"
+            yield f"%b{j} = load {self.vector}, ptr %b_ptr{j}, align 4"
+        for i in range(self.rows):
+            yield f"%skip{i} = mul i64 %a_row, {i}"
+            yield f"%a_at{i} = add i64 %here, %skip{i}"
+            yield f"%a_ptr{i} = inttoptr i64 %a_at{i} to ptr"
+            yield f"%a{i} = load float, ptr %a_ptr{i}, align 4"
+            yield from self._spread(f"x{i}", "float", f"%a{i}")
+            for j in range(self.vectors):
+                yield f"%was{i}_{j} = load {self.vector}, ptr %sum{i}_{j}"
+                operands = f"{self.vector} %x{i}, {self.vector} %b{j}, {self.vector} %was{i}_{j}"
+                yield f"%new{i}_{j} = call {self.vector} @llvm.fmuladd.v{self.lanes}f32({operands})"
+                yield f"store {self.vector} %new{i}_{j}, ptr %sum{i}_{j}"
+        yield from ("%next_at = add i64 %here, %a_inner", "store i64 %next_at, ptr %at")
+        yield f"%next_b = add i64 %panel, {self.vectors * self.lanes * FLOAT_BYTES}"
+        yield "store i64 %next_b, ptr %row_b"
+
+    def _end(self) -> Iterator[str]:
+        yield "end:"
+        yield from self._spread("floors", "float", "%floor")
+        for i, j in self.cells:
+            yield f"%sum_end{i}_{j} = load {self.vector}, ptr %sum{i}_{j}"
+            yield f"%below{i}_{j} = fcmp ogt {self.vector} %floors, %sum_end{i}_{j}"
+            choice = f"{self.mask} %below{i}_{j}, {self.vector} %floors, {self.vector} %sum_end{i}_{j}"
+            yield f"%out{i}_{j} = select {choice}"
+            arguments = f"{self.vector} %out{i}_{j}, ptr %c{i}_{j}, i32 4, {self.mask} %mask{j}"
+            yield f"call void @llvm.masked.store.v{self.lanes}f32.p0({arguments})"
+        yield "ret void"
+
+    def _count(self, counter: str, limit: str, again: str, done: str) -> Iterator[str]:
+        yield f"%was_{counter} = load i64, ptr %{counter}"
+        yield f"%now_{counter} = add i64 %was_{counter}, 1"
+        yield f"store i64 %now_{counter}, ptr %{counter}"
+        yield f"%more_{counter} = icmp slt i64 %now_{counter}, %{limit}"
+        yield f"br i1 %more_{counter}, label %{again}, label %{done}"
+
+    def _spread(self, name: str, kind: str, scalar: str) -> Iterator[str]:
+        """`name` = a vector that has `scalar` in every lane."""
+        vector = f"<{self.lanes} x {kind}>"
+        yield f"%{name}_first = insertelement {vector} poison, {kind} {scalar}, i32 0"
+        zeros = f"<{self.lanes} x i32> zeroinitializer"
+        yield f"%{name} = shufflevector {vector} %{name}_first, {vector} poison, {zeros}"
+
+
+@intrinsic
+def address_of(typing_context: Any, array: Any) -> Any:
+    """Inside a kernel: the address of an array's first number, as an integer."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), emit
+
+
+@intrinsic
+def run_tile(
+    typing_context: Any,
+    address: Any,
+    outer: Any,
+    inner: Any,
+    a: Any,
+    a_outer: Any,
+    a_inner: Any,
+    a_row: Any,
+    b: Any,
+    c: Any,
+    c_row: Any,
+    columns: Any,
+    bias: Any,
+    adding: Any,
+    floor: Any,
+) -> Any:
+    """Inside a kernel: run the tile at `address`; the other arguments are INTEGERS and the floor."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = [ir.IntType(64)] * len(INTEGERS) + [ir.FloatType()]
+        function = ir.FunctionType(ir.VoidType(), kinds)
+        builder.call(builder.inttoptr(arguments[0], function.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * (1 + len(INTEGERS)), types.float32), emit
+
+
+def cover(length: int, most: int) -> tuple[int, int, int, int]:
+    """Tiles that make up `length` as evenly as can be: (rows, how many, rows, how many), each at most `most` rows."""
+    tiles = -(-length // most)
+    short, longer = divmod(length, tiles)
+    return (short + 1, longer, short, tiles - longer) if longer else (short, tiles, short, 0)

@@ -1,0 +1,306 @@
+"""How a planned network's images lie in memory, and convolution on them: forward, back to the input, to the weights.
+
+Images are planes [group, image, height, width, channel]: the channels of one group side by side, so that a row of a
+window is one run of kernel width * channels numbers, and with a border of zeros, so that padding needs no case of its
+own. Gradients that arrive at a strided convolution lie `step` apart with zeros between, which makes going back the
+same correlation as going forward, with the window turned round.
+
+Both are driven by a table of blocks: which panel of weights meets which group, and where its channels go. Every
+number is summed in an order that is part of the table, so results don't depend on the number of threads, to the bit.
+
+Legend: G group, N image, H W height and width with border, C channel of a group, R run (kernel width * C), K kernel
+height, O output channel of a group, V columns of a panel. float32, C-contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from mlcore.kernels.jit import SharedKernel, kernel
+from mlcore.kernels.micro import address_of, run_tile
+
+IMAGES = 4  # in one turn of a correlation
+CHUNK = 16  # images whose weight gradients are summed before others are added: part of the arithmetic
+L1_BYTES = 24 << 10  # of packed gradients that one tile walks at a time
+TOGETHER_BYTES = 96 << 10  # of packed gradients, from as many images as fit, that one tile walks one after another
+FLOAT_BYTES = 4
+
+Array = NDArray[Any]
+
+
+class Grid(NamedTuple):
+    """Where the true pixels stand in a plane: `height` rows of `width`, `step` apart, inside a border."""
+
+    border: int
+    step: int
+    height: int
+    width: int
+
+
+class Walk(NamedTuple):
+    """How a window moves: kernel height, run, stride, and how many blocks share the cache while images pass."""
+
+    kernel: int
+    run: int
+    stride: int
+    together: int
+
+
+# Columns of a table of blocks.
+GROUP, PLANE, CHANNEL, COLUMNS, TILE, ROWS, TIMES, LAST_TILE, LAST_ROWS, LAST_TIMES = range(10)
+BLOCK_COLUMNS = 10
+
+
+def correlate(
+    x: Array, panels: Array, bias: Array, blocks: Array, walk: Walk, floor: float, out: Array, grid: Grid, images: int
+) -> None:
+    """out = max(x correlated with the panels + bias, floor), for the first `images` images.
+
+    x [G, N, H, W, C]; panels [B, K * R, V]; bias [B, V]; out planes whose pixels stand where `grid` says.
+    blocks [B, 10]: group read, plane and channel written, columns, and the two sizes of tile that make up a row.
+    """
+    work = images * grid.height * grid.width * panels.size
+    _correlate(work, x, panels, bias, blocks, walk, np.float32(floor), out, grid, images)
+
+
+def weight_gradient(x: Array, grad: Array, grid: Grid, blocks: Array, walk: Walk, sums: Array, images: int) -> None:
+    """sums [chunks, G, K, R, O] = the gradient of the weights, one slice for each 16 images, to be added in order.
+
+    grad: planes [G, N, H, W, O], pixels where `grid` says. blocks [B, 10], the same for every group: CHANNEL and
+    COLUMNS of the output, in PLANE the columns of a panel; the tiles make up the run.
+    """
+    work = images * grid.height * grid.width * sums[0].size
+    _weight_gradient(work, x, grad, grid, blocks, walk, sums, images)
+
+
+def relu_and_bias_gradient(
+    grad: Array, grid: Grid, out: Array, out_grid: Grid, relu: bool, sums: Array, images: int
+) -> None:
+    """In place: the gradient before a ReLU whose output was `out`; and its sums over pixels, per chunk of images.
+
+    grad: planes [G, N, H, W, O]; out: planes of the same channels, in any groups. sums [chunks, channels].
+    """
+    piece = math.gcd(grad.shape[4], out.shape[4])
+    work = 8 * grid.height * grid.width * images * sums.shape[1]
+    _relu_and_bias_gradient(work, grad, grid, out, out_grid, relu, piece, sums, images)
+
+
+def load_images(x_NCHW: Array, planes: Array, grid: Grid) -> None:
+    """A batch into planes; the border stays as it is."""
+    _load_images(4 * x_NCHW.size, x_NCHW, planes, grid)
+
+
+def pack_panels(weight: Array, spans: Array, panels: Array) -> None:
+    """Weights [G, K, R, O] into forward panels [B, K * R, V]; spans [B, 3]: group, first output, how many."""
+    _pack_panels(8 * panels.size, weight, spans, panels)
+
+
+def pack_turned_panels(weight: Array, channels: int, spans: Array, panels: Array) -> None:
+    """Weights [G, K, R, O], turned round, into panels [B, K * kernel width * O, V] that lead back to the input."""
+    _pack_turned_panels(8 * panels.size, weight, channels, spans, panels)
+
+
+@SharedKernel
+def _correlate(
+    x: Array, panels: Array, bias: Array, blocks: Array, walk: Walk, floor: Any, out: Array, grid: Grid, images: int
+) -> None:
+    for turn in prange(-(-images // IMAGES)):
+        for first in range(0, blocks.shape[0], walk.together):
+            last = min(first + walk.together, blocks.shape[0])
+            for n in range(turn * IMAGES, min(images, (turn + 1) * IMAGES)):
+                _correlate_image(x, n, panels, bias, blocks, first, last, walk, floor, out, grid)
+
+
+@kernel
+def _correlate_image(
+    x: Array,
+    n: int,
+    panels: Array,
+    bias: Array,
+    blocks: Array,
+    first: int,
+    last: int,
+    walk: Walk,
+    floor: Any,
+    out: Array,
+    grid: Grid,
+) -> None:
+    """One image, blocks `first` to `last`, row by row."""
+    _, count, height, width, channels = x.shape
+    out_height, out_width, out_channels = out.shape[2:]
+    pixel, out_pixel = channels * FLOAT_BYTES, grid.step * out_channels * FLOAT_BYTES
+    columns = panels.shape[2]
+    for y in range(grid.height):
+        out_y = grid.border + y * grid.step
+        for b in range(first, last):
+            block = blocks[b]
+            a = address_of(x) + ((block[GROUP] * count + n) * height + y * walk.stride) * width * pixel
+            at = ((block[PLANE] * count + n) * out_height + out_y) * out_width + grid.border
+            c = address_of(out) + (at * out_channels + block[CHANNEL]) * FLOAT_BYTES
+            panel = address_of(panels) + b * panels.shape[1] * columns * FLOAT_BYTES
+            start = address_of(bias) + b * columns * FLOAT_BYTES
+            for size in (0, 3):
+                tile, rows = block[TILE + size], block[ROWS + size]
+                for _ in range(block[TIMES + size]):
+                    run_tile(
+                        tile, walk.kernel, walk.run, a, width * pixel, FLOAT_BYTES, walk.stride * pixel,
+                        panel, c, out_pixel, block[COLUMNS], start, 0, floor,
+                    )  # fmt: skip
+                    a += rows * walk.stride * pixel
+                    c += rows * out_pixel
+
+
+@SharedKernel
+def _weight_gradient(x: Array, grad: Array, grid: Grid, blocks: Array, walk: Walk, sums: Array, images: int) -> None:
+    groups = sums.shape[1]
+    for turn in prange(-(-images // CHUNK) * groups):
+        chunk, g = turn // groups, turn % groups
+        last = min(images, (chunk + 1) * CHUNK)
+        _weight_gradient_chunk(x[g], grad[g], grid, blocks, walk, sums[chunk, g], chunk * CHUNK, last)
+
+
+@kernel
+def _weight_gradient_chunk(
+    x: Array, grad: Array, grid: Grid, blocks: Array, walk: Walk, sums: Array, first: int, last: int
+) -> None:
+    """One group, some images at a time: so many that their packed gradients stay in the cache beside the sums."""
+    columns = blocks[0, PLANE]
+    row_bytes = grid.width * columns * FLOAT_BYTES
+    rows = min(grid.height, max(1, L1_BYTES // row_bytes))
+    together = max(1, TOGETHER_BYTES // (grid.height * row_bytes))
+    packed = np.zeros((together, blocks.shape[0], grid.height, grid.width, columns), np.float32)
+    nothing = np.zeros(columns, np.float32)
+    for start in range(first, last, together):
+        count = min(together, last - start)
+        for i in range(count):
+            _pack_gradient(grad[start + i], grid, blocks, packed[i])
+        for b in range(blocks.shape[0]):
+            for y in range(0, grid.height, rows):
+                _weight_gradient_rows(
+                    x, start, count, y, min(rows, grid.height - y), packed, b, nothing, blocks[b], walk, sums,
+                    1 if start > first or y > 0 else 0,
+                )  # fmt: skip
+
+
+@kernel
+def _pack_gradient(grad: Array, grid: Grid, blocks: Array, packed: Array) -> None:
+    """One image's gradient as panels; columns that don't exist stay zero."""
+    for y in range(grid.height):
+        for x in range(grid.width):
+            pixel = grad[grid.border + y * grid.step, grid.border + x * grid.step]
+            for b in range(blocks.shape[0]):
+                channel, there = blocks[b, CHANNEL], packed[b, y, x]
+                for v in range(blocks[b, COLUMNS]):
+                    there[v] = pixel[channel + v]
+
+
+@kernel
+def _weight_gradient_rows(
+    x: Array,
+    start: int,
+    count: int,
+    y: int,
+    rows: int,
+    packed: Array,
+    b: int,
+    nothing: Array,
+    block: Array,
+    walk: Walk,
+    sums: Array,
+    adding: int,
+) -> None:
+    """What `rows` rows of outputs from `y` on add to block b's sums, for `count` images from `start` on."""
+    _, height, width, channels = x.shape
+    outputs = sums.shape[2]
+    pixel, out_row = channels * FLOAT_BYTES, outputs * FLOAT_BYTES
+    for r in range(walk.kernel):
+        a = address_of(x) + ((start * height + y * walk.stride + r) * width) * pixel
+        c = address_of(sums) + (r * walk.run * outputs + block[CHANNEL]) * FLOAT_BYTES
+        for size in (0, 3):
+            tile, run = block[TILE + size], block[ROWS + size]
+            for _ in range(block[TIMES + size]):
+                for i in range(count):
+                    run_tile(
+                        tile, rows, packed.shape[3], a + i * height * width * pixel, walk.stride * width * pixel,
+                        walk.stride * pixel, FLOAT_BYTES, address_of(packed[i, b, y]), c, out_row, block[COLUMNS],
+                        address_of(nothing), 1 if i > 0 else adding, np.float32(-np.inf),
+                    )  # fmt: skip
+                a += run * FLOAT_BYTES
+                c += run * out_row
+
+
+@SharedKernel
+def _relu_and_bias_gradient(
+    grad: Array, grid: Grid, out: Array, out_grid: Grid, relu: bool, piece: int, sums: Array, images: int
+) -> None:
+    for chunk in prange(-(-images // CHUNK)):
+        sums[chunk] = 0
+        for n in range(chunk * CHUNK, min(images, (chunk + 1) * CHUNK)):
+            _relu_and_bias_gradient_image(grad, grid, out, out_grid, relu, piece, n, sums[chunk])
+
+
+@kernel
+def _relu_and_bias_gradient_image(
+    grad: Array, grid: Grid, out: Array, out_grid: Grid, relu: bool, piece: int, n: int, sums: Array
+) -> None:
+    per_grad, per_out = grad.shape[4], out.shape[4]
+    nothing = np.float32(0)
+    for first in range(0, sums.size, piece):
+        total = sums[first : first + piece]
+        for y in range(grid.height):
+            for x in range(grid.width):
+                slope = grad[first // per_grad, n, grid.border + y * grid.step, grid.border + x * grid.step]
+                slope = slope[first % per_grad : first % per_grad + piece]
+                if relu:
+                    shown = out[first // per_out, n, out_grid.border + y, out_grid.border + x]
+                    shown = shown[first % per_out : first % per_out + piece]
+                    for v in range(piece):
+                        value = slope[v]
+                        value = nothing if shown[v] <= nothing else value
+                        slope[v] = value
+                        total[v] += value
+                else:
+                    for v in range(piece):
+                        total[v] += slope[v]
+
+
+@SharedKernel
+def _load_images(x_NCHW: Array, planes: Array, grid: Grid) -> None:
+    for n in prange(x_NCHW.shape[0]):
+        per_group = planes.shape[4]
+        for c in range(x_NCHW.shape[1]):
+            for y in range(grid.height):
+                row = planes[c // per_group, n, grid.border + y]
+                for x in range(grid.width):
+                    row[grid.border + x, c % per_group] = x_NCHW[n, c, y, x]
+
+
+@SharedKernel
+def _pack_panels(weight: Array, spans: Array, panels: Array) -> None:
+    for b in prange(spans.shape[0]):
+        group, first, columns = spans[b]
+        _, kernel_h, run, _ = weight.shape
+        for r in range(kernel_h):
+            for q in range(run):
+                for v in range(columns):
+                    panels[b, r * run + q, v] = weight[group, r, q, first + v]
+
+
+@SharedKernel
+def _pack_turned_panels(weight: Array, channels: int, spans: Array, panels: Array) -> None:
+    for b in prange(spans.shape[0]):
+        group, first, columns = spans[b]
+        _, kernel_h, run, outputs = weight.shape
+        kernel_w = run // channels
+        for r in range(kernel_h):
+            for s in range(kernel_w):
+                for v in range(columns):
+                    source = weight[group, kernel_h - 1 - r, (kernel_w - 1 - s) * channels + first + v]
+                    at = (r * kernel_w + s) * outputs
+                    for o in range(outputs):
+                        panels[b, at + o, v] = source[o]

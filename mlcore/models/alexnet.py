@@ -1,0 +1,77 @@
+"""AlexNet, the network that won ILSVRC 2012, on one machine instead of two GPUs: the groups keep the two halves apart.
+
+Source: Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks", sec. 3
+and 5. 60,965,224 parameters for 1000 classes, as the paper's 60 million. The input is 227x227: the text says 224, which
+its own map sizes contradict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlcore.layers import (
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+)
+from mlcore.options import read_options
+from mlcore.rng import Rng
+
+
+@dataclass(frozen=True)
+class AlexNetOptions:
+    """alpha: "paper" takes 1e-4 as the factor of the sum of squares; "divided" divides it by the 5 channels, as the
+    author's own program, Caffe and PyTorch do. dropout: of what goes into the two hidden fully connected layers.
+    hidden: the width of these two. weights: an initialiser; the paper's is "normal", N(0, 0.01^2)."""
+
+    alpha: Literal["paper", "divided"] = "paper"
+    dropout: float = 0.5
+    hidden: int = 4096
+    weights: str = "normal"
+
+
+def alexnet(options: Mapping[str, Any], rng: Rng, input_shape: tuple[int, ...], classes: int) -> Sequential:
+    """AlexNet for `input_shape` (channels, height, width), at its best (3, 227, 227); options as in AlexNetOptions."""
+    chosen = read_options(AlexNetOptions, options, "model.options")
+    maps = _maps(input_shape[0], chosen, rng)
+    (features,) = Sequential([*maps, ("flatten", Flatten())]).output_shape(input_shape)
+
+    def hidden(name: str, inputs: int) -> list[tuple[str, Layer]]:
+        linear = Linear(inputs, chosen.hidden, rng.child(name), weights=chosen.weights, biases="ones")
+        return [(f"{name}_drop", Dropout(chosen.dropout)), (name, linear), (f"{name}_act", ReLU())]
+
+    output = Linear(chosen.hidden, classes, rng.child("fc8"), weights=chosen.weights)
+    layers = [*maps, ("flatten", Flatten()), *hidden("fc6", features), *hidden("fc7", chosen.hidden), ("fc8", output)]
+    return Sequential(layers, input_shape)
+
+
+def _maps(channels: int, chosen: AlexNetOptions, rng: Rng) -> list[tuple[str, Layer]]:
+    """The five convolutions with what stands between them; biases begin at 1 in conv2, conv4 and conv5 (sec. 5)."""
+
+    def conv(name: str, inputs: int, outputs: int, kernel: int, biases: str, **how: int) -> list[tuple[str, Layer]]:
+        layer = Conv2d(inputs, outputs, kernel, rng.child(name), weights=chosen.weights, biases=biases, **how)
+        return [(name, layer), (f"{name}_act", ReLU())]
+
+    def norm() -> LocalResponseNorm:
+        return LocalResponseNorm(5, 2.0, 1e-4, 0.75, divided=chosen.alpha == "divided")
+
+    return [
+        *conv("conv1", channels, 96, 11, "zeros", stride=4),
+        ("norm1", norm()),
+        ("pool1", MaxPool2d(3, 2)),
+        *conv("conv2", 96, 256, 5, "ones", padding=2, groups=2),
+        ("norm2", norm()),
+        ("pool2", MaxPool2d(3, 2)),
+        *conv("conv3", 256, 384, 3, "zeros", padding=1),
+        *conv("conv4", 384, 384, 3, "ones", padding=1, groups=2),
+        *conv("conv5", 384, 256, 3, "ones", padding=1, groups=2),
+        ("pool5", MaxPool2d(3, 2)),
+    ]

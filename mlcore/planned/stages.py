@@ -1,0 +1,308 @@
+"""The steps of a planned network: each owns its weights and buffers and knows the way forward, back, and the update.
+
+Stages are wired when they are made: one's output planes are the next one's input, and the gradient comes back into
+planes that the one before has prepared. Calls take how many images of the batch are there.
+
+Legend: N image, I input, O output.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+from mlcore.kernels import elementwise, panels, plane_pool, planes
+from mlcore.kernels.panels import Move
+from mlcore.kernels.planes import CHUNK, Walk
+from mlcore.kernels.response import Response
+from mlcore.layers import Conv2d, Linear
+from mlcore.planned import layout
+from mlcore.planned.layout import Planes
+from mlcore.rng import Rng
+from mlcore.tensor import Array
+
+Weights = dict[str, Array]
+NO_FLOOR = -math.inf
+
+
+class Stage(Protocol):
+    """What the plan asks of each stage."""
+
+    name: str
+    out: Planes
+    out_grad: Planes
+
+    def forward(self, images: int, rng: Rng | None) -> None:
+        """Fill `out`. rng: this step's stream in training, None in evaluation."""
+
+    def backward(self, images: int) -> None:
+        """From `out_grad`, fill the gradient of the input and of the weights."""
+
+    def update(self, images: int, moves: dict[str, Move]) -> None:
+        """Move the weights; moves are by parameter: weight, bias."""
+
+    def take(self, weights: Weights, velocities: Weights) -> None:
+        """Load weights and velocities in the library's own layout, by parameter."""
+
+    def give(self) -> tuple[Weights, Weights]:
+        """Copies of weights and velocities in the library's own layout."""
+
+
+class Bias:
+    """A bias with its velocity, and the sums of its gradient per chunk of images."""
+
+    def __init__(self, size: int, images: int) -> None:
+        self.values, self.velocity = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        self.sums = np.zeros((-(-images // CHUNK), size), np.float32)
+
+    def collect(self, out_grad: Planes, out: Planes, relu: bool, images: int) -> None:
+        """Undo the ReLU of `out` in its gradient, and sum the gradient over pixels."""
+        planes.relu_and_bias_gradient(out_grad.array, out_grad.grid, out.array, out.grid, relu, self.sums, images)
+
+    def update(self, images: int, move: Move) -> None:
+        panels.move_weights(self.values, self.velocity, self.sums[: -(-images // CHUNK)], move)
+
+
+class ConvStage:
+    """Convolution, bias and perhaps ReLU, on planes."""
+
+    def __init__(self, name: str, layer: Conv2d, relu: bool, x: Planes, x_grad: Planes | None, out: Planes) -> None:
+        self.name, self.layer, self.x, self.x_grad, self.out = name, layer, x, x_grad, out
+        images, groups = x.array.shape[1], layer.groups
+        self.relu, self.channels, self.outputs = relu, layer.channels // groups, layer.outputs // groups
+        self.floor = 0.0 if relu else NO_FLOOR
+        source = None if x_grad is None else x
+        self.out_grad = layout.gradient_plane(out, groups, layer.kernel, layer.stride, layer.padding, source)
+        run = layer.kernel * self.channels
+        self.weight = np.zeros((groups, layer.kernel, run, self.outputs), np.float32)
+        self.velocity = np.zeros_like(self.weight)
+        self.sums = np.zeros((-(-images // CHUNK), *self.weight.shape), np.float32)
+        self.bias = Bias(layer.outputs, images)
+        self._plan_forward(run)
+        self.gradient = layout.gradient_blocks(self.outputs, run)
+        if x_grad is not None:
+            self._plan_back(x_grad)
+
+    def _plan_forward(self, run: int) -> None:
+        depth = self.layer.kernel * run
+        self.blocks = layout.correlation_blocks(self.outputs, self.layer.groups, self.out)
+        self.walk = Walk(self.layer.kernel, run, self.layer.stride, self.blocks.together(depth))
+        self.panels = np.zeros((len(self.blocks.spans), depth, self.blocks.columns), np.float32)
+
+    def _plan_back(self, x_grad: Planes) -> None:
+        run = self.layer.kernel * self.outputs
+        depth = self.layer.kernel * run
+        self.back = layout.correlation_blocks(self.channels, self.layer.groups, x_grad)
+        self.back_walk = Walk(self.layer.kernel, run, 1, self.back.together(depth))
+        self.back_panels = np.zeros((len(self.back.spans), depth, self.back.columns), np.float32)
+        self.back_start = np.zeros((len(self.back.spans), self.back.columns), np.float32)
+
+    def forward(self, images: int, rng: Rng | None) -> None:
+        planes.correlate(
+            self.x.array, self.panels, self.start, self.blocks.table, self.walk, self.floor,
+            self.out.array, self.out.grid, images,
+        )  # fmt: skip
+
+    def backward(self, images: int) -> None:
+        grad = self.out_grad
+        self.bias.collect(grad, self.out, self.relu, images)
+        planes.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, self.sums, images)
+        if self.x_grad is not None:
+            planes.correlate(
+                grad.array, self.back_panels, self.back_start, self.back.table, self.back_walk, NO_FLOOR,
+                self.x_grad.array, self.x_grad.grid, images,
+            )  # fmt: skip
+
+    def update(self, images: int, moves: dict[str, Move]) -> None:
+        sums = self.sums[: -(-images // CHUNK)].reshape(-1, self.weight.size)
+        panels.move_weights(self.weight.reshape(-1), self.velocity.reshape(-1), sums, moves["weight"])
+        self.bias.update(images, moves["bias"])
+        self._pack()
+
+    def take(self, weights: Weights, velocities: Weights) -> None:
+        self.weight[:] = layout.conv_to_plan(weights["weight"], self.layer.groups)
+        self.velocity[:] = layout.conv_to_plan(velocities["weight"], self.layer.groups)
+        self.bias.values[:], self.bias.velocity[:] = weights["bias"], velocities["bias"]
+        self._pack()
+
+    def give(self) -> tuple[Weights, Weights]:
+        weight, velocity = (layout.conv_from_plan(a, self.channels) for a in (self.weight, self.velocity))
+        return (
+            {"weight": weight, "bias": self.bias.values.copy()},
+            {"weight": velocity, "bias": self.bias.velocity.copy()},
+        )
+
+    def _pack(self) -> None:
+        """The weights as the kernels read them."""
+        planes.pack_panels(self.weight, self.blocks.spans, self.panels)
+        self.start = self.blocks.padded(self.bias.values, self.outputs)
+        if self.x_grad is not None:
+            planes.pack_turned_panels(self.weight, self.channels, self.back.spans, self.back_panels)
+
+
+class _Weightless:
+    """What a stage without weights has to do about them."""
+
+    def update(self, images: int, moves: dict[str, Move]) -> None:
+        """There is nothing to move."""
+
+    def take(self, weights: Weights, velocities: Weights) -> None:
+        """There is nothing to take."""
+
+    def give(self) -> tuple[Weights, Weights]:
+        return {}, {}
+
+
+class MaxPoolStage(_Weightless):
+    """Local response normalisation (or none) and max pooling in one pass."""
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        stride: int,
+        padding: int,
+        response: Response,
+        x: Planes,
+        x_grad: Planes | None,
+        out: Planes,
+    ) -> None:
+        self.name, self.size, self.stride, self.padding, self.response = name, size, stride, padding, response
+        self.x, self.x_grad, self.out = x, x_grad, out
+        images, channels, height, width = x.array.shape[1], out.channels, out.grid.height, out.grid.width
+        self.out_grad = layout.plane(images, channels, height, width)
+        self.winner = np.zeros((images, height, width, channels), np.uint8)
+
+    def forward(self, images: int, rng: Rng | None) -> None:
+        plane_pool.max_pool_forward(
+            self.x.array,
+            self.response,
+            self.size,
+            self.stride,
+            self.padding,
+            self.out.array,
+            self.out.grid,
+            self.winner,
+            images,
+        )
+
+    def backward(self, images: int) -> None:
+        if self.x_grad is not None:
+            plane_pool.max_pool_backward(
+                self.out_grad.array, self.winner, self.x.array, self.response, self.size, self.stride, self.padding,
+                self.x_grad.array, self.x_grad.grid, images,
+            )  # fmt: skip
+
+
+class AvgPoolStage(_Weightless):
+    """Average pooling."""
+
+    def __init__(
+        self, name: str, size: int, stride: int, padding: int, x: Planes, x_grad: Planes | None, out: Planes
+    ) -> None:
+        self.name, self.size, self.stride, self.padding = name, size, stride, padding
+        self.x, self.x_grad, self.out = x, x_grad, out
+        images = x.array.shape[1]
+        self.out_grad = layout.plane(images, out.channels, out.grid.height, out.grid.width)
+
+    def forward(self, images: int, rng: Rng | None) -> None:
+        plane_pool.avg_pool_forward(
+            self.x.array, self.size, self.stride, self.padding, self.out.array, self.out.grid, images
+        )
+
+    def backward(self, images: int) -> None:
+        if self.x_grad is not None:
+            plane_pool.avg_pool_backward(
+                self.out_grad.array, self.size, self.stride, self.padding, self.x_grad.array, self.x_grad.grid, images
+            )
+
+
+class DropoutStage(_Weightless):
+    """Dropout, in place: the same mask as the tape's, from the same stream, whatever order the numbers lie in."""
+
+    def __init__(self, name: str, probability: float, x: Planes, x_grad: Planes | None) -> None:
+        self.name, self.probability, self.out = name, probability, x
+        self.out_grad = x if x_grad is None else x_grad
+        self.order, self.seed = x.canonical_order(), -1
+
+    def forward(self, images: int, rng: Rng | None) -> None:
+        self.seed = -1 if rng is None else elementwise.dropout_seed(rng.child(self.name).generator())
+        if self.seed >= 0:
+            rows = self.out.rows(images)
+            elementwise.dropout(rows, rows, self.order, self.probability, self.seed)
+
+    def backward(self, images: int) -> None:
+        rows = self.out_grad.rows(images)
+        elementwise.dropout(rows, rows, self.order, self.probability, self.seed)
+
+
+class LinearStage:
+    """A fully connected layer, perhaps with ReLU. Its output is planes of one pixel."""
+
+    def __init__(self, name: str, layer: Linear, relu: bool, x: Planes, x_grad: Planes | None) -> None:
+        self.name, self.layer, self.relu, self.x, self.x_grad = name, layer, relu, x, x_grad
+        images = x.array.shape[1]
+        self.floor = 0.0 if relu else NO_FLOOR
+        self.out, self.out_grad = layout.plane(images, layer.outputs, 1, 1), layout.plane(images, layer.outputs, 1, 1)
+        self.order = x.canonical_order()
+        self.vectors = layout.panel_vectors(layer.outputs)
+        self.columns = layout.panel_columns(self.vectors)
+        blocks = -(-layer.outputs // self.columns)
+        self.weight = np.zeros((blocks, layer.inputs, self.columns), np.float32)
+        self.velocity = np.zeros_like(self.weight)
+        self.bias = Bias(layer.outputs, images)
+        self.input_tiles = layout.tiles(layer.inputs, self.vectors)
+        self.nothing = np.zeros(self.columns, np.float32)
+        self._x_turned = np.zeros(layer.inputs * images, np.float32)
+        self._by_output = np.zeros(self.weight.shape[0] * images * self.columns, np.float32)
+        self._by_image = np.zeros((-(-images // self.columns), blocks * self.columns, self.columns), np.float32)
+
+    def forward(self, images: int, rng: Rng | None) -> None:
+        tiles = layout.tiles(images, self.vectors)
+        panels.forward(self.x.rows(images), self.weight, self.start, tiles, self.floor, self.out.rows(images))
+
+    def backward(self, images: int) -> None:
+        self.bias.collect(self.out_grad, self.out, self.relu, images)
+        by_output, by_image = self._packed(images)
+        panels.pack_gradient(self.out_grad.rows(images), by_output, by_image)
+        if self.x_grad is not None:
+            turned = self._turned(images)
+            panels.to_input(self.weight, by_image, self.input_tiles, self.nothing, turned)
+            panels.transpose(turned, self.x_grad.rows(images))
+
+    def update(self, images: int, moves: dict[str, Move]) -> None:
+        turned, (by_output, _) = self._turned(images), self._packed(images)
+        panels.transpose(self.x.rows(images), turned)
+        panels.update(turned, by_output, self.input_tiles, self.nothing, self.weight, self.velocity, moves["weight"])
+        self.bias.update(images, moves["bias"])
+        self._start()
+
+    def take(self, weights: Weights, velocities: Weights) -> None:
+        self.weight[:] = layout.linear_to_plan(weights["weight"], self.order, self.columns)
+        self.velocity[:] = layout.linear_to_plan(velocities["weight"], self.order, self.columns)
+        self.bias.values[:], self.bias.velocity[:] = weights["bias"], velocities["bias"]
+        self._start()
+
+    def give(self) -> tuple[Weights, Weights]:
+        outputs = self.layer.outputs
+        weight, velocity = (
+            layout.linear_from_plan(panel, self.order, outputs) for panel in (self.weight, self.velocity)
+        )
+        return (
+            {"weight": weight, "bias": self.bias.values.copy()},
+            {"weight": velocity, "bias": self.bias.velocity.copy()},
+        )
+
+    def _turned(self, images: int) -> Array:
+        return self._x_turned[: self.layer.inputs * images].reshape(-1, images)
+
+    def _packed(self, images: int) -> tuple[Array, Array]:
+        blocks = self.weight.shape[0]
+        by_output = self._by_output[: blocks * images * self.columns].reshape(blocks, images, self.columns)
+        return by_output, self._by_image[: -(-images // self.columns)]
+
+    def _start(self) -> None:
+        self.start = np.zeros(self.weight.shape[0] * self.columns, np.float32)
+        self.start[: self.layer.outputs] = self.bias.values

@@ -1,0 +1,188 @@
+"""A plan trains as the tape does: same losses, same weights, for every kind of step and for batches of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+
+from mlcore import ops
+from mlcore.kernels import jit, micro
+from mlcore.layers import (
+    AvgPool2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    Tanh,
+)
+from mlcore.models import build
+from mlcore.optim import SGD
+from mlcore.planned import layout
+from mlcore.planned.fuse import AvgPooling, Dropping, MaxPooling, Unplannable, Weighted, fused
+from mlcore.planned.plan import Plan
+from mlcore.rng import Rng
+from mlcore.tensor import Tensor
+from tests.mlcore.helpers import Array, needs_compiler, normal, run_python
+
+RATE = 0.02
+Make = Callable[[], Sequential]
+
+
+def _mixed() -> Sequential:
+    """A bit of everything, with channels that no vector width divides."""
+    rng = Rng(3)
+    layers: list[tuple[str, Layer]] = [
+        ("c1", Conv2d(3, 20, 5, rng.child("c1"), stride=2, padding=1)),
+        ("r1", ReLU()),
+        ("n1", LocalResponseNorm(5, 2.0, 0.1, 0.75)),
+        ("p1", MaxPool2d(3, 2, 1)),
+        ("c2", Conv2d(20, 36, 3, rng.child("c2"), padding=1, groups=2)),
+        ("r2", ReLU()),
+        ("c3", Conv2d(36, 24, 3, rng.child("c3"), stride=2, padding=1, groups=3)),
+        ("n3", LocalResponseNorm(3, 1.0, 0.2, 0.6)),
+        ("c4", Conv2d(24, 50, 2, rng.child("c4"))),
+        ("p4", MaxPool2d(2, 1)),
+        ("r4", ReLU()),
+        ("a4", AvgPool2d(3, 2, 1)),
+        ("d5", Dropout(0.4)),
+        ("f", Flatten()),
+        ("l5", Linear(50 * 2 * 2, 83, rng.child("l5"))),
+        ("r5", ReLU()),
+        ("d6", Dropout(0.3)),
+        ("l6", Linear(83, 7, rng.child("l6"))),
+    ]
+    return Sequential(layers, (3, 37, 35))
+
+
+CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
+    "a bit of everything": (_mixed, (3, 37, 35), 7),
+    "mnist_cnn": (lambda: build("mnist_cnn", {}, Rng(1), (1, 12, 11)), (1, 12, 11), 10),
+    "cuda_convnet": (lambda: build("cuda_convnet", {}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
+    "lenet5": (lambda: build("lenet5", {}, Rng(1), (1, 14, 14)), (1, 14, 14), 10),
+    "mlp": (lambda: build("mlp", {"dropout": 0.2}, Rng(1), (1, 5, 5)), (1, 5, 5), 10),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CASES)
+def test_a_plan_equals_the_tape(case: str) -> None:
+    make, shape, classes = CASES[case]
+    model, other = make(), make()
+    optimiser, others = SGD(model.parameters(), 0.9, 5e-4), SGD(other.parameters(), 0.9, 5e-4)
+    plan = Plan(other, others, 19, shape)
+    for step, count in enumerate((19, 1, 18)):
+        x, labels = normal((count, *shape), seed=step), (np.arange(count) * 3 + step) % classes
+        loss, logits = _tape_step(model, optimiser, x, labels, step)
+        planned_loss, planned_logits = plan.step(x, labels, RATE, Rng(5).child("step", step))
+        assert planned_loss == pytest.approx(loss, rel=1e-5)
+        _assert_near(planned_logits, logits, "logits", 2e-5)
+    plan.give()
+    for name, tensor in model.parameters().items():
+        _assert_near(other.parameters()[name].data, tensor.data, name, 1e-5)
+        _assert_near(others.state()[name], optimiser.state()[name], f"velocity of {name}", 1e-4)
+    x = normal((5, *shape), seed=9)
+    _assert_near(plan.logits(x), other(Tensor(x)).data, "evaluation", 1e-5)
+
+
+def _tape_step(model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int) -> tuple[float, Array]:
+    optimiser.zero_grad()
+    logits = model(Tensor(x), Rng(5).child("step", step))
+    loss = ops.cross_entropy(logits, labels)
+    loss.backward()
+    optimiser.step(RATE)
+    return loss.item(), logits.data
+
+
+def _assert_near(got: Array, want: Array, what: str, tolerance: float) -> None:
+    assert got.shape == want.shape, what
+    error = float(np.abs(got - want).max()) / (float(np.abs(want).max()) + 1e-12)
+    assert error <= tolerance, f"{what}: relative error {error:.1e}"
+
+
+def _trained(threads: int) -> dict[str, Array]:
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        model = _mixed()
+        plan = Plan(model, SGD(model.parameters(), 0.9, 5e-4), 37, (3, 37, 35))
+        for step in range(2):
+            plan.step(normal((37, 3, 37, 35), seed=step), np.arange(37) % 7, RATE, Rng(step))
+        plan.give()
+        return {name: tensor.data for name, tensor in model.parameters().items()}
+    finally:
+        numba.set_num_threads(before)
+
+
+@needs_compiler
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one thread")
+def test_a_plan_gives_the_same_bits_with_one_thread_and_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = _trained(1)
+    monkeypatch.setattr(jit, "WORTH_SHARING", 0)
+    together = _trained(2)
+    assert all((alone[name] == together[name]).all() for name in alone)
+
+
+@needs_compiler
+@pytest.mark.parametrize("machine", [micro.AVX512, micro.AVX2, micro.PORTABLE], ids=["avx512", "avx2", "portable"])
+def test_a_plan_equals_the_tape_with_vectors_of_any_width(
+    machine: micro.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if machine.lanes > micro.this_machine().lanes:
+        pytest.skip(f"this processor has no vectors of {machine.lanes} floats")
+    monkeypatch.setattr(layout, "this_machine", lambda: machine)
+    test_a_plan_equals_the_tape("a bit of everything")
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(("processor", "lanes"), [("haswell", 8), ("generic", 4)])
+def test_a_plan_equals_the_tape_when_numba_is_told_to_be_an_older_processor(processor: str, lanes: int) -> None:
+    code = """
+from mlcore.kernels.micro import this_machine
+from tests.mlcore.test_planned import test_a_plan_equals_the_tape
+test_a_plan_equals_the_tape("a bit of everything")
+print(this_machine().lanes)
+"""
+    assert int(run_python(code, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")) == lanes
+
+
+def test_layers_are_fused_into_steps() -> None:
+    kinds = [type(step) for step in fused(list(_mixed().layers.items()))]
+    assert kinds == [
+        Weighted, MaxPooling, Weighted, Weighted, MaxPooling, Weighted, MaxPooling, AvgPooling, Dropping,
+        Weighted, Dropping, Weighted,
+    ]  # fmt: skip
+    relus = [step.relu for step in fused(list(_mixed().layers.items())) if isinstance(step, Weighted)]
+    assert relus == [True, True, False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([("c", Conv2d(1, 4, 3, Rng(1), padding=3)), ("f", Flatten())], "layer 'c': a padding of 3"),
+        ([("t", Tanh())], "layer 't': there is no planned Tanh"),
+    ],
+)
+def test_a_network_that_has_no_plan_says_which_layer_is_in_the_way(layers: list[Any], said: str) -> None:
+    with pytest.raises(Unplannable, match=said):
+        fused(layers)
+
+
+@needs_compiler
+def test_a_nan_in_the_input_reaches_the_loss() -> None:
+    model = _mixed()
+    plan = Plan(model, SGD(model.parameters()), 3, (3, 37, 35))
+    x = normal((3, 3, 37, 35))
+    x[1, 1, 10, 10] = np.nan
+    loss, logits = plan.step(x, np.arange(3), 0.0, Rng(1))
+    assert np.isnan(loss)
+    assert np.isnan(logits).any(axis=1).tolist() == [False, True, False]
