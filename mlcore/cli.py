@@ -32,7 +32,7 @@ app = typer.Typer(
 
 RECIPE_HELP = "A .toml file, or a shipped recipe: lenet5_mnist, mlp_mnist."  # a listing would read at import
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
-RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP[:-1]}; or a model: alexnet.")]
+RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/20260101-120000-...")]
 DataOption = Annotated[
@@ -117,7 +117,7 @@ def predict(
 
 @app.command()
 def summary(recipe: RecipeOrModel, overrides: Overrides = None, as_json: JsonOption = False) -> None:
-    """Show a recipe's network, or a model's: shapes, parameters, memory.
+    """Show a network's shapes, parameters and memory.
 
     Per layer: the output's shape, parameters, multiply-accumulates of an image, KiB of activations of a batch.
 
