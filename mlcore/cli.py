@@ -172,6 +172,27 @@ def gradcheck(
 
 
 @app.command()
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="For example alexnet.")],
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="torch (two modes), or a contender by its full name.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 128,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Steps of each contender.")] = 9,
+    as_json: JsonOption = False,
+) -> None:
+    """Race training steps against PyTorch, in turns: medians, ratios, CPU time, memory, share of the peak.
+
+    Example: mlcore bench alexnet --against torch --against "torch without LRN"
+    """
+    from mlcore.commands import bench_command
+    from mlcore.tables import bench_table
+
+    _print(bench_command(model, against or [], batch, threads, rounds), as_json, bench_table)
+
+
+@app.command()
 def check(
     recipe: RecipeName,
     overrides: Overrides = None,

@@ -145,6 +145,14 @@ def gradcheck_command(model: str | None) -> dict[str, Any]:
     return {"schema": "mlcore.gradcheck/1", "passed": all(row["passed"] for row in rows), "rows": rows}
 
 
+def bench_command(model: str, against: Sequence[str], batch: int, threads: int, rounds: int) -> dict[str, Any]:
+    """A race of training steps; "torch" stands for PyTorch in both memory formats."""
+    from mlcore.bench import bench
+
+    names = [name for given in against for name in (("torch", "torch channels_last") if given == "torch" else (given,))]
+    return bench(model, names, batch, threads, rounds)
+
+
 def check_command(recipe: str, overrides: Sequence[str], data: Path | None, quiet: bool) -> dict[str, Any]:
     """The learning smoke checks."""
     from mlcore.check import run_checks

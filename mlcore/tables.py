@@ -30,6 +30,26 @@ def check_table(document: dict[str, Any]) -> str:
     return f"{columns([('check', '', 'wanted', 'saw'), *rows])}\n{verdict}"
 
 
+def bench_table(document: dict[str, Any]) -> str:
+    """A race: times are medians, the ratio is to mlcore's wall time."""
+    head = ("contender", "ms/step", "CPU ms", "images/s", "ratio", "% of peak", "peak MiB", "first step s")
+    rows = [
+        (
+            row["contender"],
+            f"{row['wall_ms']:,.1f}",
+            f"{row['cpu_ms']:,.1f}",
+            f"{row['images_per_s']:,.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['share_pct']:.0f}",
+            f"{row['peak_mib']:,.0f}",
+            f"{row['first_s']:.1f}",
+        )
+        for row in document["rows"]
+    ]
+    title = f"{document['model']}, batch {document['batch']}, {document['threads']} threads, "
+    return title + f"measured peak {document['peak_gflops']:.0f} GFLOP/s\n" + columns([head, *rows])
+
+
 def gradcheck_table(document: dict[str, Any]) -> str:
     """The gradients, each with how far it was off."""
     rows = [
