@@ -182,7 +182,9 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Steps of each contender.")] = 9,
     as_json: JsonOption = False,
 ) -> None:
-    """Race training steps against PyTorch, in turns: medians, ratios, CPU time, memory, share of the peak.
+    """Race training steps against PyTorch, in turns.
+
+    Medians, ratios, CPU time, memory, share of the machine's measured peak.
 
     Example: mlcore bench alexnet --against torch --against "torch without LRN"
     """
