@@ -53,6 +53,11 @@ class SGD:
         for parameter in self.parameters.values():
             parameter.grad = None
 
+    @property
+    def velocities(self) -> Mapping[str, Array]:
+        """The velocities themselves, by parameter name."""
+        return self._velocity
+
     def state(self) -> dict[str, Array]:
         """Copies of the velocities by parameter name: with the weights, all that a resume needs."""
         return {name: velocity.copy() for name, velocity in self._velocity.items()}

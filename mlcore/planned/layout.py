@@ -158,19 +158,22 @@ def conv_from_plan(weight_GKRO: Array, channels: int) -> Array:
     return np.ascontiguousarray(parts.transpose(0, 4, 3, 1, 2)).reshape(groups * outputs, channels, kernel_h, -1)
 
 
-def linear_to_plan(weight_OI: Array, order: Array, columns: int) -> Array:
-    """[O, I] as panels [B, I, V], inputs in the order in which they lie in memory; zeros where no output is."""
-    outputs, inputs = weight_OI.shape
-    blocks = -(-outputs // columns)
-    padded = np.zeros((inputs, blocks * columns), np.float32)
-    padded[:, :outputs] = weight_OI[:, order].T
-    return np.ascontiguousarray(padded.reshape(inputs, blocks, columns).transpose(1, 0, 2))
+def linear_to_plan(weight_OI: Array, order: Array, panels_BIV: Array) -> None:
+    """[O, I] into panels [B, I, V], inputs in the order in which they lie in memory; zeros where no output is.
+
+    Block by block, since the largest layers are too large to be copied whole.
+    """
+    columns = panels_BIV.shape[2]
+    for block, panel in enumerate(panels_BIV):
+        rows = weight_OI[block * columns : (block + 1) * columns]
+        panel[:, : len(rows)], panel[:, len(rows) :] = rows[:, order].T, 0
 
 
-def linear_from_plan(weight_BIV: Array, order: Array, outputs: int) -> Array:
+def linear_from_plan(panels_BIV: Array, order: Array, outputs: int) -> Array:
     """The way back: [O, I]."""
-    blocks, inputs, columns = weight_BIV.shape
-    rows = weight_BIV.transpose(0, 2, 1).reshape(blocks * columns, inputs)[:outputs]
-    weight = np.empty_like(rows)
-    weight[:, order] = rows
+    _, inputs, columns = panels_BIV.shape
+    weight = np.empty((outputs, inputs), np.float32)
+    for block, panel in enumerate(panels_BIV):
+        rows = weight[block * columns : (block + 1) * columns]
+        rows[:, order] = panel.T[: len(rows)]
     return weight

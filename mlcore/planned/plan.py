@@ -7,6 +7,8 @@ Legend: N batch, C channel, H W height and width, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numba
 
 from mlcore.kernels import loss, planes
@@ -71,19 +73,17 @@ class Plan:
     def take(self) -> None:
         """Load weights and velocities from the model and the optimiser."""
         weights = {name: tensor.data for name, tensor in self.model.parameters().items()}
-        velocities = self.optimiser.state()
         for stage in self.stages:
-            stage.take(_of(stage.name, weights), _of(stage.name, velocities))
+            stage.take(_of(stage.name, weights), _of(stage.name, self.optimiser.velocities))
 
     def give(self) -> None:
         """Write weights and velocities back, in place."""
-        parameters, velocities = self.model.parameters(), self.optimiser.state()
+        parameters, velocities = self.model.parameters(), self.optimiser.velocities
         for stage in self.stages:
             weights, moving = stage.give()
             for part, values in weights.items():
                 parameters[f"{stage.name}.{part}"].data[...] = values
-                velocities[f"{stage.name}.{part}"] = moving[part]
-        self.optimiser.load_state(velocities)
+                velocities[f"{stage.name}.{part}"][...] = moving[part]
 
     @property
     def buffer_bytes(self) -> int:
@@ -103,7 +103,7 @@ class Plan:
         return {part: Move(rate, momentum, decay.get(f"{layer}.{part}", 0.0)) for part in ("weight", "bias")}
 
 
-def _of(layer: str, arrays: Weights) -> Weights:
+def _of(layer: str, arrays: Mapping[str, Array]) -> Weights:
     """One layer's arrays, by parameter."""
     return {name.removeprefix(f"{layer}."): array for name, array in arrays.items() if name.startswith(f"{layer}.")}
 

@@ -280,8 +280,8 @@ class LinearStage:
         self._start()
 
     def take(self, weights: Weights, velocities: Weights) -> None:
-        self.weight[:] = layout.linear_to_plan(weights["weight"], self.order, self.columns)
-        self.velocity[:] = layout.linear_to_plan(velocities["weight"], self.order, self.columns)
+        layout.linear_to_plan(weights["weight"], self.order, self.weight)
+        layout.linear_to_plan(velocities["weight"], self.order, self.velocity)
         self.bias.values[:], self.bias.velocity[:] = weights["bias"], velocities["bias"]
         self._start()
 

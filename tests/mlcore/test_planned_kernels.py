@@ -93,7 +93,7 @@ def test_a_planned_linear_layer_equals_its_slow_twin(n: int, inputs: int, output
     x, weight, bias = normal((n, inputs)), normal((outputs, inputs), seed=1), normal((outputs,), seed=2)
     vectors = layout.panel_vectors(outputs)
     columns = layout.panel_columns(vectors)
-    panel = layout.linear_to_plan(weight, np.arange(inputs), columns)
+    panel = _panels(weight, columns)
     start, out = np.zeros(panel.shape[0] * columns, np.float32), np.empty((n, outputs), np.float32)
     start[:outputs] = bias
     panels.forward(x, panel, start, layout.tiles(n, vectors), -math.inf, out)
@@ -108,12 +108,18 @@ def test_a_planned_linear_layer_equals_its_slow_twin(n: int, inputs: int, output
     assert_close(back.T, reference.linear_grad_input(grad, weight), "gradient of the input")
 
     turned, velocity = np.empty((inputs, n), np.float32), normal((outputs, inputs), seed=4)
-    moving = layout.linear_to_plan(velocity, np.arange(inputs), columns)
+    moving = _panels(velocity, columns)
     panels.transpose(x, turned)
     panels.update(turned, by_output, tiles, nothing, panel, moving, panels.Move(0.1, 0.9, 0.01))
     reference.sgd_update(weight, reference.linear_grad_weight(grad, x)[0], velocity, 0.1, 0.9, 0.01, False)
     assert_close(layout.linear_from_plan(panel, np.arange(inputs), outputs), weight, "weights after a step")
     assert_close(layout.linear_from_plan(moving, np.arange(inputs), outputs), velocity, "velocities")
+
+
+def _panels(weight: Array, columns: int) -> Array:
+    panels_BIV = np.full((-(-weight.shape[0] // columns), weight.shape[1], columns), np.nan, np.float32)
+    layout.linear_to_plan(weight, np.arange(weight.shape[1]), panels_BIV)
+    return panels_BIV
 
 
 @st.composite
