@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import llvmlite.binding as llvm
-import numba
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
+
+from mlcore.kernels.native import Machine, compiled
 
 FLOAT_BYTES = 4
 
@@ -47,54 +46,10 @@ INTEGERS = (
 )
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Vectors to compile for: `lanes` floats in a register, how many registers, and LLVM's names for the processor."""
-
-    lanes: int
-    registers: int
-    cpu: str
-    features: str
-
-    def rows(self, vectors: int) -> int:
-        """The most rows of a tile that leave a register for each vector of B and one for A."""
-        return max(1, (self.registers - vectors - 1) // vectors)
-
-
-AVX512 = Machine(16, 32, "skylake-avx512", "-prefer-256-bit")
-AVX2 = Machine(8, 16, "haswell", "")
-PORTABLE = Machine(4, 16, "", "")
-
-
-@functools.cache
-def this_machine() -> Machine:
-    """The widest vectors that the processor has; numba's NUMBA_CPU_NAME, where set, says which processor to be."""
-    if wanted := getattr(numba.config, "CPU_NAME", None):
-        return {"skylake-avx512": AVX512, "haswell": AVX2}.get(wanted, PORTABLE)
-    found = llvm.get_host_cpu_features()
-    name, features = llvm.get_host_cpu_name(), found.flatten()
-    if found.get("avx512f"):
-        return Machine(16, 32, name, features + ",-prefer-256-bit")
-    if found.get("avx2") and found.get("fma"):
-        return Machine(8, 16, name, features)
-    return Machine(4, 16, name, features)
-
-
 @functools.cache
 def tile_address(rows: int, vectors: int, machine: Machine) -> int:
     """The address of the compiled tile of `rows` by `vectors` vectors; `run_tile` calls it."""
-    module = llvm.parse_assembly(tile_source(rows, vectors, machine.lanes))
-    module.triple = llvm.get_process_triple()
-    target = llvm.Target.from_default_triple().create_target_machine(machine.cpu, machine.features, opt=3)
-    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
-    passes.getModulePassManager().run(module, passes)
-    engine = llvm.create_mcjit_compiler(module, target)
-    engine.finalize_object()
-    _ENGINES.append(engine)
-    return int(engine.get_function_address("tile"))
-
-
-_ENGINES: list[Any] = []  # compiled code lives as long as its engine
+    return compiled(tile_source(rows, vectors, machine.lanes), "tile", machine)
 
 
 def tile_source(rows: int, vectors: int, lanes: int) -> str:

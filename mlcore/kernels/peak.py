@@ -10,7 +10,8 @@ from numba import prange
 from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel
-from mlcore.kernels.micro import address_of, run_tile, this_machine, tile_address
+from mlcore.kernels.micro import address_of, run_tile, tile_address
+from mlcore.kernels.native import this_machine
 
 VECTORS, DEPTH, REPEATS, TRIES = 2, 256, 4000, 15
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlcore.kernels.micro import cover, this_machine, tile_address
+from mlcore.kernels.micro import cover, tile_address
+from mlcore.kernels.native import this_machine
 from mlcore.kernels.panels import Tiles
 from mlcore.kernels.planes import BLOCK_COLUMNS, Grid
 from mlcore.tensor import Array

@@ -150,7 +150,7 @@ def test_a_plan_equals_the_tape_with_vectors_of_any_width(
 @pytest.mark.parametrize(("processor", "lanes"), [("haswell", 8), ("generic", 4)])
 def test_a_plan_equals_the_tape_when_numba_is_told_to_be_an_older_processor(processor: str, lanes: int) -> None:
     code = """
-from mlcore.kernels.micro import this_machine
+from mlcore.kernels.native import this_machine
 from tests.mlcore.test_planned import test_a_plan_equals_the_tape
 test_a_plan_equals_the_tape("a bit of everything")
 print(this_machine().lanes)
