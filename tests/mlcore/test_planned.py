@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlcore import ops
-from mlcore.kernels import jit, micro
+from mlcore.kernels import jit, native
 from mlcore.layers import (
     AvgPool2d,
     Conv2d,
@@ -135,11 +135,11 @@ def test_a_plan_gives_the_same_bits_with_one_thread_and_two(monkeypatch: pytest.
 
 
 @needs_compiler
-@pytest.mark.parametrize("machine", [micro.AVX512, micro.AVX2, micro.PORTABLE], ids=["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("machine", [native.AVX512, native.AVX2, native.PORTABLE], ids=["avx512", "avx2", "portable"])
 def test_a_plan_equals_the_tape_with_vectors_of_any_width(
-    machine: micro.Machine, monkeypatch: pytest.MonkeyPatch
+    machine: native.Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if machine.lanes > micro.this_machine().lanes:
+    if machine.lanes > native.this_machine().lanes:
         pytest.skip(f"this processor has no vectors of {machine.lanes} floats")
     monkeypatch.setattr(layout, "this_machine", lambda: machine)
     test_a_plan_equals_the_tape("a bit of everything")
