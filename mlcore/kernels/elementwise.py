@@ -1,6 +1,7 @@
 """What is done to each number by itself: ReLU, tanh, the optimiser's update.
 
-float32 or float64. NaN goes in, NaN comes out. Work is shared among threads in blocks of fixed size.
+float32 or float64, for dropout bf16 too. NaN goes in, NaN comes out. Work is shared among threads in blocks of fixed
+size.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel, kernel
+from mlcore.kernels.precision import narrow, widen
 
 BLOCK = 1 << 14  # values in one turn
 COST = 16  # what handling one value costs, in multiplications
@@ -60,7 +62,8 @@ def dropout(x_NF: Array, out_NF: Array, order_F: Array, probability: float, seed
     Whether a number is kept depends on the seed and its place only: image * F + order[f]. So no mask is stored, and
     any layout of the same numbers drops the same ones.
     """
-    scale = x_NF.dtype.type(1 / (1 - probability))
+    kind = np.float32 if x_NF.dtype == np.uint16 else x_NF.dtype.type
+    scale = kind(1 / (1 - probability))
     _dropout(COST * x_NF.size, x_NF, out_NF, order_F, int(probability * (1 << 32)), seed, scale)
 
 
@@ -103,7 +106,7 @@ def _dropout(x_NF: Array, out_NF: Array, order_F: Array, limit: int, seed: int, 
 def _dropout_row(x: Array, out: Array, order: Array, first: int, limit: int, seed: int, scale: Any) -> None:
     nothing = x.dtype.type(0)
     for i in range(x.size):
-        value = x[i] * scale
+        value = narrow(widen(x[i]) * scale, out)
         out[i] = value if _mixed(seed ^ _mixed(first + order[i])) >= limit else nothing
 
 

@@ -3,7 +3,11 @@
 The update is fused with the gradient: a tile of the gradient is made, used on its weights, and forgotten, so that
 gradients as large as the weights are never written. Tables of tiles are (address, rows, times) twice, as `cover` cuts.
 
-Legend: N image, I input, O output, B block of outputs, V columns of a panel. float32.
+In bf16 the weights stay float32 for the update, which leaves two rounded copies behind: one in words along the inputs
+for the way forward, one in words along the outputs for the way back. In float32 a word is a number and the weights
+serve for both.
+
+Legend: N image, I input, O output, B block of outputs, V columns of a panel, P numbers of a word, W words.
 """
 
 from __future__ import annotations
@@ -16,11 +20,11 @@ from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel, kernel
 from mlcore.kernels.micro import address_of, run_tile
+from mlcore.kernels.precision import WORD_BYTES, narrow, widen
 
-DEPTH = 1024  # inputs whose weights stay in the cache while all images pass
+DEPTH = 1024  # words of inputs whose weights stay in the cache while all images pass
 BLOCKS = 16  # blocks of outputs that go back to the inputs at a time
 TURN = 8  # tiles in one turn
-FLOAT_BYTES = 4
 
 Array = NDArray[Any]
 
@@ -44,43 +48,72 @@ class Move(NamedTuple):
     decay: float
 
 
-def forward(x_NI: Array, weight_BIV: Array, bias: Array, tiles: Tiles, floor: float, out_NO: Array) -> None:
-    """out = max(x @ weight + bias, floor). bias: padded to whole blocks."""
-    work = x_NI.shape[0] * weight_BIV.size
-    _forward(work, x_NI, weight_BIV, bias, tiles, np.float32(floor), out_NO)
+def forward(x_NI: Array, weight_BWV: Array, bias: Array, tiles: Tiles, floor: float, out_NO: Array) -> None:
+    """out = max(x @ weight + bias, floor), float32. weight: words along the inputs; bias: padded to whole blocks."""
+    work = x_NI.shape[0] * weight_BWV.size
+    _forward(work, x_NI, weight_BWV, bias, tiles, np.float32(floor), out_NO)
 
 
 def to_input(weight_BIV: Array, grad_panels: Array, tiles: Tiles, nothing: Array, out_IN: Array) -> None:
-    """out[I, N] = weight @ gradient. grad_panels [blocks of V images, B * V outputs, V]; nothing: V zeros."""
+    """out[I, N] = weight @ gradient, float32. grad_panels [blocks of V images, words of B * V outputs, V]; nothing: V
+    zeros."""
     work = out_IN.shape[1] * weight_BIV.size
     _to_input(work, weight_BIV, grad_panels, tiles, nothing, out_IN)
 
 
 def update(
-    x_IN: Array, grad_BNV: Array, tiles: Tiles, nothing: Array, weight_BIV: Array, velocity_BIV: Array, move: Move
+    x_IN: Array, grad_BWV: Array, tiles: Tiles, nothing: Array, weight_BIV: Array, velocity_BIV: Array, move: Move
 ) -> None:
-    """The gradient of the weights, and at once the step it leads to."""
+    """The gradient of the weights, and at once the step it leads to. grad: words along the images, as x has them."""
     work = x_IN.shape[1] * weight_BIV.size
-    parts = np.float32(move.rate), np.float32(move.momentum), np.float32(move.decay)
-    _update(work, x_IN, grad_BNV, tiles, nothing, weight_BIV, velocity_BIV, *parts)
+    _update(work, x_IN, grad_BWV, tiles, nothing, weight_BIV, velocity_BIV, *_parts(move))
 
 
-def pack_gradient(grad_NO: Array, by_output_BNV: Array, by_image: Array) -> None:
-    """The gradient as panels over outputs [B, N, V] and over images [blocks of V images, B * V, V];
+def update_rounding(
+    x_IN: Array,
+    grad_BWV: Array,
+    tiles: Tiles,
+    nothing: Array,
+    weight_BIV: Array,
+    velocity_BIV: Array,
+    move: Move,
+    by_input_BWVP: Array,
+    by_output_BIV: Array,
+) -> None:
+    """The same, and the rounded copies of the moved weights; the tiles have even numbers of rows."""
+    work = x_IN.shape[1] * weight_BIV.size
+    copies = by_input_BWVP, by_output_BIV
+    _update_rounding(work, x_IN, grad_BWV, tiles, nothing, weight_BIV, velocity_BIV, *_parts(move), *copies)
 
-    zeros where no output is."""
-    _pack_gradient(64 * grad_NO.size, grad_NO, by_output_BNV, by_image)
+
+def round_weights(weight_BIV: Array, by_input_BWVP: Array, by_output_BIV: Array) -> None:
+    """Both rounded copies of the weights."""
+    _round_weights(8 * weight_BIV.size, weight_BIV, by_input_BWVP, by_output_BIV)
+
+
+def pack_gradient(grad_NO: Array, by_output_BWVP: Array, by_image: Array) -> None:
+    """The gradient as panels over outputs [B, words of N, V, P] and over images [blocks of V images, words of B * V, V,
+    P]; zeros where no output or image is."""
+    _pack_gradient(64 * grad_NO.size, grad_NO, by_output_BWVP, by_image)
 
 
 def transpose(matrix: Array, out: Array) -> None:
-    """out = matrix.T, in squares that fit the cache."""
+    """out = matrix.T, in squares that fit the cache, as numbers of out's kind."""
     _transpose(64 * matrix.size, matrix, out)
+
+
+def copy_rows(matrix: Array, out: Array) -> None:
+    """out = matrix, as numbers of out's kind."""
+    _copy_rows(16 * matrix.size, matrix, out)
 
 
 def move_weights(weight: Array, velocity: Array, sums: Array, move: Move) -> None:
     """In place, flat: SGD with the gradient that is the sum of `sums` [chunks, size], chunk after chunk."""
-    parts = np.float32(move.rate), np.float32(move.momentum), np.float32(move.decay)
-    _move_weights(8 * sums.size, weight, velocity, sums, *parts)
+    _move_weights(8 * sums.size, weight, velocity, sums, *_parts(move))
+
+
+def _parts(move: Move) -> tuple[Any, Any, Any]:
+    return np.float32(move.rate), np.float32(move.momentum), np.float32(move.decay)
 
 
 @SharedKernel
@@ -94,25 +127,25 @@ def _forward(x: Array, weight: Array, bias: Array, tiles: Tiles, floor: Any, out
 def _forward_block(
     x: Array, weight: Array, bias: Array, tiles: Tiles, floor: Any, out: Array, b: int, first: int
 ) -> None:
-    """All images through the weights of one block, from input `first` on."""
-    _, inputs, columns = weight.shape
-    outputs = out.shape[1]
-    depth = min(DEPTH, inputs - first)
-    at_end = first + depth == inputs
-    panel = address_of(weight) + (b * inputs + first) * columns * FLOAT_BYTES
-    a, c = address_of(x) + first * FLOAT_BYTES, address_of(out) + b * columns * FLOAT_BYTES
+    """All images through the weights of one block, from word `first` on."""
+    _, words, columns = weight.shape
+    outputs, row = out.shape[1], x.shape[1] * x.itemsize
+    depth = min(DEPTH, words - first)
+    at_end = first + depth == words
+    panel = address_of(weight) + (b * words + first) * columns * WORD_BYTES
+    a, c = address_of(x) + first * WORD_BYTES, address_of(out) + b * columns * WORD_BYTES
     for tile, rows, times in (
         (tiles.tile, tiles.rows, tiles.times),
         (tiles.last_tile, tiles.last_rows, tiles.last_times),
     ):
         for _ in range(times):
             run_tile(
-                tile, 1, depth, a, 0, FLOAT_BYTES, inputs * FLOAT_BYTES, panel, c, outputs * FLOAT_BYTES,
-                min(columns, outputs - b * columns), address_of(bias) + b * columns * FLOAT_BYTES,
+                tile, 1, depth, a, 0, WORD_BYTES, row, panel, c, outputs * WORD_BYTES,
+                min(columns, outputs - b * columns), address_of(bias) + b * columns * WORD_BYTES,
                 1 if first > 0 else 0, floor if at_end else np.float32(-np.inf),
             )  # fmt: skip
-            a += rows * inputs * FLOAT_BYTES
-            c += rows * outputs * FLOAT_BYTES
+            a += rows * row
+            c += rows * outputs * WORD_BYTES
 
 
 @kernel
@@ -137,13 +170,15 @@ def _to_input_tile(weight: Array, grad: Array, tiles: Tiles, i: int, nothing: Ar
     """A tile's inputs, all images, from block `first` on."""
     blocks, inputs, columns = weight.shape
     images, wide = out.shape[1], grad.shape[2]
+    row_bytes = columns * weight.itemsize
+    words = row_bytes // WORD_BYTES
     tile, _, row = _tile_at(tiles, i)
-    a = address_of(weight) + (first * inputs + row) * columns * FLOAT_BYTES
+    a = address_of(weight) + (first * inputs + row) * row_bytes
     for n in range(grad.shape[0]):
         run_tile(
-            tile, min(BLOCKS, blocks - first), columns, a, inputs * columns * FLOAT_BYTES, FLOAT_BYTES,
-            columns * FLOAT_BYTES, address_of(grad) + (n * grad.shape[1] + first * columns) * wide * FLOAT_BYTES,
-            address_of(out) + (row * images + n * wide) * FLOAT_BYTES, images * FLOAT_BYTES,
+            tile, min(BLOCKS, blocks - first), words, a, inputs * row_bytes, WORD_BYTES, row_bytes,
+            address_of(grad) + (n * grad.shape[1] + first * words) * wide * WORD_BYTES,
+            address_of(out) + (row * images + n * wide) * WORD_BYTES, images * WORD_BYTES,
             min(wide, images - n * wide), address_of(nothing), 1 if first > 0 else 0, np.float32(-np.inf),
         )  # fmt: skip
 
@@ -163,22 +198,81 @@ def _update(
     for b in prange(weight.shape[0]):
         slope = np.empty(max(tiles.rows, tiles.last_rows) * weight.shape[2], np.float32)
         for i in range(tiles.times + tiles.last_times):
-            tile, rows, row = _tile_at(tiles, i)
-            _gradient_tile(x_IN, grad, tile, row, nothing, b, slope)
-            size = rows * weight.shape[2]
-            flat = slice(row * weight.shape[2], row * weight.shape[2] + size)
-            _move(weight[b].reshape(-1)[flat], velocity[b].reshape(-1)[flat], slope, rate, momentum, decay)
+            _update_tile(x_IN, grad, tiles, i, nothing, weight, velocity, rate, momentum, decay, b, slope)
+
+
+@SharedKernel
+def _update_rounding(
+    x_IN: Array,
+    grad: Array,
+    tiles: Tiles,
+    nothing: Array,
+    weight: Array,
+    velocity: Array,
+    rate: Any,
+    momentum: Any,
+    decay: Any,
+    by_input: Array,
+    by_output: Array,
+) -> None:
+    for b in prange(weight.shape[0]):
+        slope = np.empty(max(tiles.rows, tiles.last_rows) * weight.shape[2], np.float32)
+        for i in range(tiles.times + tiles.last_times):
+            _update_tile(x_IN, grad, tiles, i, nothing, weight, velocity, rate, momentum, decay, b, slope)
+            _, rows, row = _tile_at(tiles, i)
+            _round_rows(weight[b], row, row + rows, by_input[b], by_output[b])
+
+
+@kernel
+def _update_tile(
+    x_IN: Array,
+    grad: Array,
+    tiles: Tiles,
+    i: int,
+    nothing: Array,
+    weight: Array,
+    velocity: Array,
+    rate: Any,
+    momentum: Any,
+    decay: Any,
+    b: int,
+    slope: Array,
+) -> None:
+    """The i-th tile's inputs of block b: gradient and move."""
+    tile, rows, row = _tile_at(tiles, i)
+    _gradient_tile(x_IN, grad, tile, row, nothing, b, slope)
+    columns = weight.shape[2]
+    flat = slice(row * columns, (row + rows) * columns)
+    _move(weight[b].reshape(-1)[flat], velocity[b].reshape(-1)[flat], slope, rate, momentum, decay)
 
 
 @kernel
 def _gradient_tile(x_IN: Array, grad: Array, tile: int, row: int, nothing: Array, b: int, slope: Array) -> None:
-    images, columns = grad.shape[1:]
-    stride = x_IN.shape[1] * FLOAT_BYTES
+    words, columns = grad.shape[1:]
+    stride = x_IN.shape[1] * x_IN.itemsize
     run_tile(
-        tile, 1, images, address_of(x_IN) + row * stride, 0, FLOAT_BYTES, stride,
-        address_of(grad) + b * images * columns * FLOAT_BYTES, address_of(slope), columns * FLOAT_BYTES,
+        tile, 1, words, address_of(x_IN) + row * stride, 0, WORD_BYTES, stride,
+        address_of(grad) + b * words * columns * WORD_BYTES, address_of(slope), columns * WORD_BYTES,
         columns, address_of(nothing), 0, np.float32(-np.inf),
     )  # fmt: skip
+
+
+@SharedKernel
+def _round_weights(weight: Array, by_input: Array, by_output: Array) -> None:
+    for b in prange(weight.shape[0]):
+        _round_rows(weight[b], 0, weight.shape[1], by_input[b], by_output[b])
+
+
+@kernel
+def _round_rows(weight: Array, first: int, last: int, by_input: Array, by_output: Array) -> None:
+    """Inputs first to last of one block, an even number of them, into both copies."""
+    columns = weight.shape[1]
+    for row in range(first, last, 2):
+        words, upper, lower = by_input[row >> 1], by_output[row], by_output[row + 1]
+        for v in range(columns):
+            low, high = narrow(weight[row, v], by_output), narrow(weight[row + 1, v], by_output)
+            upper[v], lower[v] = low, high
+            words[v, 0], words[v, 1] = low, high
 
 
 @kernel
@@ -205,14 +299,16 @@ def _move_weights(weight: Array, velocity: Array, sums: Array, rate: Any, moment
 @SharedKernel
 def _pack_gradient(grad: Array, by_output: Array, by_image: Array) -> None:
     images, outputs = grad.shape
-    columns, wide = by_output.shape[2], by_image.shape[2]
+    columns, wide, last = by_output.shape[2], by_image.shape[2], by_output.shape[3] - 1
     for b in prange(by_output.shape[0]):
         for n in range(images):
             for v in range(columns):
                 o = b * columns + v
-                value = grad[n, o] if o < outputs else np.float32(0)
-                by_output[b, n, v] = value
-                by_image[n // wide, b * columns + v, n % wide] = value
+                value = narrow(widen(grad[n, o]), by_output) if o < outputs else by_output.dtype.type(0)
+                by_output[b, n >> last, v, n & last] = value
+                by_image[n // wide, o >> last, n % wide, o & last] = value
+        if images & last:
+            by_output[b, images >> last, :, 1] = 0
 
 
 @SharedKernel
@@ -222,4 +318,12 @@ def _transpose(matrix: Array, out: Array) -> None:
         for first in range(0, matrix.shape[0], side):
             for column in range(turn * side, min(matrix.shape[1], (turn + 1) * side)):
                 for row in range(first, min(matrix.shape[0], first + side)):
-                    out[column, row] = matrix[row, column]
+                    out[column, row] = narrow(widen(matrix[row, column]), out)
+
+
+@SharedKernel
+def _copy_rows(matrix: Array, out: Array) -> None:
+    for n in prange(matrix.shape[0]):
+        row, there = matrix[n], out[n]
+        for i in range(row.size):
+            there[i] = narrow(widen(row[i]), out)

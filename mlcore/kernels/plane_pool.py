@@ -3,7 +3,8 @@
 The normalised rows live in a ring of `size` rows and are never written out; going back computes them again, which is
 cheaper than fetching them. Numbers stand channel after channel, so every loop over channels is a vector loop.
 
-Legend: N image, H W height and width, C channel, P Q output. x [1, N, H, W, C], winner [N, P, Q, C]. float32.
+Legend: N image, H W height and width, C channel, P Q output. x [1, N, H, W, C], winner [N, P, Q, C].
+Planes hold float32 or bf16; all is computed in float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel, kernel
 from mlcore.kernels.planes import Grid
+from mlcore.kernels.precision import narrow, widen
 from mlcore.kernels.response import Response, respond, respond_back, room
 
 COST = 16  # what handling one value costs, in multiplications
@@ -181,7 +183,7 @@ def _back_to_winners(grad: Array, winner: Array, i: int, size: int, stride: int,
         for j in range(max(0, -left), min(size, row.shape[0] - left)):
             place, there = np.uint8(i * size + j), row[left + j]
             for c in range(slope.size):
-                value = slope[c]
+                value = widen(slope[c])
                 there[c] += value if won[c] == place else nothing
 
 
@@ -203,7 +205,7 @@ def _avg_forward_image(x: Array, size: int, stride: int, padding: int, out: Arra
                 for j in range(max(0, left), min(x.shape[1], left + size)):
                     pixel = x[i, j]
                     for c in range(total.size):
-                        total[c] += pixel[c]
+                        total[c] += widen(pixel[c])
             for c in range(total.size):
                 total[c] *= share
             _write(total, out, n, grid.border + p * grid.step, grid.border + q * grid.step)
@@ -228,7 +230,7 @@ def _avg_backward_image(grad: Array, size: int, stride: int, padding: int, out: 
                 for j in range(max(0, left), min(grid.width, left + size)):
                     slope, there = grad[p, q], row[j]
                     for c in range(slope.size):
-                        there[c] += share * slope[c]
+                        there[c] += share * widen(slope[c])
         for w in range(grid.width):
             _write(row[w], out, n, grid.border + h * grid.step, grid.border + w * grid.step)
 
@@ -240,4 +242,4 @@ def _write(values: Array, out: Array, n: int, y: int, x: int) -> None:
     for g in range(out.shape[0]):
         pixel, part = out[g, n, y, x], values[g * per_group : (g + 1) * per_group]
         for c in range(per_group):
-            pixel[c] = part[c]
+            pixel[c] = narrow(part[c], out)

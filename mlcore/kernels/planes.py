@@ -8,27 +8,33 @@ same correlation as going forward, with the window turned round.
 Both are driven by a table of blocks: which panel of weights meets which group, and where its channels go. Every
 number is summed in an order that is part of the table, so results don't depend on the number of threads, to the bit.
 
-Legend: G group, N image, H W height and width with border, C channel of a group, R run (kernel width * C), K kernel
-height, O output channel of a group, V columns of a panel. float32, C-contiguous.
+Planes hold float32 or bf16; both are read in words of 32 bits, so that a run is R numbers in W words. Weights and the
+sums of their gradients are float32.
+
+Legend: G group, N image, H W height and width with border, C channel of a group, R run (kernel width * C), W words of a
+run, P numbers of a word, K kernel height, O output channel of a group, V columns of a panel. C-contiguous.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
+from numba.core import types
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel, kernel
 from mlcore.kernels.micro import address_of, run_tile
+from mlcore.kernels.precision import WORD_BYTES, join, narrow, widen
 
 IMAGES = 4  # in one turn of a correlation
 CHUNK = 16  # images whose weight gradients are summed before others are added: part of the arithmetic
 L1_BYTES = 24 << 10  # of packed gradients that one tile walks at a time
 TOGETHER_BYTES = 96 << 10  # of packed gradients, from as many images as fit, that one tile walks one after another
-FLOAT_BYTES = 4
 
 Array = NDArray[Any]
 
@@ -43,10 +49,12 @@ class Grid(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """How a window moves: kernel height, run, stride, and how many blocks share the cache while images pass."""
+    """How a window moves: kernel height, run (and its words), stride, and how many blocks share the cache while images
+    pass."""
 
     kernel: int
     run: int
+    words: int
     stride: int
     together: int
 
@@ -61,7 +69,7 @@ def correlate(
 ) -> None:
     """out = max(x correlated with the panels + bias, floor), for the first `images` images.
 
-    x [G, N, H, W, C]; panels [B, K * R, V]; bias [B, V]; out planes whose pixels stand where `grid` says.
+    x [G, N, H, W, C]; panels [B, K * W, V, P]; bias [B, V]; out planes whose pixels stand where `grid` says.
     blocks [B, 10]: group read, plane and channel written, columns, and the two sizes of tile that make up a row.
     """
     work = images * grid.height * grid.width * panels.size
@@ -71,8 +79,8 @@ def correlate(
 def weight_gradient(x: Array, grad: Array, grid: Grid, blocks: Array, walk: Walk, sums: Array, images: int) -> None:
     """sums [chunks, G, K, R, O] = the gradient of the weights, one slice for each 16 images, to be added in order.
 
-    grad: planes [G, N, H, W, O], pixels where `grid` says. blocks [B, 10], the same for every group: CHANNEL and
-    COLUMNS of the output, in PLANE the columns of a panel; the tiles make up the run.
+    grad: planes [G, N, H, W, O] of x's dtype, pixels where `grid` says. blocks [B, 10], the same for every group:
+    CHANNEL and COLUMNS of the output, in PLANE the columns of a panel; the tiles make up the run.
     """
     work = images * grid.height * grid.width * sums[0].size
     _weight_gradient(work, x, grad, grid, blocks, walk, sums, images)
@@ -96,12 +104,12 @@ def load_images(x_NCHW: Array, planes: Array, grid: Grid) -> None:
 
 
 def pack_panels(weight: Array, spans: Array, panels: Array) -> None:
-    """Weights [G, K, R, O] into forward panels [B, K * R, V]; spans [B, 3]: group, first output, how many."""
+    """Weights [G, K, R, O] into forward panels [B, K * W, V, P]; spans [B, 3]: group, first output, how many."""
     _pack_panels(8 * panels.size, weight, spans, panels)
 
 
 def pack_turned_panels(weight: Array, channels: int, spans: Array, panels: Array) -> None:
-    """Weights [G, K, R, O], turned round, into panels [B, K * kernel width * O, V] that lead back to the input."""
+    """Weights [G, K, R, O], turned round, into panels [B, K * words of kernel width * O, V, P], back to the input."""
     _pack_turned_panels(8 * panels.size, weight, channels, spans, panels)
 
 
@@ -133,7 +141,7 @@ def _correlate_image(
     """One image, blocks `first` to `last`, row by row."""
     _, count, height, width, channels = x.shape
     out_height, out_width, out_channels = out.shape[2:]
-    pixel, out_pixel = channels * FLOAT_BYTES, grid.step * out_channels * FLOAT_BYTES
+    pixel, out_pixel = channels * x.itemsize, grid.step * out_channels * out.itemsize
     columns = panels.shape[2]
     for y in range(grid.height):
         out_y = grid.border + y * grid.step
@@ -141,14 +149,14 @@ def _correlate_image(
             block = blocks[b]
             a = address_of(x) + ((block[GROUP] * count + n) * height + y * walk.stride) * width * pixel
             at = ((block[PLANE] * count + n) * out_height + out_y) * out_width + grid.border
-            c = address_of(out) + (at * out_channels + block[CHANNEL]) * FLOAT_BYTES
-            panel = address_of(panels) + b * panels.shape[1] * columns * FLOAT_BYTES
-            start = address_of(bias) + b * columns * FLOAT_BYTES
+            c = address_of(out) + (at * out_channels + block[CHANNEL]) * out.itemsize
+            panel = address_of(panels) + b * panels.shape[1] * columns * WORD_BYTES
+            start = address_of(bias) + b * columns * WORD_BYTES
             for size in (0, 3):
                 tile, rows = block[TILE + size], block[ROWS + size]
                 for _ in range(block[TIMES + size]):
                     run_tile(
-                        tile, walk.kernel, walk.run, a, width * pixel, FLOAT_BYTES, walk.stride * pixel,
+                        tile, walk.kernel, walk.words, a, width * pixel, WORD_BYTES, walk.stride * pixel,
                         panel, c, out_pixel, block[COLUMNS], start, 0, floor,
                     )  # fmt: skip
                     a += rows * walk.stride * pixel
@@ -169,40 +177,98 @@ def _weight_gradient_chunk(
     x: Array, grad: Array, grid: Grid, blocks: Array, walk: Walk, sums: Array, first: int, last: int
 ) -> None:
     """One group, some images at a time: so many that their packed gradients stay in the cache beside the sums."""
-    columns = blocks[0, PLANE]
-    row_bytes = grid.width * columns * FLOAT_BYTES
+    columns, per_word = blocks[0, PLANE], WORD_BYTES // x.itemsize
+    words = (grid.width + per_word - 1) // per_word
+    row_bytes = words * columns * WORD_BYTES
     rows = min(grid.height, max(1, L1_BYTES // row_bytes))
     together = max(1, TOGETHER_BYTES // (grid.height * row_bytes))
-    packed = np.zeros((together, blocks.shape[0], grid.height, grid.width, columns), np.float32)
+    packed = np.zeros((together, blocks.shape[0], grid.height, words, columns), word_type(x))
+    neighbours = np.zeros((together if per_word > 1 else 0, x[0].size), np.uint32)
     nothing = np.zeros(columns, np.float32)
     for start in range(first, last, together):
         count = min(together, last - start)
         for i in range(count):
             _pack_gradient(grad[start + i], grid, blocks, packed[i])
+        source = joined(x[start : start + count], walk.stride * x.shape[3], neighbours)
         for b in range(blocks.shape[0]):
             for y in range(0, grid.height, rows):
                 _weight_gradient_rows(
-                    x, start, count, y, min(rows, grid.height - y), packed, b, nothing, blocks[b], walk, sums,
+                    x, source, count, y, min(rows, grid.height - y), packed, b, nothing, blocks[b], walk, sums,
                     1 if start > first or y > 0 else 0,
                 )  # fmt: skip
 
 
+def word_type(x: Array) -> Any:
+    """The dtype of a word of x's numbers."""
+    return np.uint32 if x.dtype == np.uint16 else np.float32
+
+
+@overload(word_type, strict=False, inline="always")
+def _compiled_word_type(x: Any) -> Callable[..., Any]:
+    if x.dtype == types.uint16:
+        return lambda x: np.uint32
+    return lambda x: np.float32
+
+
+def joined(x: Array, distance: int, words: Array) -> int:
+    """Address of one word for each number of the images x [N, H, W, C]: in bf16 the number and the one `distance`
+    further on, written to `words`; in float32 the number itself, where it is."""
+    raise NotImplementedError("compiled only")
+
+
+@overload(joined, strict=False)
+def _compiled_joined(x: Any, distance: Any, words: Any) -> Callable[..., Any]:
+    if x.dtype != types.uint16:
+        return lambda x, distance, words: address_of(x)
+
+    def join_images(x: Array, distance: int, words: Array) -> int:
+        for i in range(x.shape[0]):
+            _join_image(x[i].reshape(-1), distance, words[i])
+        return address_of(words)  # type: ignore[no-any-return]
+
+    return join_images
+
+
+@kernel
+def _join_image(x: Array, distance: int, words: Array) -> None:
+    both = x.size - distance
+    further = x[distance:]
+    for i in range(both):
+        words[i] = join(x[i], further[i])
+    for i in range(max(both, 0), x.size):
+        words[i] = x[i]
+
+
 @kernel
 def _pack_gradient(grad: Array, grid: Grid, blocks: Array, packed: Array) -> None:
-    """One image's gradient as panels; columns that don't exist stay zero."""
+    """One image's gradient as panels, neighbours in one word; columns that don't exist stay zero."""
+    per_word = WORD_BYTES // grad.itemsize
     for y in range(grid.height):
-        for x in range(grid.width):
-            pixel = grad[grid.border + y * grid.step, grid.border + x * grid.step]
+        row = grad[grid.border + y * grid.step]
+        for word in range(packed.shape[2]):
+            x = grid.border + word * per_word * grid.step
+            whole = (word + 1) * per_word <= grid.width
+            low, high = row[x], row[x + (per_word - 1) * grid.step if whole else x]
             for b in range(blocks.shape[0]):
-                channel, there = blocks[b, CHANNEL], packed[b, y, x]
-                for v in range(blocks[b, COLUMNS]):
-                    there[v] = pixel[channel + v]
+                part = slice(blocks[b, CHANNEL], blocks[b, CHANNEL] + blocks[b, COLUMNS])
+                _pack_word(low[part], high[part], whole, packed[b, y, word])
+
+
+@kernel
+def _pack_word(low: Array, high: Array, whole: bool, there: Array) -> None:
+    nothing = low.dtype.type(0)
+    if whole:
+        for v in range(low.size):
+            there[v] = join(low[v], high[v])
+    else:
+        for v in range(low.size):
+            there[v] = join(low[v], nothing)
 
 
 @kernel
 def _weight_gradient_rows(
     x: Array,
-    start: int,
+    source: int,
     count: int,
     y: int,
     rows: int,
@@ -214,23 +280,24 @@ def _weight_gradient_rows(
     sums: Array,
     adding: int,
 ) -> None:
-    """What `rows` rows of outputs from `y` on add to block b's sums, for `count` images from `start` on."""
+    """What `rows` rows of outputs from `y` on add to block b's sums, for the `count` images at `source`."""
     _, height, width, channels = x.shape
     outputs = sums.shape[2]
-    pixel, out_row = channels * FLOAT_BYTES, outputs * FLOAT_BYTES
+    pixel, out_row = channels * WORD_BYTES, outputs * WORD_BYTES
+    step = WORD_BYTES // x.itemsize * walk.stride * pixel
     for r in range(walk.kernel):
-        a = address_of(x) + ((start * height + y * walk.stride + r) * width) * pixel
-        c = address_of(sums) + (r * walk.run * outputs + block[CHANNEL]) * FLOAT_BYTES
+        a = source + (y * walk.stride + r) * width * pixel
+        c = address_of(sums) + (r * walk.run * outputs + block[CHANNEL]) * WORD_BYTES
         for size in (0, 3):
             tile, run = block[TILE + size], block[ROWS + size]
             for _ in range(block[TIMES + size]):
                 for i in range(count):
                     run_tile(
                         tile, rows, packed.shape[3], a + i * height * width * pixel, walk.stride * width * pixel,
-                        walk.stride * pixel, FLOAT_BYTES, address_of(packed[i, b, y]), c, out_row, block[COLUMNS],
+                        step, WORD_BYTES, address_of(packed[i, b, y]), c, out_row, block[COLUMNS],
                         address_of(nothing), 1 if i > 0 else adding, np.float32(-np.inf),
                     )  # fmt: skip
-                a += run * FLOAT_BYTES
+                a += run * WORD_BYTES
                 c += run * out_row
 
 
@@ -249,7 +316,7 @@ def _relu_and_bias_gradient_image(
     grad: Array, grid: Grid, out: Array, out_grid: Grid, relu: bool, piece: int, n: int, sums: Array
 ) -> None:
     per_grad, per_out = grad.shape[4], out.shape[4]
-    nothing = np.float32(0)
+    nothing = grad.dtype.type(0)
     for first in range(0, sums.size, piece):
         total = sums[first : first + piece]
         for y in range(grid.height):
@@ -261,12 +328,12 @@ def _relu_and_bias_gradient_image(
                     shown = shown[first % per_out : first % per_out + piece]
                     for v in range(piece):
                         value = slope[v]
-                        value = nothing if shown[v] <= nothing else value
+                        value = nothing if widen(shown[v]) <= 0 else value
                         slope[v] = value
-                        total[v] += value
+                        total[v] += widen(value)
                 else:
                     for v in range(piece):
-                        total[v] += slope[v]
+                        total[v] += widen(slope[v])
 
 
 @SharedKernel
@@ -277,30 +344,34 @@ def _load_images(x_NCHW: Array, planes: Array, grid: Grid) -> None:
             for y in range(grid.height):
                 row = planes[c // per_group, n, grid.border + y]
                 for x in range(grid.width):
-                    row[grid.border + x, c % per_group] = x_NCHW[n, c, y, x]
+                    row[grid.border + x, c % per_group] = narrow(x_NCHW[n, c, y, x], planes)
 
 
 @SharedKernel
 def _pack_panels(weight: Array, spans: Array, panels: Array) -> None:
+    last = panels.shape[3] - 1  # a word holds one number or two
     for b in prange(spans.shape[0]):
         group, first, columns = spans[b]
         _, kernel_h, run, _ = weight.shape
+        words = panels.shape[1] // kernel_h
         for r in range(kernel_h):
             for q in range(run):
+                word, row = panels[b, r * words + (q >> last)], weight[group, r, q]
                 for v in range(columns):
-                    panels[b, r * run + q, v] = weight[group, r, q, first + v]
+                    word[v, q & last] = narrow(row[first + v], panels)
 
 
 @SharedKernel
 def _pack_turned_panels(weight: Array, channels: int, spans: Array, panels: Array) -> None:
+    last = panels.shape[3] - 1
     for b in prange(spans.shape[0]):
         group, first, columns = spans[b]
         _, kernel_h, run, outputs = weight.shape
-        kernel_w = run // channels
+        kernel_w, words = run // channels, panels.shape[1] // kernel_h
         for r in range(kernel_h):
             for s in range(kernel_w):
                 for v in range(columns):
                     source = weight[group, kernel_h - 1 - r, (kernel_w - 1 - s) * channels + first + v]
-                    at = (r * kernel_w + s) * outputs
                     for o in range(outputs):
-                        panels[b, at + o, v] = source[o]
+                        q = s * outputs + o
+                        panels[b, r * words + (q >> last), v, q & last] = narrow(source[o], panels)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.kernels.jit import kernel
+from mlcore.kernels.precision import widen
 
 Array = NDArray[Any]
 
@@ -41,12 +42,12 @@ def respond(x: Array, response: Response, space: Array, out: Array) -> None:
     """One pixel's channels, normalised."""
     if response.size == 0:
         for c in range(x.size):
-            out[c] = x[c]
+            out[c] = widen(x[c])
         return
     sums = _sums(x, response, space)
     _to_minus_beta(sums, response.beta)
     for c in range(x.size):
-        out[c] = x[c] * sums[c]
+        out[c] = widen(x[c]) * sums[c]
 
 
 @kernel
@@ -57,7 +58,8 @@ def _sums(x: Array, response: Response, space: Array) -> Array:
     sums: Array = space[1, : x.size]
     inner = squares[half : half + x.size]
     for c in range(x.size):
-        inner[c] = x[c] * x[c]
+        value = widen(x[c])
+        inner[c] = value * value
     _over_neighbours(squares, response.size, sums)
     k, alpha = np.float32(response.k), np.float32(response.alpha)
     for c in range(x.size):
@@ -110,9 +112,9 @@ def respond_back(x: Array, grad: Array, response: Response, space: Array, out: A
     _to_minus_beta(sums, response.beta)
     for c in range(x.size):
         weighed = grad[c] * sums[c]
-        inner[c] = weighed * x[c] / out[c]
+        inner[c] = weighed * widen(x[c]) / out[c]
         out[c] = weighed
     _over_neighbours(pull, response.size, sums)
     factor = np.float32(2 * response.alpha * response.beta)
     for c in range(x.size):
-        out[c] -= factor * x[c] * sums[c]
+        out[c] -= factor * widen(x[c]) * sums[c]

@@ -1,7 +1,9 @@
 """The one place that knows how a planned network lies in memory: planes, panels, and the tables of tiles over them.
 
+Numbers are kept as the plan's precision says: planes and panels in fp32 or bf16, weights and sums always in float32.
+
 Legend: G group, N image, C channel of a group, K kernel height, R run (kernel width * C), O output of a group,
-B block, V columns of a panel, I input.
+B block, V columns of a panel, P numbers of a word, I input.
 """
 
 from __future__ import annotations
@@ -12,13 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlcore.kernels import panels
 from mlcore.kernels.micro import cover, tile_address
 from mlcore.kernels.native import this_machine
 from mlcore.kernels.panels import Tiles
 from mlcore.kernels.planes import BLOCK_COLUMNS, Grid
+from mlcore.kernels.precision import FP32, PRECISIONS, WORD_BYTES, Precision
+from mlcore.layers import Linear
 from mlcore.tensor import Array
 
 L2_BYTES = 640 << 10  # of weights that stay in the cache while images pass
+SLACK = 16  # numbers behind every plane: the last word of a run may reach past it
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +47,10 @@ class Planes:
         return self.groups * self.per_group
 
     @property
+    def precision(self) -> Precision:
+        return next(each for each in PRECISIONS.values() if each.dtype == self.array.dtype)
+
+    @property
     def is_plain(self) -> bool:
         """One group and no border: an image is one row of numbers."""
         return self.groups == 1 and self.array.shape[2:4] == (self.grid.height, self.grid.width)
@@ -56,10 +66,23 @@ class Planes:
         return np.arange(math.prod(shape)).reshape(shape).transpose(1, 2, 0).reshape(-1)
 
 
-def plane(images: int, channels: int, height: int, width: int, groups: int = 1, border: int = 0) -> Planes:
+def plane(
+    images: int,
+    channels: int,
+    height: int,
+    width: int,
+    groups: int = 1,
+    border: int = 0,
+    precision: Precision = FP32,
+) -> Planes:
     """Zeroed planes with the same border on every side."""
     shape = (groups, images, height + 2 * border, width + 2 * border, channels // groups)
-    return Planes(np.zeros(shape, np.float32), Grid(border, 1, height, width))
+    return Planes(_zeros(shape, precision), Grid(border, 1, height, width))
+
+
+def _zeros(shape: tuple[int, ...], precision: Precision) -> Array:
+    size = math.prod(shape)
+    return np.zeros(size + SLACK, precision.dtype)[:size].reshape(shape)
 
 
 def gradient_plane(out: Planes, groups: int, kernel: int, stride: int, padding: int, x: Planes | None) -> Planes:
@@ -69,11 +92,11 @@ def gradient_plane(out: Planes, groups: int, kernel: int, stride: int, padding: 
     """
     images, channels, height, width = out.array.shape[1], out.channels, out.grid.height, out.grid.width
     if x is None:
-        return plane(images, channels, height, width, groups)
+        return plane(images, channels, height, width, groups, precision=out.precision)
     border = kernel - 1 - padding
     rows, columns = x.grid.height + kernel - 1, x.grid.width + kernel - 1
     shape = (groups, images, rows, columns, channels // groups)
-    return Planes(np.zeros(shape, np.float32), Grid(border, stride, height, width))
+    return Planes(_zeros(shape, out.precision), Grid(border, stride, height, width))
 
 
 def panel_vectors(outputs: int) -> int:
@@ -87,12 +110,14 @@ def panel_columns(vectors: int) -> int:
     return vectors * this_machine().lanes
 
 
-def tiles(length: int, vectors: int) -> Tiles:
-    """The tiles that make up `length` rows, compiled."""
+def tiles(length: int, vectors: int, read: Precision = FP32, written: Precision = FP32, unit: int = 1) -> Tiles:
+    """The tiles that make up `length` rows, in whole `unit`s of rows, compiled."""
     machine = this_machine()
-    rows, times, last_rows, last_times = cover(length, machine.rows(vectors))
-    last = tile_address(last_rows, vectors, machine) if last_times else 0
-    return Tiles(tile_address(rows, vectors, machine), rows, times, last, last_rows, last_times)
+    units, times, last_units, last_times = cover(length // unit, machine.rows(vectors) // unit)
+    kinds = read.name, written.name
+    tile = tile_address(units * unit, vectors, machine, *kinds)
+    last = tile_address(last_units * unit, vectors, machine, *kinds) if last_times else 0
+    return Tiles(tile, units * unit, times, last, last_units * unit, last_times)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +129,8 @@ class Blocks:
     columns: int
 
     def together(self, depth: int) -> int:
-        """How many blocks of panels `depth` deep fit the cache at once."""
-        return max(1, L2_BYTES // (depth * self.columns * 4))
+        """How many blocks of panels `depth` words deep fit the cache at once."""
+        return max(1, L2_BYTES // (depth * self.columns * WORD_BYTES))
 
     def padded(self, values: Array, outputs: int) -> Array:
         """values [G * outputs] as [B, V]: what each panel starts at."""
@@ -124,17 +149,19 @@ def correlation_blocks(outputs: int, groups: int, target: Planes) -> Blocks:
     channel = spans[:, 0] * outputs + spans[:, 1]
     table = np.zeros((len(spans), BLOCK_COLUMNS), np.int64)
     table[:, 0], table[:, 1], table[:, 2] = spans[:, 0], channel // target.per_group, channel % target.per_group
-    table[:, 3], table[:, 4:] = spans[:, 2], tiles(target.grid.width, vectors)
+    table[:, 3] = spans[:, 2]
+    table[:, 4:] = tiles(target.grid.width, vectors, target.precision, target.precision)
     return Blocks(table, spans, columns)
 
 
-def gradient_blocks(outputs: int, run: int) -> Blocks:
+def gradient_blocks(outputs: int, run: int, precision: Precision) -> Blocks:
     """Panels of one group's output gradients; tiles along the run of the weights."""
     vectors = panel_vectors(outputs)
     columns = panel_columns(vectors)
     spans = np.array(list(_cut(outputs, 1, outputs, columns)), np.int64)
     table = np.zeros((len(spans), BLOCK_COLUMNS), np.int64)
-    table[:, 1], table[:, 2], table[:, 3], table[:, 4:] = columns, spans[:, 1], spans[:, 2], tiles(run, vectors)
+    table[:, 1], table[:, 2], table[:, 3] = columns, spans[:, 1], spans[:, 2]
+    table[:, 4:] = tiles(run, vectors, precision)
     return Blocks(table, spans, columns)
 
 
@@ -143,6 +170,12 @@ def _cut(outputs: int, groups: int, piece: int, columns: int) -> Iterator[tuple[
         for start in range(0, outputs, piece):
             for first in range(start, start + piece, columns):
                 yield group, first, min(columns, start + piece - first)
+
+
+def conv_panels(blocks: Blocks, kernel: int, run: int, precision: Precision) -> Array:
+    """Room for a convolution's weights as the innermost loop reads them: [B, K * words of a run, V, P]."""
+    depth = kernel * precision.words(run)
+    return np.zeros((len(blocks.spans), depth, blocks.columns, precision.per_word), precision.dtype)
 
 
 def conv_to_plan(weight_OCKL: Array, groups: int) -> Array:
@@ -160,21 +193,105 @@ def conv_from_plan(weight_GKRO: Array, channels: int) -> Array:
 
 
 def linear_to_plan(weight_OI: Array, order: Array, panels_BIV: Array) -> None:
-    """[O, I] into panels [B, I, V], inputs in the order in which they lie in memory; zeros where no output is.
+    """[O, I] into panels [B, I, V], inputs in the order in which they lie in memory; what is padding stays as it is.
 
     Block by block, since the largest layers are too large to be copied whole.
     """
     columns = panels_BIV.shape[2]
     for block, panel in enumerate(panels_BIV):
         rows = weight_OI[block * columns : (block + 1) * columns]
-        panel[:, : len(rows)], panel[:, len(rows) :] = rows[:, order].T, 0
+        panel[: len(order), : len(rows)] = rows[:, order].T
 
 
 def linear_from_plan(panels_BIV: Array, order: Array, outputs: int) -> Array:
     """The way back: [O, I]."""
-    _, inputs, columns = panels_BIV.shape
+    inputs, columns = len(order), panels_BIV.shape[2]
     weight = np.empty((outputs, inputs), np.float32)
     for block, panel in enumerate(panels_BIV):
         rows = weight[block * columns : (block + 1) * columns]
-        rows[:, order] = panel.T[: len(rows)]
+        rows[:, order] = panel[:inputs].T[: len(rows)]
     return weight
+
+
+class LinearPanels:
+    """A fully connected layer's weights and velocities in panels, and what the ways forward and back read: in bf16
+    rounded copies `by_input` [B, words of I, V] and `by_output` [B, I, V], else the weights [B, I, V] themselves."""
+
+    def __init__(self, layer: Linear, order: Array, precision: Precision) -> None:
+        self.outputs, self.order, self.precision = layer.outputs, order, precision
+        self.vectors = panel_vectors(layer.outputs)
+        self.columns = panel_columns(self.vectors)
+        blocks, words = -(-layer.outputs // self.columns), precision.words(layer.inputs)
+        self.inputs = words * precision.per_word
+        self.weight = np.zeros((blocks, self.inputs, self.columns), np.float32)
+        self.velocity = np.zeros_like(self.weight)
+        self.nothing = np.zeros(self.columns, np.float32)
+        self.tiles = tiles(self.inputs, self.vectors, precision, unit=precision.per_word)
+        self.by_input = self.by_output = self.weight
+        if precision is not FP32:
+            self._rounded = np.zeros((blocks, words, self.columns, precision.per_word), precision.dtype)
+            self.by_input = self._rounded.view(precision.word)[..., 0]
+            self.by_output = np.zeros(self.weight.shape, precision.dtype)
+
+    def update(self, x_IN: Array, grad_BWV: Array, move: panels.Move) -> None:
+        """Move the weights by the gradient that these make."""
+        arguments = x_IN, grad_BWV, self.tiles, self.nothing, self.weight, self.velocity, move
+        if self.precision is FP32:
+            panels.update(*arguments)
+        else:
+            panels.update_rounding(*arguments, self._rounded, self.by_output)
+
+    def take(self, weight_OI: Array, velocity_OI: Array) -> None:
+        """Load the library's own layout."""
+        linear_to_plan(weight_OI, self.order, self.weight)
+        linear_to_plan(velocity_OI, self.order, self.velocity)
+        if self.precision is not FP32:
+            panels.round_weights(self.weight, self._rounded, self.by_output)
+
+    def give(self) -> tuple[Array, Array]:
+        """Weights and velocities [O, I]."""
+        weight, velocity = (linear_from_plan(each, self.order, self.outputs) for each in (self.weight, self.velocity))
+        return weight, velocity
+
+
+class LinearRoom:
+    """What a fully connected layer needs for a batch besides its weights, for up to `images` images."""
+
+    def __init__(self, layer: LinearPanels, images: int) -> None:
+        self._layer, self._numbers = layer, layer.precision
+        blocks, columns, words = len(layer.weight), layer.columns, self._numbers.words(images)
+        per_word = self._numbers.per_word
+        self._turned = np.zeros(layer.inputs * words * per_word, self._numbers.dtype)
+        self._slopes = np.zeros(layer.inputs * images, np.float32)
+        self._sums = np.zeros(0 if self._numbers is FP32 else images * layer.outputs, np.float32)
+        self._by_output = np.zeros(blocks * words * columns * per_word, self._numbers.dtype)
+        depth = blocks * columns // per_word
+        self._by_image = np.zeros((-(-images // columns), depth, columns, per_word), self._numbers.dtype)
+
+    def turned(self, images: int) -> Array:
+        """[I, N in whole words] for the batch, turned round; zero where no image or input is."""
+        wide = self._numbers.words(images) * self._numbers.per_word
+        turned = self._turned[: self._layer.inputs * wide].reshape(-1, wide)
+        turned[:, images:] = 0
+        turned[len(self._layer.order) :] = 0
+        return turned
+
+    def slopes(self, images: int) -> Array:
+        """[I, N] float32 for the gradient of the input."""
+        return self._slopes[: self._layer.inputs * images].reshape(-1, images)
+
+    def sums(self, images: int) -> Array:
+        """[N, O] float32 for the output before it is rounded."""
+        return self._sums[: images * self._layer.outputs].reshape(images, -1)
+
+    def gradients(self, images: int) -> tuple[Array, Array]:
+        """Room for the output's gradient, in words along the images [B, words of N, V, P] and along the outputs
+        [blocks of V images, words of B * V, V, P]."""
+        words, columns, per_word = self._numbers.words(images), self._layer.columns, self._numbers.per_word
+        shape = len(self._layer.weight), words, columns, per_word
+        return self._by_output[: math.prod(shape)].reshape(shape), self._by_image[: -(-images // columns)]
+
+    def words(self, panels_WVP: Array) -> Array:
+        """The same memory in words."""
+        words: Array = panels_WVP.view(self._numbers.word)[..., 0]
+        return words

@@ -13,6 +13,7 @@ import numba
 
 from mlcore.kernels import loss, planes
 from mlcore.kernels.panels import Move
+from mlcore.kernels.precision import PRECISIONS, Precision
 from mlcore.layers import Conv2d, Layer, Linear, Sequential
 from mlcore.optim import SGD
 from mlcore.planned import layout
@@ -28,16 +29,19 @@ Shape = tuple[int, ...]
 class Plan:
     """The stages of `model` for batches of up to `batch` images of `input_shape` (channels, height, width).
 
-    Unplannable when a layer has no planned form or kernels are not compiled. float32 only.
+    precision: "fp32", or "bf16" for activations, gradients and the weights that are multiplied; sums, the weights that
+    are moved, loss and logits stay float32. Unplannable when a layer has no planned form or kernels are not compiled.
     """
 
-    def __init__(self, model: Sequential, optimiser: SGD, batch: int, input_shape: Shape) -> None:
+    def __init__(
+        self, model: Sequential, optimiser: SGD, batch: int, input_shape: Shape, precision: str = "fp32"
+    ) -> None:
         if getattr(numba.config, "DISABLE_JIT"):  # noqa: B009  numba makes its settings at import
             raise Unplannable("the kernels of a plan exist in compiled form only")
         if optimiser.nesterov:
             raise Unplannable("Nesterov's momentum has no planned form")
         self.model, self.optimiser, self.batch = model, optimiser, batch
-        self.input, self.stages = _wired(model, batch, input_shape)
+        self.input, self.stages = _wired(model, batch, input_shape, PRECISIONS[precision])
         self._count = 0
         self.take()
 
@@ -108,14 +112,14 @@ def _of(layer: str, arrays: Mapping[str, Array]) -> Weights:
     return {name.removeprefix(f"{layer}."): array for name, array in arrays.items() if name.startswith(f"{layer}.")}
 
 
-def _wired(model: Sequential, batch: int, input_shape: Shape) -> tuple[Planes, list[Stage]]:
+def _wired(model: Sequential, batch: int, input_shape: Shape, precision: Precision) -> tuple[Planes, list[Stage]]:
     """The input's planes and the stages, each made with the planes of its neighbours."""
     shapes = {name: (got, out) for name, _, got, out in model.trace(input_shape)}
     steps = fused(list(model.layers.items()))
     if not steps or not isinstance(steps[-1], Weighted) or not isinstance(steps[-1].layer, Linear):
         raise Unplannable("the last layer with an effect must be Linear")
     channels, height, width = input_shape
-    x = first = layout.plane(batch, channels, height, width, *_wish(steps[0], channels))
+    x = first = layout.plane(batch, channels, height, width, *_wish(steps[0], channels), precision)
     x_grad: Planes | None = None
     stages: list[Stage] = []
     for step, following in zip(steps, [*steps[1:], None], strict=True):
@@ -127,7 +131,7 @@ def _wired(model: Sequential, batch: int, input_shape: Shape) -> tuple[Planes, l
 
 def _stage(step: Step, following: Step | None, batch: int, out_shape: Shape, x: Planes, x_grad: Planes | None) -> Stage:
     if isinstance(step, Weighted) and isinstance(step.layer, Linear):
-        return LinearStage(step.name, step.layer, step.relu, x, x_grad)
+        return LinearStage(step.name, step.layer, step.relu, x, x_grad, last=following is None)
     if isinstance(step, Dropping):
         if not x.is_plain or x_grad is None or not x_grad.is_plain:
             raise Unplannable(f"layer '{step.name}': dropout needs plain planes, as before a linear layer")
@@ -136,7 +140,7 @@ def _stage(step: Step, following: Step | None, batch: int, out_shape: Shape, x: 
         sides = (x.grid.height + 2 * step.padding, x.grid.width + 2 * step.padding)
         out_shape = (x.channels, *(1 + (side - step.size) // step.stride for side in sides))
     channels, height, width = out_shape
-    out = layout.plane(batch, channels, height, width, *_wish(following, channels))
+    out = layout.plane(batch, channels, height, width, *_wish(following, channels), x.precision)
     if isinstance(step, MaxPooling):
         return MaxPoolStage(step.name, step.size, step.stride, step.padding, step.response, x, x_grad, out)
     if isinstance(step, AvgPooling):

@@ -16,10 +16,11 @@ import numpy as np
 from mlcore.kernels import elementwise, panels, plane_pool, planes
 from mlcore.kernels.panels import Move
 from mlcore.kernels.planes import CHUNK, Walk
+from mlcore.kernels.precision import FP32
 from mlcore.kernels.response import Response
 from mlcore.layers import Conv2d, Linear
 from mlcore.planned import layout
-from mlcore.planned.layout import Planes
+from mlcore.planned.layout import Blocks, Planes
 from mlcore.rng import Rng
 from mlcore.tensor import Array
 
@@ -71,6 +72,7 @@ class ConvStage:
     def __init__(self, name: str, layer: Conv2d, relu: bool, x: Planes, x_grad: Planes | None, out: Planes) -> None:
         self.name, self.layer, self.x, self.x_grad, self.out = name, layer, x, x_grad, out
         images, groups = x.array.shape[1], layer.groups
+        self.precision = x.precision
         self.relu, self.channels, self.outputs = relu, layer.channels // groups, layer.outputs // groups
         self.floor = 0.0 if relu else NO_FLOOR
         source = None if x_grad is None else x
@@ -81,23 +83,25 @@ class ConvStage:
         self.sums = np.zeros((-(-images // CHUNK), *self.weight.shape), np.float32)
         self.bias = Bias(layer.outputs, images)
         self._plan_forward(run)
-        self.gradient = layout.gradient_blocks(self.outputs, run)
+        self.gradient = layout.gradient_blocks(self.outputs, run, self.precision)
         if x_grad is not None:
             self._plan_back(x_grad)
 
     def _plan_forward(self, run: int) -> None:
-        depth = self.layer.kernel * run
         self.blocks = layout.correlation_blocks(self.outputs, self.layer.groups, self.out)
-        self.walk = Walk(self.layer.kernel, run, self.layer.stride, self.blocks.together(depth))
-        self.panels = np.zeros((len(self.blocks.spans), depth, self.blocks.columns), np.float32)
+        self.walk = self._walk(run, self.layer.stride, self.blocks)
+        self.panels = layout.conv_panels(self.blocks, self.layer.kernel, run, self.precision)
 
     def _plan_back(self, x_grad: Planes) -> None:
         run = self.layer.kernel * self.outputs
-        depth = self.layer.kernel * run
         self.back = layout.correlation_blocks(self.channels, self.layer.groups, x_grad)
-        self.back_walk = Walk(self.layer.kernel, run, 1, self.back.together(depth))
-        self.back_panels = np.zeros((len(self.back.spans), depth, self.back.columns), np.float32)
+        self.back_walk = self._walk(run, 1, self.back)
+        self.back_panels = layout.conv_panels(self.back, self.layer.kernel, run, self.precision)
         self.back_start = np.zeros((len(self.back.spans), self.back.columns), np.float32)
+
+    def _walk(self, run: int, stride: int, blocks: Blocks) -> Walk:
+        kernel, words = self.layer.kernel, self.precision.words(run)
+        return Walk(kernel, run, words, stride, blocks.together(kernel * words))
 
     def forward(self, images: int, rng: Rng | None) -> None:
         planes.correlate(
@@ -172,7 +176,7 @@ class MaxPoolStage(_Weightless):
         self.name, self.size, self.stride, self.padding, self.response = name, size, stride, padding, response
         self.x, self.x_grad, self.out = x, x_grad, out
         images, channels, height, width = x.array.shape[1], out.channels, out.grid.height, out.grid.width
-        self.out_grad = layout.plane(images, channels, height, width)
+        self.out_grad = layout.plane(images, channels, height, width, precision=out.precision)
         self.winner = np.zeros((images, height, width, channels), np.uint8)
 
     def forward(self, images: int, rng: Rng | None) -> None:
@@ -205,7 +209,8 @@ class AvgPoolStage(_Weightless):
         self.name, self.size, self.stride, self.padding = name, size, stride, padding
         self.x, self.x_grad, self.out = x, x_grad, out
         images = x.array.shape[1]
-        self.out_grad = layout.plane(images, out.channels, out.grid.height, out.grid.width)
+        shape = out.channels, out.grid.height, out.grid.width
+        self.out_grad = layout.plane(images, *shape, precision=out.precision)
 
     def forward(self, images: int, rng: Rng | None) -> None:
         plane_pool.avg_pool_forward(
@@ -239,70 +244,56 @@ class DropoutStage(_Weightless):
 
 
 class LinearStage:
-    """A fully connected layer, perhaps with ReLU. Its output is planes of one pixel."""
+    """A fully connected layer, perhaps with ReLU. Its output is planes of one pixel; the network's own are float32."""
 
-    def __init__(self, name: str, layer: Linear, relu: bool, x: Planes, x_grad: Planes | None) -> None:
+    def __init__(self, name: str, layer: Linear, relu: bool, x: Planes, x_grad: Planes | None, last: bool) -> None:
         self.name, self.layer, self.relu, self.x, self.x_grad = name, layer, relu, x, x_grad
-        images = x.array.shape[1]
+        images, self.precision = x.array.shape[1], x.precision
         self.floor = 0.0 if relu else NO_FLOOR
-        self.out, self.out_grad = layout.plane(images, layer.outputs, 1, 1), layout.plane(images, layer.outputs, 1, 1)
-        self.order = x.canonical_order()
-        self.vectors = layout.panel_vectors(layer.outputs)
-        self.columns = layout.panel_columns(self.vectors)
-        blocks = -(-layer.outputs // self.columns)
-        self.weight = np.zeros((blocks, layer.inputs, self.columns), np.float32)
-        self.velocity = np.zeros_like(self.weight)
+        kept = FP32 if last else self.precision
+        self.out = layout.plane(images, layer.outputs, 1, 1, precision=kept)
+        self.out_grad = layout.plane(images, layer.outputs, 1, 1, precision=kept)
+        self.panels = layout.LinearPanels(layer, x.canonical_order(), self.precision)
         self.bias = Bias(layer.outputs, images)
-        self.input_tiles = layout.tiles(layer.inputs, self.vectors)
-        self.nothing = np.zeros(self.columns, np.float32)
-        self._x_turned = np.zeros(layer.inputs * images, np.float32)
-        self._by_output = np.zeros(self.weight.shape[0] * images * self.columns, np.float32)
-        self._by_image = np.zeros((-(-images // self.columns), blocks * self.columns, self.columns), np.float32)
+        self._room = layout.LinearRoom(self.panels, images)
 
     def forward(self, images: int, rng: Rng | None) -> None:
-        tiles = layout.tiles(images, self.vectors)
-        panels.forward(self.x.rows(images), self.weight, self.start, tiles, self.floor, self.out.rows(images))
+        tiles = layout.tiles(images, self.panels.vectors, self.precision)
+        out, weight = self.out.rows(images), self.panels.by_input
+        sums = out if out.dtype == np.float32 else self._room.sums(images)
+        panels.forward(self.x.rows(images), weight, self.start, tiles, self.floor, sums)
+        if sums is not out:
+            panels.copy_rows(sums, out)
 
     def backward(self, images: int) -> None:
         self.bias.collect(self.out_grad, self.out, self.relu, images)
-        by_output, by_image = self._packed(images)
+        by_output, by_image = self._room.gradients(images)
         panels.pack_gradient(self.out_grad.rows(images), by_output, by_image)
         if self.x_grad is not None:
-            turned = self._turned(images)
-            panels.to_input(self.weight, by_image, self.input_tiles, self.nothing, turned)
-            panels.transpose(turned, self.x_grad.rows(images))
+            slopes, room = self._room.slopes(images), self.panels
+            by_word = self._room.words(by_image)
+            panels.to_input(room.by_output, by_word, room.tiles, room.nothing, slopes)
+            panels.transpose(slopes[: self.layer.inputs], self.x_grad.rows(images))
 
     def update(self, images: int, moves: dict[str, Move]) -> None:
-        turned, (by_output, _) = self._turned(images), self._packed(images)
+        turned, (by_output, _) = self._room.turned(images), self._room.gradients(images)
         panels.transpose(self.x.rows(images), turned)
-        panels.update(turned, by_output, self.input_tiles, self.nothing, self.weight, self.velocity, moves["weight"])
+        self.panels.update(turned, self._room.words(by_output), moves["weight"])
         self.bias.update(images, moves["bias"])
         self._start()
 
     def take(self, weights: Weights, velocities: Weights) -> None:
-        layout.linear_to_plan(weights["weight"], self.order, self.weight)
-        layout.linear_to_plan(velocities["weight"], self.order, self.velocity)
+        self.panels.take(weights["weight"], velocities["weight"])
         self.bias.values[:], self.bias.velocity[:] = weights["bias"], velocities["bias"]
         self._start()
 
     def give(self) -> tuple[Weights, Weights]:
-        outputs = self.layer.outputs
-        weight, velocity = (
-            layout.linear_from_plan(panel, self.order, outputs) for panel in (self.weight, self.velocity)
-        )
+        weight, velocity = self.panels.give()
         return (
             {"weight": weight, "bias": self.bias.values.copy()},
             {"weight": velocity, "bias": self.bias.velocity.copy()},
         )
 
-    def _turned(self, images: int) -> Array:
-        return self._x_turned[: self.layer.inputs * images].reshape(-1, images)
-
-    def _packed(self, images: int) -> tuple[Array, Array]:
-        blocks = self.weight.shape[0]
-        by_output = self._by_output[: blocks * images * self.columns].reshape(blocks, images, self.columns)
-        return by_output, self._by_image[: -(-images // self.columns)]
-
     def _start(self) -> None:
-        self.start = np.zeros(self.weight.shape[0] * self.columns, np.float32)
+        self.start = np.zeros(len(self.panels.weight) * self.panels.columns, np.float32)
         self.start[: self.layer.outputs] = self.bias.values

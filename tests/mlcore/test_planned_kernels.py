@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,20 +10,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore.kernels import elementwise, micro, panels, plane_pool, planes, reference
+from mlcore.kernels.precision import BF16, FP32, Precision, narrowed, widened
 from mlcore.kernels.response import NO_RESPONSE, Response
-from mlcore.layers import Conv2d
+from mlcore.layers import Conv2d, Linear
 from mlcore.planned import layout
 from mlcore.planned.layout import Planes, plane
-from mlcore.planned.stages import ConvStage
+from mlcore.planned.stages import ConvStage, LinearStage
 from mlcore.rng import Rng
-from tests.mlcore.helpers import Array, assert_close, needs_compiler, normal, odd_shapes
+from tests.mlcore.helpers import Array, needs_compiler, normal, odd_shapes
 
 pytestmark = needs_compiler
 
 
-def _filled(x_NCHW: Array, groups: int = 1, border: int = 0) -> Planes:
+precisions = st.sampled_from([FP32, BF16])
+
+
+def _kept(values: Array, precision: Precision) -> Array:
+    """float32 values as the precision keeps them: what the slow twin gets to see."""
+    return widened(narrowed(values)) if precision is BF16 else values
+
+
+def _near(got: Array, want: Array, precision: Precision, what: str) -> None:
+    """fp32 to 1e-5 of the largest value, bf16 to 1e-2."""
+    scale = max(1.0, float(np.abs(want).max()))
+    assert got.shape == want.shape, what
+    error = float(np.abs(got - want).max()) / scale
+    assert error <= (1e-2 if precision is BF16 else 1e-5), f"{what}: relative error {error:.1e}"
+
+
+def _filled(x_NCHW: Array, groups: int = 1, border: int = 0, precision: Precision = FP32) -> Planes:
     n, c, h, w = x_NCHW.shape
-    there = plane(n, c, h, w, groups, border)
+    there = plane(n, c, h, w, groups, border, precision)
     planes.load_images(x_NCHW, there.array, there.grid)
     return there
 
@@ -34,7 +50,17 @@ def _read(there: Planes) -> Array:
     grid = there.grid
     rows = slice(grid.border, grid.border + grid.step * grid.height, grid.step)
     columns = slice(grid.border, grid.border + grid.step * grid.width, grid.step)
-    return np.concatenate([part[:, rows, columns].transpose(0, 3, 1, 2) for part in there.array], axis=1)
+    parts = [part[:, rows, columns].transpose(0, 3, 1, 2) for part in there.array]
+    return widened(np.concatenate(parts, axis=1))
+
+
+def _plant(there: Planes, grad_NCHW: Array) -> None:
+    """Put a gradient where the stage behind would leave it."""
+    grid, groups = there.grid, there.groups
+    kept = narrowed(grad_NCHW) if there.precision is BF16 else grad_NCHW
+    for y, z in np.ndindex(grad_NCHW.shape[2:]):
+        for g, part in enumerate(np.split(kept[:, :, y, z], groups, axis=1)):
+            there.array[g, :, grid.border + y * grid.step, grid.border + z * grid.step] = part
 
 
 @st.composite
@@ -49,77 +75,84 @@ def convolutions(draw: Callable[..., Any]) -> tuple[tuple[int, ...], dict[str, i
 
 
 @odd_shapes
-@given(convolutions(), st.booleans(), st.integers(1, 2))
+@given(convolutions(), st.booleans(), st.integers(1, 2), precisions)
 def test_a_planned_convolution_equals_its_slow_twin(
-    case: tuple[tuple[int, ...], dict[str, int], int], relu: bool, readers: int
+    case: tuple[tuple[int, ...], dict[str, int], int], relu: bool, readers: int, precision: Precision
 ) -> None:
     """Forward, back to the input, weights and bias; the output in other groups than the convolution's."""
     shape, how, outputs = case
     readers = readers if outputs % readers == 0 else 1
-    x, (n, channels, h, w) = normal(shape), shape
+    x, (n, channels, h, w) = _kept(normal(shape), precision), shape
     layer = Conv2d(channels, outputs, rng=Rng(1), **how)
-    layer.bias.data[:] = normal((outputs,))
+    layer.weight.data[:], layer.bias.data[:] = _kept(layer.weight.data, precision), normal((outputs,))
     settings = (how["stride"], how["padding"], how["groups"])
     want = reference.conv2d_forward(x, layer.weight.data, layer.bias.data, *settings)
     want = reference.relu_forward(want) if relu else want
-    out = plane(n, outputs, *want.shape[2:], readers, border=1)
-    source, back = _filled(x, how["groups"], how["padding"]), plane(n, channels, h, w)
+    out = plane(n, outputs, *want.shape[2:], readers, 1, precision)
+    source = _filled(x, how["groups"], how["padding"], precision)
+    back = plane(n, channels, h, w, precision=precision)
     stage = ConvStage("c", layer, relu, source, back, out)
     nothing = {"weight": np.zeros_like(layer.weight.data), "bias": np.zeros_like(layer.bias.data)}
     stage.take({"weight": layer.weight.data, "bias": layer.bias.data}, nothing)
     stage.forward(n, None)
-    assert_close(_read(out), want, "output")
+    _near(_read(out), want, precision, "output")
     assert not out.array[:, :, 0].any()
 
-    grad = normal(want.shape, seed=1)
-    planted = stage.out_grad
-    for y, z in np.ndindex(want.shape[2:]):
-        at = planted.grid.border + y * planted.grid.step, planted.grid.border + z * planted.grid.step
-        for g, part in enumerate(np.split(grad[:, :, y, z], how["groups"], axis=1)):
-            planted.array[g, :, at[0], at[1]] = part
+    grad = _kept(normal(want.shape, seed=1), precision)
+    _plant(stage.out_grad, grad)
     stage.backward(n)
-    slope = reference.relu_backward(grad, want) if relu else grad
+    slope = reference.relu_backward(grad, _read(out)) if relu else grad
     grad_x = reference.conv2d_grad_input(slope, layer.weight.data, x.shape, *settings)
     grad_weight, grad_bias = reference.conv2d_grad_weight(slope, x, layer.weight.data.shape, *settings)
-    assert_close(_read(back), grad_x, "gradient of the input")
+    _near(_read(back), grad_x, precision, "gradient of the input")
     got = layout.conv_from_plan(stage.sums.sum(axis=0), channels // how["groups"])
-    assert_close(got, grad_weight, "gradient of the weights")
-    assert_close(stage.bias.sums.sum(axis=0), grad_bias, "gradient of the bias")
+    _near(got, grad_weight, FP32, "gradient of the weights")
+    _near(stage.bias.sums.sum(axis=0), grad_bias, FP32, "gradient of the bias")
 
 
 @odd_shapes
-@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 130))
-def test_a_planned_linear_layer_equals_its_slow_twin(n: int, inputs: int, outputs: int) -> None:
-    x, weight, bias = normal((n, inputs)), normal((outputs, inputs), seed=1), normal((outputs,), seed=2)
-    vectors = layout.panel_vectors(outputs)
-    columns = layout.panel_columns(vectors)
-    panel = _panels(weight, columns)
-    start, out = np.zeros(panel.shape[0] * columns, np.float32), np.empty((n, outputs), np.float32)
-    start[:outputs] = bias
-    panels.forward(x, panel, start, layout.tiles(n, vectors), -math.inf, out)
-    assert_close(out, reference.linear_forward(x, weight, bias), "output")
+@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 130), st.booleans(), precisions)
+def test_a_planned_linear_layer_equals_its_slow_twin(
+    n: int, inputs: int, outputs: int, last: bool, precision: Precision
+) -> None:
+    """Forward, back to the input, and a step of the weights; a smaller batch than the plan's too."""
+    layer = Linear(inputs, outputs, Rng(1))
+    layer.weight.data[:], layer.bias.data[:] = _kept(layer.weight.data, precision), normal((outputs,))
+    room = n + 3
+    x, back = plane(room, inputs, 1, 1, precision=precision), plane(room, inputs, 1, 1, precision=precision)
+    stage = LinearStage("l", layer, True, x, back, last)
+    velocity = {"weight": normal((outputs, inputs), seed=4), "bias": normal((outputs,), seed=5)}
+    stage.take({"weight": layer.weight.data, "bias": layer.bias.data}, velocity)
+    for count in (room, n):
+        values = _kept(normal((count, inputs), seed=count), precision)
+        panels.copy_rows(values, x.rows(count))
+        stage.forward(count, None)
+        kept = FP32 if last else precision
+        want = reference.relu_forward(reference.linear_forward(values, *_now(stage, precision)))
+        _near(widened(stage.out.rows(count)), want, kept, "output")
 
-    grad, nothing = normal((n, outputs), seed=3), np.zeros(columns, np.float32)
-    by_output = np.full((panel.shape[0], n, columns), np.nan, np.float32)
-    by_image = np.zeros((-(-n // columns), panel.shape[0] * columns, columns), np.float32)
-    panels.pack_gradient(grad, by_output, by_image)
-    back, tiles = np.full((inputs, n), np.nan, np.float32), layout.tiles(inputs, vectors)
-    panels.to_input(panel, by_image, tiles, nothing, back)
-    assert_close(back.T, reference.linear_grad_input(grad, weight), "gradient of the input")
+        grad = _kept(normal((count, outputs), seed=3), kept)
+        panels.copy_rows(grad, stage.out_grad.rows(count))
+        stage.backward(count)
+        slope = _kept(reference.relu_backward(grad, widened(stage.out.rows(count))), precision)
+        want_back = reference.linear_grad_input(slope, _now(stage, precision)[0])
+        _near(widened(back.rows(count)), want_back, precision, "gradient of the input")
 
-    turned, velocity = np.empty((inputs, n), np.float32), normal((outputs, inputs), seed=4)
-    moving = _panels(velocity, columns)
-    panels.transpose(x, turned)
-    panels.update(turned, by_output, tiles, nothing, panel, moving, panels.Move(0.1, 0.9, 0.01))
-    reference.sgd_update(weight, reference.linear_grad_weight(grad, x)[0], velocity, 0.1, 0.9, 0.01, False)
-    assert_close(layout.linear_from_plan(panel, np.arange(inputs), outputs), weight, "weights after a step")
-    assert_close(layout.linear_from_plan(moving, np.arange(inputs), outputs), velocity, "velocities")
+        (weights, moving) = stage.give()
+        grad_weight, grad_bias = reference.linear_grad_weight(slope, values)
+        reference.sgd_update(weights["weight"], grad_weight, moving["weight"], 0.1, 0.9, 0.01, False)
+        reference.sgd_update(weights["bias"], grad_bias, moving["bias"], 0.1, 0.9, 0.01, False)
+        stage.update(count, dict.fromkeys(("weight", "bias"), panels.Move(0.1, 0.9, 0.01)))
+        moved, speed = stage.give()
+        for part, allowed in (("weight", FP32), ("bias", precision if last else FP32)):
+            _near(moved[part], weights[part], allowed, f"{part} after a step")
+            _near(speed[part], moving[part], allowed, f"velocity of {part}")
 
 
-def _panels(weight: Array, columns: int) -> Array:
-    panels_BIV = np.full((-(-weight.shape[0] // columns), weight.shape[1], columns), np.nan, np.float32)
-    layout.linear_to_plan(weight, np.arange(weight.shape[1]), panels_BIV)
-    return panels_BIV
+def _now(stage: LinearStage, precision: Precision) -> tuple[Array, Array]:
+    """The stage's weights as it multiplies by them, and its bias."""
+    weights, _ = stage.give()
+    return _kept(weights["weight"], precision), weights["bias"]
 
 
 @st.composite
@@ -134,49 +167,51 @@ RESPONSES = (NO_RESPONSE, Response(3, 1.0, 0.2, 0.6), Response(5, 2.0, 0.1, 0.75
 
 
 @odd_shapes
-@given(poolings(), st.sampled_from(RESPONSES), st.booleans())
+@given(poolings(), st.sampled_from(RESPONSES), st.booleans(), precisions)
 def test_planned_max_pooling_with_normalisation_equals_its_slow_twins(
-    case: tuple[tuple[int, ...], tuple[int, int, int], int], response: Response, ties: bool
+    case: tuple[tuple[int, ...], tuple[int, int, int], int], response: Response, ties: bool, precision: Precision
 ) -> None:
     shape, how, groups = case
     x = normal(shape)
-    x = np.round(x) if ties else x
+    x = np.round(x) if ties else _kept(x, precision)
     normed, s = x, np.ones_like(x)
     if response.size:
         normed, s = reference.local_response_forward(x, response.size, response.k, response.alpha, response.beta)
     want, winner = reference.max_pool2d_forward(normed, *how)
     n, channels, p, q = want.shape
-    source, out = _filled(x), plane(n, channels, p, q, groups, border=2)
+    source, out = _filled(x, precision=precision), plane(n, channels, p, q, groups, 2, precision)
     won = np.zeros((n, p, q, channels), np.uint8)
     plane_pool.max_pool_forward(source.array, response, *how, out.array, out.grid, won, n)
-    assert_close(_read(out), want, "output")
+    _near(_read(out), want, precision, "output")
     assert not out.array[:, :, :2].any()
 
-    grad, back = normal(want.shape, seed=1), plane(n, channels, *shape[2:], groups)
-    plane_pool.max_pool_backward(_filled(grad).array, won, source.array, response, *how, back.array, back.grid, n)
-    if ties and response.size:
+    grad, back = _kept(normal(want.shape, seed=1), precision), plane(n, channels, *shape[2:], groups, 0, precision)
+    slope = _filled(grad, precision=precision).array
+    plane_pool.max_pool_backward(slope, won, source.array, response, *how, back.array, back.grid, n)
+    if response.size and (ties or precision is BF16):
         return  # normalised in another order, equal numbers may differ in the last bit: another one may win
     grad_normed = reference.max_pool2d_backward(grad, winner, x.shape)
     if response.size:
         grad_normed = reference.local_response_backward(grad_normed, x, s, response.size, response.alpha, response.beta)
-    assert_close(_read(back), grad_normed, "gradient")
+    _near(_read(back), grad_normed, precision, "gradient")
 
 
 @odd_shapes
-@given(poolings())
+@given(poolings(), precisions)
 def test_planned_average_pooling_equals_its_slow_twin(
-    case: tuple[tuple[int, ...], tuple[int, int, int], int],
+    case: tuple[tuple[int, ...], tuple[int, int, int], int], precision: Precision
 ) -> None:
     shape, how, groups = case
-    x = normal(shape)
+    x = _kept(normal(shape), precision)
     want = reference.avg_pool2d_forward(x, *how)
     n, channels, p, q = want.shape
-    out, back = plane(n, channels, p, q, groups, border=1), plane(n, channels, *shape[2:], groups)
-    plane_pool.avg_pool_forward(_filled(x).array, *how, out.array, out.grid, n)
-    assert_close(_read(out), want, "output")
-    grad = normal(want.shape, seed=1)
-    plane_pool.avg_pool_backward(_filled(grad).array, *how, back.array, back.grid, n)
-    assert_close(_read(back), reference.avg_pool2d_backward(grad, x.shape, *how), "gradient")
+    out = plane(n, channels, p, q, groups, 1, precision)
+    back = plane(n, channels, *shape[2:], groups, 0, precision)
+    plane_pool.avg_pool_forward(_filled(x, precision=precision).array, *how, out.array, out.grid, n)
+    _near(_read(out), want, precision, "output")
+    grad = _kept(normal(want.shape, seed=1), precision)
+    plane_pool.avg_pool_backward(_filled(grad, precision=precision).array, *how, back.array, back.grid, n)
+    _near(_read(back), reference.avg_pool2d_backward(grad, x.shape, *how), precision, "gradient")
 
 
 @odd_shapes
@@ -202,3 +237,16 @@ def test_dropout_drops_its_share_the_same_in_any_order() -> None:
     for shift in (1, 2, 999):  # neighbours are as independent as they should be
         both = (kept.reshape(-1)[shift:] & kept.reshape(-1)[:-shift]).mean()
         assert abs(both - 0.49) < 0.01
+
+
+@odd_shapes
+@given(st.lists(st.floats(width=32), min_size=1, max_size=40))
+def test_bf16_rounds_to_the_nearest_and_keeps_nan(values: list[float]) -> None:
+    x = np.array(values, np.float32)
+    kept = widened(narrowed(x))
+    assert (np.isnan(kept) == np.isnan(x)).all()
+    finite = np.isfinite(x) & np.isfinite(kept)
+    assert (np.abs(kept[finite] - x[finite]) <= np.abs(x[finite]) * 2.0**-8 + 2.0**-134).all()
+    compiled = np.zeros((1, x.size), np.uint16)
+    panels.copy_rows(x[None], compiled)
+    assert (compiled[0] == narrowed(x)).all()
