@@ -96,6 +96,28 @@ def test_a_plan_equals_the_tape(case: str) -> None:
     _assert_near(plan.logits(x), other(Tensor(x)).data, "evaluation", 1e-5)
 
 
+@needs_compiler
+@pytest.mark.parametrize("case", CASES)
+def test_a_plan_in_bf16_stays_near_the_tape(case: str) -> None:
+    make, shape, classes = CASES[case]
+    model, other = make(), make()
+    optimiser, others = SGD(model.parameters(), 0.9, 0.02), SGD(other.parameters(), 0.9, 0.02)
+    plan = Plan(other, others, 19, shape, "bf16")
+    before = {name: tensor.data.copy() for name, tensor in model.parameters().items()}
+    for step, count in enumerate((19, 1, 18)):
+        x, labels = normal((count, *shape), seed=step), (np.arange(count) * 3 + step) % classes
+        loss, _ = _tape_step(model, optimiser, x, labels, step)
+        assert plan.step(x, labels, RATE, Rng(5).child("step", step))[0] == pytest.approx(loss, rel=1e-2)
+    plan.give()
+    for name, first in before.items():
+        wanted, got = (one.parameters()[name].data - first for one in (model, other))
+        assert _cosine(wanted, got) > 0.98, name
+
+
+def _cosine(left: Array, right: Array) -> float:
+    return float((left * right).sum() / np.sqrt((left * left).sum() * (right * right).sum() + 1e-30))
+
+
 def _tape_step(model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int) -> tuple[float, Array]:
     optimiser.zero_grad()
     logits = model(Tensor(x), Rng(5).child("step", step))
@@ -111,12 +133,12 @@ def _assert_near(got: Array, want: Array, what: str, tolerance: float) -> None:
     assert error <= tolerance, f"{what}: relative error {error:.1e}"
 
 
-def _trained(threads: int) -> dict[str, Array]:
+def _trained(threads: int, precision: str) -> dict[str, Array]:
     before = numba.get_num_threads()
     numba.set_num_threads(threads)
     try:
         model = _mixed()
-        plan = Plan(model, SGD(model.parameters(), 0.9, 5e-4), 37, (3, 37, 35))
+        plan = Plan(model, SGD(model.parameters(), 0.9, 5e-4), 37, (3, 37, 35), precision)
         for step in range(2):
             plan.step(normal((37, 3, 37, 35), seed=step), np.arange(37) % 7, RATE, Rng(step))
         plan.give()
@@ -127,10 +149,11 @@ def _trained(threads: int) -> dict[str, Array]:
 
 @needs_compiler
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one thread")
-def test_a_plan_gives_the_same_bits_with_one_thread_and_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = _trained(1)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_plan_gives_the_same_bits_with_one_thread_and_two(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = _trained(1, precision)
     monkeypatch.setattr(jit, "WORTH_SHARING", 0)
-    together = _trained(2)
+    together = _trained(2, precision)
     assert all((alone[name] == together[name]).all() for name in alone)
 
 
@@ -143,6 +166,7 @@ def test_a_plan_equals_the_tape_with_vectors_of_any_width(
         pytest.skip(f"this processor has no vectors of {machine.lanes} floats")
     monkeypatch.setattr(layout, "this_machine", lambda: machine)
     test_a_plan_equals_the_tape("a bit of everything")
+    test_a_plan_in_bf16_stays_near_the_tape("a bit of everything")
 
 
 @pytest.mark.slow
