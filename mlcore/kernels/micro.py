@@ -3,7 +3,8 @@
     for o in range(outer): for k in range(inner): C[i, :] += A[o * a_outer + k * a_inner + i * a_row] * B[next row]
 
 A is read one word at a time (a float, or a pair of bf16), so any walk that two strides can describe will do: windows of
-a padded image, a panel of weights, a transposed batch. B is a panel: rows of `vectors` vectors, one after the other, in the order of the walk.
+a padded image, a panel of weights, a transposed batch. B is a panel: rows of `vectors` vectors, one after the other, in
+the order of the walk.
 The tile starts at a bias or at C itself, and ends at a floor (0 is ReLU, -inf nothing; a NaN stays a NaN).
 
 A tile is written as LLVM code (`tile_text`) for one shape and this machine's vectors (AVX-512, AVX2, else 128 bits),
