@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlcore.kernels import conv, elementwise, gemm, loss, norm, pool
+from mlcore.kernels import batch_norm, conv, elementwise, gemm, loss, norm, pool
 from mlcore.tensor import Array, Tensor
 
 Gradients = tuple[Array | None, ...]
@@ -174,6 +174,10 @@ def _avg_pool2d(node: Node, grad_NCPQ: Array) -> Gradients:
     return (pool.avg_pool2d_backward(grad_NCPQ, node.inputs[0].shape, *node.saved),)
 
 
+def _global_avg_pool(node: Node, grad_NC: Array) -> Gradients:
+    return (pool.global_avg_pool_backward(grad_NC, node.inputs[0].shape),)
+
+
 def _relu(node: Node, grad: Array) -> Gradients:
     return (elementwise.relu_backward(grad, node.saved[0]),)
 
@@ -191,6 +195,11 @@ def _dropout(node: Node, grad: Array) -> Gradients:
 
 def _local_response_norm(node: Node, grad_NCHW: Array) -> Gradients:
     return (norm.local_response_backward(grad_NCHW, node.inputs[0].data, *node.saved),)
+
+
+def _batch_norm2d(node: Node, grad_NCHW: Array) -> Gradients:
+    x, weight, _ = node.inputs
+    return batch_norm.normalise_backward(grad_NCHW, x.data, weight.data, *node.saved)
 
 
 def _flatten(node: Node, grad: Array) -> Gradients:
@@ -214,10 +223,12 @@ RULES: dict[str, Rule] = {
     "conv2d": _conv2d,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
+    "global_avg_pool": _global_avg_pool,
     "relu": _relu,
     "tanh": _tanh,
     "dropout": _dropout,
     "local_response_norm": _local_response_norm,
+    "batch_norm2d": _batch_norm2d,
     "flatten": _flatten,
     "add": _add,
     "scale": _scale,

@@ -193,6 +193,15 @@ def _response(size: int, beta: float) -> Callable[[], Measured]:
     return lambda: check_grads(lambda x: ops.local_response_norm(x, size, 2.0, 0.3, beta), _values(2, 7, 3, 2))
 
 
+def _batch_norm(momentum: float | None) -> Callable[[], Measured]:
+    running = Tensor(_values(3)), Tensor(_values(3) ** 2 + 0.5)
+
+    def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ops.batch_norm2d(x, weight, bias, *running, 1e-3, momentum)
+
+    return lambda: check_grads(normalise, _values(4, 3, 3, 2), _values(3) + 2, _values(3))
+
+
 def _cross_entropy() -> Measured:
     return check_grads(lambda x: ops.cross_entropy(x, np.array([2, 0, 4])), _values(3, 5))
 
@@ -207,11 +216,14 @@ OP_CHECKS: dict[str, Callable[[], Measured]] = {
     "max_pool2d 3/2": lambda: check_grads(lambda x: ops.max_pool2d(x, 3, 2, 1), _apart(2, 2, 7, 6)),
     "avg_pool2d": lambda: check_grads(lambda x: ops.avg_pool2d(x, 2), _values(2, 3, 6, 5)),
     "avg_pool2d 3/2": lambda: check_grads(lambda x: ops.avg_pool2d(x, 3, 2, 1), _values(2, 2, 7, 6)),
+    "global_avg_pool": lambda: check_grads(ops.global_avg_pool, _values(2, 3, 4, 5)),
     "relu": lambda: check_grads(ops.relu, _apart(4, 9)),
     "tanh": lambda: check_grads(ops.tanh, _values(4, 9)),
     "dropout": _dropout,
     "local_response_norm": _response(3, 0.75),
     "local_response_norm 5": _response(5, 0.5),
+    "batch_norm2d": _batch_norm(0.1),
+    "batch_norm2d in evaluation": _batch_norm(None),
     "flatten": lambda: check_grads(ops.flatten, _values(2, 3, 4)),
     "add": lambda: check_grads(ops.add, _values(3, 4), _values(3, 4)),
     "add to itself": lambda: check_grads(lambda x: ops.add(x, x), _values(3, 4)),

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlcore.autograd import current_layer, record
 from mlcore.errors import DataError, ShapeError
-from mlcore.kernels import conv, elementwise, gemm, loss, norm, pool
+from mlcore.kernels import batch_norm, conv, elementwise, gemm, loss, norm, pool
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
 
@@ -27,18 +27,22 @@ def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
 
 
 def conv2d(
-    x_NCHW: Tensor, weight_OIHW: Tensor, bias_O: Tensor, stride: int = 1, padding: int = 0, groups: int = 1
+    x_NCHW: Tensor, weight_OIHW: Tensor, bias_O: Tensor | None, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> Tensor:
-    """Cross-correlation with zero padding: [N, O, P, Q] with P = (H + 2 padding - kernel) // stride + 1."""
+    """Cross-correlation with zero padding: [N, O, P, Q] with P = (H + 2 padding - kernel) // stride + 1.
+
+    bias_O: None for none.
+    """
     _want_rank(x_NCHW, 4, "conv2d")
     out_channels, per_group, kernel_h, kernel_w = weight_OIHW.shape
-    if x_NCHW.shape[1] != per_group * groups or out_channels % groups or bias_O.shape != (out_channels,):
+    bias = bias_O or Tensor(np.zeros(out_channels, x_NCHW.dtype))
+    if x_NCHW.shape[1] != per_group * groups or out_channels % groups or bias.shape != (out_channels,):
         wanted = f"{per_group * groups} channels for a weight of {weight_OIHW.shape} in {groups} group(s)"
         raise _bad("conv2d", x_NCHW.shape, wanted)
     _windows("conv2d", x_NCHW.shape[2:], (kernel_h, kernel_w), stride, padding)
-    _same_dtype(x_NCHW, weight_OIHW, bias_O)
-    out = conv.conv2d_forward(x_NCHW.data, weight_OIHW.data, bias_O.data, stride, padding, groups)
-    return record("conv2d", (x_NCHW, weight_OIHW, bias_O), out, stride, padding, groups)
+    _same_dtype(x_NCHW, weight_OIHW, bias)
+    out = conv.conv2d_forward(x_NCHW.data, weight_OIHW.data, bias.data, stride, padding, groups)
+    return record("conv2d", (x_NCHW, weight_OIHW, bias), out, stride, padding, groups)
 
 
 def max_pool2d(x_NCHW: Tensor, size: int, stride: int | None = None, padding: int = 0) -> Tensor:
@@ -57,6 +61,12 @@ def avg_pool2d(x_NCHW: Tensor, size: int, stride: int | None = None, padding: in
     pool_windows("avg_pool2d", x_NCHW.shape[2:], size, step, padding)
     out = pool.avg_pool2d_forward(x_NCHW.data, size, step, padding)
     return record("avg_pool2d", (x_NCHW,), out, size, step, padding)
+
+
+def global_avg_pool(x_NCHW: Tensor) -> Tensor:
+    """The mean of each map: [N, C]."""
+    _want_rank(x_NCHW, 4, "global_avg_pool")
+    return record("global_avg_pool", (x_NCHW,), pool.global_avg_pool_forward(x_NCHW.data))
 
 
 def relu(x: Tensor) -> Tensor:
@@ -100,6 +110,44 @@ def local_response_norm(x_NCHW: Tensor, size: int, k: float, factor: float, beta
         raise ShapeError(f"local_response_norm of size {size}", place=current_layer(), fix="give an odd number")
     out, s = norm.local_response_forward(x_NCHW.data, size, k, factor, beta)
     return record("local_response_norm", (x_NCHW,), out, s, size, factor, beta)
+
+
+def batch_norm2d(
+    x_NCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    running_mean_C: Tensor,
+    running_variance_C: Tensor,
+    epsilon: float,
+    momentum: float | None,
+) -> Tensor:
+    """weight * (x - mean) / sqrt(variance + epsilon) + bias, channel by channel.
+
+    With a momentum, mean and variance are those of x over N, H and W, the gradient goes through them too, and the
+    running ones are moved in place: (1 - momentum) * running + momentum * the batch's, the variance being unbiased
+    there. Without one, as in evaluation, they are the running ones. Source: Ioffe and Szegedy 2015, algorithms 1, 2.
+    """
+    _want_rank(x_NCHW, 4, "batch_norm2d")
+    if weight_C.shape != x_NCHW.shape[1:2]:
+        raise _bad("batch_norm2d", x_NCHW.shape, f"{weight_C.shape[0]} channels")
+    _same_dtype(x_NCHW, weight_C, bias_C, running_mean_C, running_variance_C)
+    mean, variance = running_mean_C.data.copy(), running_variance_C.data.copy()
+    if momentum is not None:
+        count = x_NCHW.data.size // x_NCHW.shape[1]
+        if count < 2:
+            raise _bad("batch_norm2d", x_NCHW.shape, "at least two values per channel in training")
+        mean, variance = batch_norm.moments(x_NCHW.data)
+        _move_towards(running_mean_C.data, mean, momentum)
+        _move_towards(running_variance_C.data, variance * variance.dtype.type(count / (count - 1)), momentum)
+    inverse = (1 / np.sqrt(variance + variance.dtype.type(epsilon))).astype(variance.dtype)
+    out = batch_norm.normalise(x_NCHW.data, mean, inverse, weight_C.data, bias_C.data)
+    return record("batch_norm2d", (x_NCHW, weight_C, bias_C), out, mean, inverse, momentum is not None)
+
+
+def _move_towards(running: Array, seen: Array, momentum: float) -> None:
+    """In place: (1 - momentum) * running + momentum * seen."""
+    running *= running.dtype.type(1 - momentum)
+    running += running.dtype.type(momentum) * seen
 
 
 def flatten(x: Tensor) -> Tensor:

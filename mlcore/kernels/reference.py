@@ -1,7 +1,7 @@
 """The slow twin of every kernel: few lines of NumPy, right at a glance, for any float dtype.
 
-The fast kernels (`gemm`, `conv`, `pool`, `elementwise`, `loss`) have the same names and arguments; the tests hold
-them against these.
+The fast kernels (`gemm`, `conv`, `pool`, `norm`, `batch_norm`, `elementwise`, `loss`) have the same names and
+arguments; the tests hold them against these.
 
 Legend: N batch, C input channel, H W input, O output channel, I input features or channels per group,
 K L kernel window, P Q output height and width.
@@ -112,6 +112,14 @@ def avg_pool2d_backward(grad_NCPQ: Array, x_shape: Shape, size: int, stride: int
     return np.ascontiguousarray(grad_x[:, :, padding : padding + h, padding : padding + w])
 
 
+def global_avg_pool_forward(x_NCHW: Array) -> Array:
+    return np.asarray(x_NCHW.sum(axis=(2, 3)) / x_NCHW.dtype.type(x_NCHW[0, 0].size))
+
+
+def global_avg_pool_backward(grad_NC: Array, x_shape: Shape) -> Array:
+    return np.asarray(grad_NC[:, :, None, None] * np.full(x_shape, 1 / (x_shape[2] * x_shape[3]), grad_NC.dtype))
+
+
 def relu_forward(x: Array) -> Array:
     """max(x, 0); a NaN stays a NaN."""
     return np.where(x <= 0, x.dtype.type(0), x)
@@ -142,6 +150,32 @@ def local_response_backward(
     return np.asarray(grad_NCHW * s_NCHW**-beta - 2 * factor * beta * x_NCHW * pull)
 
 
+def moments(x_NCHW: Array) -> tuple[Array, Array]:
+    """(mean_C, variance_C), the variance biased."""
+    return x_NCHW.mean(axis=(0, 2, 3)), x_NCHW.var(axis=(0, 2, 3))
+
+
+def normalise(x_NCHW: Array, mean_C: Array, inverse_C: Array, weight_C: Array, bias_C: Array) -> Array:
+    x_hat = (x_NCHW - _wide(mean_C)) * _wide(inverse_C)
+    return np.asarray(_wide(weight_C) * x_hat + _wide(bias_C))
+
+
+def normalise_backward(
+    grad_NCHW: Array, x_NCHW: Array, weight_C: Array, mean_C: Array, inverse_C: Array, of_batch: bool
+) -> tuple[Array, Array, Array]:
+    """The paper's chain rule, step by step: Ioffe and Szegedy 2015, sec. 3, the six equations of backpropagation."""
+    x_hat = (x_NCHW - _wide(mean_C)) * _wide(inverse_C)
+    grad_hat = grad_NCHW * _wide(weight_C)
+    grad_x = grad_hat * _wide(inverse_C)
+    if of_batch:
+        count = x_NCHW.dtype.type(x_NCHW.size // x_NCHW.shape[1])
+        away = x_NCHW - _wide(mean_C)
+        grad_variance = (grad_hat * away).sum(axis=(0, 2, 3)) * -(inverse_C**3) / 2
+        grad_mean = -grad_x.sum(axis=(0, 2, 3)) - 2 * grad_variance * away.mean(axis=(0, 2, 3))
+        grad_x = grad_x + _wide(grad_variance) * 2 * away / count + _wide(grad_mean) / count
+    return grad_x, (grad_NCHW * x_hat).sum(axis=(0, 2, 3)), grad_NCHW.sum(axis=(0, 2, 3))
+
+
 def cross_entropy_forward(logits_NK: Array, labels_N: Array) -> tuple[Array, Array]:
     """(mean of -log softmax(logits)[label], the softmax itself)."""
     shifted = logits_NK - logits_NK.max(axis=1, keepdims=True)
@@ -166,11 +200,29 @@ def sgd_update(
     weight -= kind(rate) * (slope + kind(momentum) * velocity if nesterov else velocity)
 
 
+def adam_update(
+    weight: Array, grad: Array, mean: Array, square: Array, step: int, rate: float, beta1: float, beta2: float,
+    epsilon: float, decay: float,
+) -> None:  # fmt: skip
+    """In place, for the step-th time (from 1): Kingma and Ba 2015, algorithm 1; decay * w joins the gradient."""
+    kind = weight.dtype.type
+    slope = grad + kind(decay) * weight
+    mean[...] = kind(beta1) * mean + kind(1 - beta1) * slope
+    square[...] = kind(beta2) * square + kind(1 - beta2) * slope**2
+    mean_hat, square_hat = mean / kind(1 - beta1**step), square / kind(1 - beta2**step)
+    weight -= kind(rate) * mean_hat / (np.sqrt(square_hat) + kind(epsilon))
+
+
 def _sum_around(values_NCHW: Array, size: int) -> Array:
     """For each channel, the sum of the `size` channels around it; there are zeros beyond the ends."""
     half, channels = size // 2, values_NCHW.shape[1]
     padded = np.pad(values_NCHW, ((0, 0), (half, half), (0, 0), (0, 0)))
     return np.asarray(np.sum([padded[:, j : j + channels] for j in range(size)], axis=0))
+
+
+def _wide(values_C: Array) -> Array:
+    """[C] as [1, C, 1, 1]."""
+    return values_C[None, :, None, None]
 
 
 def _pad(x_NCHW: Array, padding: int) -> Array:

@@ -11,6 +11,7 @@ from mlcore.models.cuda_convnet import cuda_convnet
 from mlcore.models.lenet5 import lenet5
 from mlcore.models.mlp import mlp
 from mlcore.models.mnist_cnn import mnist_cnn
+from mlcore.models.resnet_small import resnet_small
 from mlcore.options import unknown_name
 from mlcore.rng import Rng
 
@@ -22,6 +23,7 @@ MODELS: dict[str, Builder] = {
     "lenet5": lenet5,
     "mlp": mlp,
     "mnist_cnn": mnist_cnn,
+    "resnet_small": resnet_small,
 }
 
 # What each network was made for: (channels, height, width) of an example, and how many classes.
@@ -31,6 +33,7 @@ INPUTS: dict[str, tuple[tuple[int, ...], int]] = {
     "lenet5": ((1, 28, 28), 10),
     "mlp": ((1, 28, 28), 10),
     "mnist_cnn": ((1, 28, 28), 10),
+    "resnet_small": ((3, 32, 32), 10),
 }
 
 

@@ -113,6 +113,14 @@ PLANTED: dict[str, tuple[str, Callable[[Rule], Rule]]] = {
             )
         ),
     ),
+    "global_avg_pool: a sum, not a mean": ("global_avg_pool", _part(0, lambda g: g * 20)),
+    "batch_norm2d: nothing through mean and variance": (
+        "batch_norm2d",
+        lambda rule: lambda node, grad: rule(dataclasses.replace(node, saved=(*node.saved[:2], False)), grad),
+    ),
+    "batch_norm2d: another mean": ("batch_norm2d", _saved(lambda mean: mean + 1e-4)),
+    "batch_norm2d: channels shifted": ("batch_norm2d", _part(1, lambda g: np.roll(g, 1))),
+    "batch_norm2d: bias gradient a mean, not a sum": ("batch_norm2d", _part(2, lambda g: g / 24)),
     "scale: sign lost": ("scale", _part(0, np.negative)),
     "add: one side left out": ("add", _part(1, np.zeros_like)),
     "cross_entropy: not divided by the batch": ("cross_entropy", _part(0, lambda g: g * 3)),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlcore.kernels import conv, elementwise, gemm, loss, norm, pool, reference
+from mlcore.kernels import batch_norm, conv, elementwise, gemm, loss, norm, pool, reference
 from tests.mlcore.helpers import DTYPES, Array, assert_close, normal, odd_shapes, run_python
 
 dtypes = st.sampled_from(DTYPES)
@@ -104,6 +104,29 @@ def test_local_response_normalisation_equals_its_slow_twin(
 
 
 @odd_shapes
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 9), st.integers(1, 6), dtypes, st.floats(-30, 30))
+def test_batch_normalisation_equals_its_slow_twin(
+    n: int, channels: int, height: int, width: int, dtype: Any, middle: float
+) -> None:
+    x = normal((n, channels, height, width), dtype) + dtype(middle)
+    grad, weight = normal(x.shape, dtype, seed=1), normal((channels,), dtype, seed=2)
+    _same(batch_norm, reference, "moments", x)
+    mean = reference.moments(x)[0]
+    inverse = (1 + normal((channels,), dtype, seed=3) ** 2).astype(dtype)
+    _same(batch_norm, reference, "normalise", x, mean, inverse, weight, normal((channels,), dtype, seed=4))
+    for of_batch in (True, False):
+        _same(batch_norm, reference, "normalise_backward", grad, x, weight, mean, inverse, of_batch)
+
+
+@odd_shapes
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 12), st.integers(1, 12), dtypes)
+def test_global_pooling_equals_its_slow_twin(n: int, channels: int, height: int, width: int, dtype: Any) -> None:
+    x = normal((n, channels, height, width), dtype)
+    _same(pool, reference, "global_avg_pool_forward", x)
+    _same(pool, reference, "global_avg_pool_backward", normal((n, channels), dtype), x.shape)
+
+
+@odd_shapes
 @given(sizes, sizes, dtypes, st.floats(0.1, 300))
 def test_cross_entropy_equals_its_slow_twin(n: int, classes: int, dtype: Any, spread: float) -> None:
     logits = normal((n, classes), dtype) * dtype(spread)
@@ -120,6 +143,18 @@ def test_sgd_equals_its_slow_twin(dtype: Any, nesterov: bool) -> None:
     for _ in range(3):
         elementwise.sgd_update(*fast, 0.1, 0.9, 0.01, nesterov)
         reference.sgd_update(*slow, 0.1, 0.9, 0.01, nesterov)
+    for got, want in zip(fast, slow, strict=True):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adam_equals_its_slow_twin(dtype: Any) -> None:
+    fast, slow = (
+        [normal((17_000,), dtype), normal((17_000,), dtype, seed=1), *np.zeros((2, 17_000), dtype)] for _ in range(2)
+    )
+    for step in range(1, 4):
+        elementwise.adam_update(*fast, step, 0.1, 0.9, 0.99, 1e-3, 0.01)
+        reference.adam_update(*slow, step, 0.1, 0.9, 0.99, 1e-3, 0.01)
     for got, want in zip(fast, slow, strict=True):
         assert_close(got, want)
 

@@ -93,6 +93,24 @@ def test_the_small_networks_have_their_parameters(name: str, parameters: int) ->
     assert summarise(build(name, {}, Rng(0)), INPUTS[name][0]).parameters == parameters
 
 
+def test_the_small_residual_network_is_the_papers_with_projections() -> None:
+    summary = summarise(build("resnet_small", {}, Rng(0)), (3, 32, 32))
+    first, stages, output = 432 + 32, [4_672, 13_952 + 576, 55_552 + 2_176], 650
+    assert summary.parameters == first + sum(stages) + output == 78_042
+    maps = {row.layer: row.output_shape for row in summary.rows if row.kind == "Residual"}
+    assert list(maps.values()) == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert summarise(build("resnet_small", {"n": 3}, Rng(0)), (3, 32, 32)).parameters == 272_474
+
+
+def test_the_summary_looks_into_layers_of_layers_and_counts_nothing_twice() -> None:
+    model = build("resnet_small", {}, Rng(0))
+    rows = {row.layer: row for row in summarise(model, (3, 32, 32)).rows}
+    assert rows["stage2_block1.body.conv1"].parameters == 16 * 32 * 9
+    assert rows["stage2_block1.shortcut.projection"].macs == 16 * 32 * 16 * 16
+    assert (rows["stage2_block1"].parameters, rows["stage2_block1"].macs) == (0, 0)
+    assert sum(row.macs for row in rows.values()) == model.macs((3, 32, 32))
+
+
 @needs_compiler
 @pytest.mark.parametrize("name", ["lenet5", "mlp"])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
@@ -148,6 +166,7 @@ def test_other_images_and_classes_fit_lenet5() -> None:
         ("mlp", {"dropout": "half"}, "write a number"),
         ("mlp", {"dropout": 1.5}, "[0, 1)"),
         ("mlp", {"dropout": True}, "write a number"),
+        ("resnet_small", {"n": 0}, "give at least 1"),
     ],
 )
 def test_a_bad_option_is_refused_with_what_is_known(name: str, options: dict[str, Any], message: str) -> None:
