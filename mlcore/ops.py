@@ -12,7 +12,7 @@ import numpy as np
 
 from mlcore.autograd import current_layer, record
 from mlcore.errors import DataError, ShapeError
-from mlcore.kernels import batch_norm, conv, elementwise, gemm, loss, norm, pool
+from mlcore.kernels import batch_norm, conv, elementwise, gemm, local, loss, norm, pool
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
 
@@ -43,6 +43,20 @@ def conv2d(
     _same_dtype(x_NCHW, weight_OIHW, bias)
     out = conv.conv2d_forward(x_NCHW.data, weight_OIHW.data, bias.data, stride, padding, groups)
     return record("conv2d", (x_NCHW, weight_OIHW, bias), out, stride, padding, groups)
+
+
+def local2d(x_NCHW: Tensor, weight_PQOCKL: Tensor, bias_OPQ: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    """A convolution whose weights, and biases, differ from place to place: [N, O, P, Q]."""
+    _want_rank(x_NCHW, 4, "local2d")
+    p, q, outputs, channels, kernel_h, kernel_w = weight_PQOCKL.shape
+    places = (p, q)
+    if x_NCHW.shape[1] != channels or bias_OPQ.shape != (outputs, p, q):
+        raise _bad("local2d", x_NCHW.shape, f"{channels} channels for a weight of {weight_PQOCKL.shape}")
+    if _windows("local2d", x_NCHW.shape[2:], (kernel_h, kernel_w), stride, padding) != places:
+        raise _bad("local2d", x_NCHW.shape, f"a map with {p}x{q} places for its window")
+    _same_dtype(x_NCHW, weight_PQOCKL, bias_OPQ)
+    out = local.local2d_forward(x_NCHW.data, weight_PQOCKL.data, bias_OPQ.data, stride, padding)
+    return record("local2d", (x_NCHW, weight_PQOCKL, bias_OPQ), out, stride, padding)
 
 
 def max_pool2d(x_NCHW: Tensor, size: int, stride: int | None = None, padding: int = 0) -> Tensor:
@@ -105,11 +119,19 @@ def local_response_norm(x_NCHW: Tensor, size: int, k: float, factor: float, beta
 
     Source: Krizhevsky et al. 2012, sec. 3.3. The paper calls the factor alpha; others call size * factor alpha.
     """
-    _want_rank(x_NCHW, 4, "local_response_norm")
-    if size < 1 or size % 2 == 0:
-        raise ShapeError(f"local_response_norm of size {size}", place=current_layer(), fix="give an odd number")
+    _want_odd("local_response_norm", x_NCHW, size)
     out, s = norm.local_response_forward(x_NCHW.data, size, k, factor, beta)
     return record("local_response_norm", (x_NCHW,), out, s, size, factor, beta)
+
+
+def map_response_norm(x_NCHW: Tensor, size: int, k: float, factor: float, beta: float) -> Tensor:
+    """x / (k + factor * sum of x^2 over the `size` x `size` window around, in the same map) ^ beta; `size` is odd.
+
+    Source: the "rnorm" layers of Krizhevsky's cuda-convnet, which calls size^2 * factor the scale, and beta pow.
+    """
+    _want_odd("map_response_norm", x_NCHW, size)
+    out, s = norm.map_response_forward(x_NCHW.data, size, k, factor, beta)
+    return record("map_response_norm", (x_NCHW,), out, s, size, factor, beta)
 
 
 def batch_norm2d(
@@ -189,7 +211,7 @@ def pool_windows(what: str, plane: tuple[int, ...], size: int, stride: int, padd
 
 
 def conv_windows(plane: tuple[int, ...], kernel: int, stride: int, padding: int) -> tuple[int, int]:
-    """Output height and width of a convolution; ShapeError if nothing is left."""
+    """Output height and width of a convolution, or of a locally connected layer; ShapeError if nothing is left."""
     return _windows("conv2d", plane, (kernel, kernel), stride, padding)
 
 
@@ -233,6 +255,13 @@ def _want_rank(x: Tensor, rank: int, op: str) -> None:
         raise _bad(op, x.shape, axes + (": put a Flatten before it" if rank == 2 else ""))
     if x.shape[0] == 0:
         raise _bad(op, x.shape, "at least one example")
+
+
+def _want_odd(op: str, x: Tensor, size: int) -> None:
+    """What the response normalisations want: maps, and a neighbourhood with a middle."""
+    _want_rank(x, 4, op)
+    if size < 1 or size % 2 == 0:
+        raise ShapeError(f"{op} of size {size}", place=current_layer(), fix="give an odd number")
 
 
 def _same_dtype(*tensors: Tensor) -> None:

@@ -18,7 +18,9 @@ from mlcore.layers import (
     GlobalAvgPool,
     Layer,
     Linear,
+    LocallyConnected2d,
     LocalResponseNorm,
+    MapResponseNorm,
     MaxPool2d,
     ReLU,
     Residual,
@@ -44,7 +46,7 @@ def peer_of(model: Layer, without: tuple[type[Layer], ...] = ()) -> Any:
     if isinstance(model, Residual):
         return _sum_of(torch.nn, peer_of(model.body, without), peer_of(model.shortcut, without))
     ours = list(model.state().values())
-    peer = _peer(torch.nn, model).to(torch.from_numpy(ours[0].data).dtype if ours else torch.float32)
+    peer = _peer(torch, model).to(torch.from_numpy(ours[0].data).dtype if ours else torch.float32)
     theirs = [*peer.parameters(), *_running(peer)]
     with torch.no_grad():
         for mine, other in zip(ours, theirs, strict=True):
@@ -71,13 +73,47 @@ def _sum_of(nn: Any, body: Any, shortcut: Any) -> Any:
     return Sum()
 
 
-def _peer(nn: Any, layer: Layer) -> Any:
+def _local(torch: Any, layer: LocallyConnected2d) -> Any:
+    """A locally connected layer, which PyTorch doesn't have: windows unfolded, one product per place."""
+
+    class Local(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(layer.weight.shape))
+            self.bias = torch.nn.Parameter(torch.zeros(layer.bias.shape))
+
+        def forward(self, x: Any) -> Any:
+            windows_NDS = torch.nn.functional.unfold(x, layer.kernel, 1, layer.padding, layer.stride)
+            weight_SOD = self.weight.flatten(0, 1).flatten(2)
+            out_NOS = torch.einsum("nds,sod->nos", windows_NDS, weight_SOD)
+            return out_NOS.unflatten(2, self.bias.shape[1:]) + self.bias
+
+    return Local()
+
+
+def _map_response(torch: Any, layer: MapResponseNorm) -> Any:
+    """Response normalisation within maps, by an average pooling of the squares."""
+
+    class MapResponse(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            means = torch.nn.functional.avg_pool2d(x * x, layer.size, 1, layer.size // 2)
+            return x * (layer.k + layer.factor * layer.size**2 * means) ** -layer.beta
+
+    return MapResponse()
+
+
+def _peer(torch: Any, layer: Layer) -> Any:
+    nn = torch.nn
     match layer:
         case Conv2d():
             sizes = (layer.channels, layer.outputs, layer.kernel, layer.stride, layer.padding)
             return nn.Conv2d(*sizes, groups=layer.groups, bias=layer.bias is not None)
         case Linear():
             return nn.Linear(layer.inputs, layer.outputs)
+        case LocallyConnected2d():
+            return _local(torch, layer)
+        case MapResponseNorm():
+            return _map_response(torch, layer)
         case LocalResponseNorm():
             return nn.LocalResponseNorm(layer.size, layer.factor * layer.size, layer.beta, layer.k)
         case BatchNorm2d():

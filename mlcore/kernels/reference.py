@@ -1,6 +1,6 @@
 """The slow twin of every kernel: few lines of NumPy, right at a glance, for any float dtype.
 
-The fast kernels (`gemm`, `conv`, `pool`, `norm`, `batch_norm`, `elementwise`, `loss`) have the same names and
+The fast kernels (`gemm`, `conv`, `local`, `pool`, `norm`, `batch_norm`, `elementwise`, `loss`) have the same names and
 arguments; the tests hold them against these.
 
 Legend: N batch, C input channel, H W input, O output channel, I input features or channels per group,
@@ -67,6 +67,34 @@ def conv2d_grad_weight(
         for (k, m), rows, columns in _taps(weight_shape[2:], p, q, stride):
             grad_w[o, :, k, m] = np.einsum("nohw,nchw->oc", grad_NOPQ[:, o], x[:, c, rows, columns])
     return grad_w, grad_NOPQ.sum(axis=(0, 2, 3))
+
+
+def local2d_forward(x_NCHW: Array, weight_PQOCKL: Array, bias_OPQ: Array, stride: int, padding: int) -> Array:
+    """Each place's window with that place's weights."""
+    x = _pad(x_NCHW, padding)
+    out_NOPQ = np.zeros((len(x), *bias_OPQ.shape), x.dtype) + bias_OPQ
+    for p, q, rows, columns in _each_place(weight_PQOCKL.shape, stride):
+        out_NOPQ[:, :, p, q] += np.einsum("ncij,ocij->no", x[:, :, rows, columns], weight_PQOCKL[p, q])
+    return out_NOPQ
+
+
+def local2d_grad_input(grad_NOPQ: Array, weight_PQOCKL: Array, x_shape: Shape, stride: int, padding: int) -> Array:
+    n, channels, h, w = x_shape
+    grad_x = np.zeros((n, channels, h + 2 * padding, w + 2 * padding), grad_NOPQ.dtype)
+    for p, q, rows, columns in _each_place(weight_PQOCKL.shape, stride):
+        grad_x[:, :, rows, columns] += np.einsum("no,ocij->ncij", grad_NOPQ[:, :, p, q], weight_PQOCKL[p, q])
+    return np.ascontiguousarray(grad_x[:, :, padding : padding + h, padding : padding + w])
+
+
+def local2d_grad_weight(
+    grad_NOPQ: Array, x_NCHW: Array, weight_shape: Shape, stride: int, padding: int
+) -> tuple[Array, Array]:
+    """Gradients of weight_PQOCKL and bias_OPQ."""
+    x = _pad(x_NCHW, padding)
+    grad_w = np.zeros(weight_shape, x.dtype)
+    for p, q, rows, columns in _each_place(weight_shape, stride):
+        grad_w[p, q] = np.einsum("no,ncij->ocij", grad_NOPQ[:, :, p, q], x[:, :, rows, columns])
+    return grad_w, grad_NOPQ.sum(axis=0)
 
 
 def max_pool2d_forward(x_NCHW: Array, size: int, stride: int, padding: int) -> tuple[Array, Array]:
@@ -150,6 +178,19 @@ def local_response_backward(
     return np.asarray(grad_NCHW * s_NCHW**-beta - 2 * factor * beta * x_NCHW * pull)
 
 
+def map_response_forward(x_NCHW: Array, size: int, k: float, factor: float, beta: float) -> tuple[Array, Array]:
+    """(the values normalised within their maps, s)."""
+    s = np.asarray(k + factor * _sum_within(x_NCHW**2, size))
+    return x_NCHW * s**-beta, s
+
+
+def map_response_backward(
+    grad_NCHW: Array, x_NCHW: Array, s_NCHW: Array, size: int, factor: float, beta: float
+) -> Array:
+    pull = _sum_within(grad_NCHW * x_NCHW * s_NCHW ** (-beta - 1), size)
+    return np.asarray(grad_NCHW * s_NCHW**-beta - 2 * factor * beta * x_NCHW * pull)
+
+
 def moments(x_NCHW: Array) -> tuple[Array, Array]:
     """(mean_C, variance_C), the variance biased."""
     return x_NCHW.mean(axis=(0, 2, 3)), x_NCHW.var(axis=(0, 2, 3))
@@ -220,6 +261,13 @@ def _sum_around(values_NCHW: Array, size: int) -> Array:
     return np.asarray(np.sum([padded[:, j : j + channels] for j in range(size)], axis=0))
 
 
+def _sum_within(values_NCHW: Array, size: int) -> Array:
+    """For each pixel, the sum over the size x size window around it; there are zeros beyond the edges."""
+    h, w = values_NCHW.shape[2:]
+    padded = _pad(values_NCHW, size // 2)
+    return np.asarray(np.sum([padded[:, :, i : i + h, j : j + w] for i, j in np.ndindex(size, size)], axis=0))
+
+
 def _wide(values_C: Array) -> Array:
     """[C] as [1, C, 1, 1]."""
     return values_C[None, :, None, None]
@@ -232,6 +280,13 @@ def _pad(x_NCHW: Array, padding: int) -> Array:
 def _windows(padded_shape: Shape, window: Shape, stride: int) -> tuple[int, int]:
     """How many windows fit, down and across."""
     return (padded_shape[2] - window[0]) // stride + 1, (padded_shape[3] - window[1]) // stride + 1
+
+
+def _each_place(weight_shape: Shape, stride: int) -> Iterator[tuple[int, int, slice, slice]]:
+    """Each place (p, q) of a locally connected layer, with the rows and columns of its window."""
+    for p, q in np.ndindex(weight_shape[:2]):
+        top, left = p * stride, q * stride
+        yield p, q, slice(top, top + weight_shape[4]), slice(left, left + weight_shape[5])
 
 
 def _taps(window: Shape, p: int, q: int, stride: int) -> Iterator[tuple[tuple[int, int], slice, slice]]:

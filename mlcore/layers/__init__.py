@@ -7,9 +7,9 @@ to and got from `output_shape` leave the batch axis out: (channels, height, widt
 from mlcore.layers.base import Layer, Shape, Traced, convert
 from mlcore.layers.containers import Residual, Sequential
 from mlcore.layers.elementwise import Dropout, Flatten, ReLU, Tanh
-from mlcore.layers.normalisation import BatchNorm2d, LocalResponseNorm
+from mlcore.layers.normalisation import BatchNorm2d, LocalResponseNorm, MapResponseNorm
 from mlcore.layers.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
-from mlcore.layers.weighted import Conv2d, Linear
+from mlcore.layers.weighted import Conv2d, Linear, LocallyConnected2d
 
 __all__ = [
     "AvgPool2d",
@@ -21,6 +21,8 @@ __all__ = [
     "Layer",
     "Linear",
     "LocalResponseNorm",
+    "LocallyConnected2d",
+    "MapResponseNorm",
     "MaxPool2d",
     "ReLU",
     "Residual",

@@ -1,4 +1,4 @@
-"""Normalisations: over neighbouring channels, and over a batch.
+"""Normalisations: over neighbouring channels, over neighbours in the same map, and over a batch.
 
 Legend: N batch, C channel, H W height and width.
 """
@@ -32,6 +32,27 @@ class LocalResponseNorm(Layer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         want_planes("LocalResponseNorm", input_shape, None)
+        return input_shape
+
+
+class MapResponseNorm(Layer):
+    """Damp each activation by those around it in its own map: x / (k + factor * sum of x^2) ^ beta.
+
+    size: side of the square window, odd. alpha: the factor is alpha / size^2, as in cuda-convnet (its "scale"; its
+    "pow" is beta and its k is 1). Source: the "rnorm" layers of Krizhevsky's cuda-convnet.
+    """
+
+    def __init__(self, size: int, k: float, alpha: float, beta: float) -> None:
+        if size < 1 or size % 2 == 0:
+            raise RecipeError(f"a normalisation within windows of {size}x{size}", fix="give an odd number")
+        self.size, self.k, self.beta = size, k, beta
+        self.factor = alpha / size**2
+
+    def __call__(self, x_NCHW: Tensor, rng: Rng | None = None) -> Tensor:
+        return ops.map_response_norm(x_NCHW, self.size, self.k, self.factor, self.beta)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        want_planes("MapResponseNorm", input_shape, None)
         return input_shape
 
 

@@ -1,6 +1,6 @@
-"""Layers with weights that are multiplied: linear and convolution.
+"""Layers with weights that are multiplied: linear, convolution, and locally connected.
 
-Legend: N batch, C channel, H W height and width, I input features, O output.
+Legend: N batch, C channel, H W height and width, I input features, O output, P Q output height and width.
 """
 
 from __future__ import annotations
@@ -81,3 +81,47 @@ class Conv2d(Layer):
 
     def macs(self, input_shape: Shape) -> int:
         return math.prod(self.output_shape(input_shape)) * self.channels // self.groups * self.kernel**2
+
+
+class LocallyConnected2d(Layer):
+    """A convolution whose weights differ at every place; weight [P, Q, O, C, kernel, kernel], bias [O, P, Q].
+
+    It is made for one `input_shape`, (channels, height, width). Source: the unshared "local" layers of Krizhevsky's
+    cuda-convnet, whose biases are one per output value too.
+    """
+
+    def __init__(
+        self,
+        input_shape: Shape,
+        outputs: int,
+        kernel: int,
+        rng: Rng,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        weights: str = "he",
+        biases: str = "zeros",
+    ) -> None:
+        want_planes("LocallyConnected2d", input_shape, None)
+        self.input_shape, self.outputs, self.kernel = input_shape, outputs, kernel
+        self.stride, self.padding = stride, padding
+        places = ops.conv_windows(input_shape[1:], kernel, stride, padding)
+        fan_in, fan_out = input_shape[0] * kernel**2, outputs * kernel**2
+        shape = (*places, outputs, input_shape[0], kernel, kernel)
+        self.weight = parameter("weight", shape, fan_in, fan_out, weights, rng)
+        self.bias = parameter("bias", (outputs, *places), fan_in, fan_out, biases, rng)
+
+    def __call__(self, x_NCHW: Tensor, rng: Rng | None = None) -> Tensor:
+        return ops.local2d(x_NCHW, self.weight, self.bias, self.stride, self.padding)
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {"weight": self.weight, "bias": self.bias}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if input_shape != self.input_shape:
+            fix = f"it was made for {list(self.input_shape)}"
+            raise ShapeError(f"LocallyConnected2d got {list(input_shape)}", fix=fix)
+        return self.bias.shape
+
+    def macs(self, input_shape: Shape) -> int:
+        return self.weight.data.size

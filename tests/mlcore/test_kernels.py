@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlcore.kernels import batch_norm, conv, elementwise, gemm, loss, norm, pool, reference
+from mlcore.kernels import batch_norm, conv, elementwise, gemm, local, loss, norm, pool, reference
 from tests.mlcore.helpers import DTYPES, Array, assert_close, normal, odd_shapes, run_python
 
 dtypes = st.sampled_from(DTYPES)
@@ -45,6 +45,20 @@ def test_convolution_equals_its_slow_twin(case: dict[str, Any], dtype: Any) -> N
     grad = normal(want.shape, dtype, seed=1)
     _same(conv, reference, "conv2d_grad_input", grad, weight, x.shape, stride, padding, groups)
     _same(conv, reference, "conv2d_grad_weight", grad, x, weight.shape, stride, padding, groups)
+
+
+@odd_shapes
+@given(convolutions(), st.integers(1, 40), dtypes)
+def test_local_connections_equal_their_slow_twin(case: dict[str, Any], n: int, dtype: Any) -> None:
+    stride, padding, _ = case["settings"]
+    x = normal((n, *case["x"][1:]), dtype)
+    places = [1 + (side + 2 * padding - k) // stride for side, k in zip(x.shape[2:], case["kernel"], strict=True)]
+    weight = normal((*places, case["outputs"], x.shape[1], *case["kernel"]), dtype)
+    bias = normal((case["outputs"], *places), dtype)
+    _same(local, reference, "local2d_forward", x, weight, bias, stride, padding)
+    grad = normal((n, case["outputs"], *places), dtype, seed=1)
+    _same(local, reference, "local2d_grad_input", grad, weight, x.shape, stride, padding)
+    _same(local, reference, "local2d_grad_weight", grad, x, weight.shape, stride, padding)
 
 
 @odd_shapes
@@ -101,6 +115,17 @@ def test_local_response_normalisation_equals_its_slow_twin(
     _same(norm, reference, "local_response_forward", x, size, 2.0, 0.1, beta)
     s = reference.local_response_forward(x, size, 2.0, 0.1, beta)[1]
     _same(norm, reference, "local_response_backward", grad, x, s, size, 0.1, beta)
+
+
+@odd_shapes
+@given(st.integers(1, 9), st.integers(1, 9), dtypes, st.sampled_from([1, 3, 5, 9]), st.sampled_from([0.5, 0.75, 1.0]))
+def test_response_normalisation_within_maps_equals_its_slow_twin(
+    height: int, width: int, dtype: Any, size: int, beta: float
+) -> None:
+    x, grad = normal((3, 2, height, width), dtype), normal((3, 2, height, width), dtype, seed=1)
+    _same(norm, reference, "map_response_forward", x, size, 2.0, 0.1, beta)
+    s = reference.map_response_forward(x, size, 2.0, 0.1, beta)[1]
+    _same(norm, reference, "map_response_backward", grad, x, s, size, 0.1, beta)
 
 
 @odd_shapes

@@ -16,7 +16,9 @@ from mlcore.layers import (
     Flatten,
     GlobalAvgPool,
     Linear,
+    LocallyConnected2d,
     LocalResponseNorm,
+    MapResponseNorm,
     MaxPool2d,
     ReLU,
     Residual,
@@ -26,13 +28,15 @@ from mlcore.layers import (
 )
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
-from tests.mlcore.helpers import normal
+from tests.mlcore.helpers import assert_close, normal
 
 RNG = Rng(1)
 
 EVERY_LAYER = {
     "Linear": (Linear(12, 5, RNG), (12,)),
     "Conv2d": (Conv2d(4, 6, 3, RNG, stride=2, padding=1, groups=2), (4, 7, 9)),
+    "LocallyConnected2d": (LocallyConnected2d((2, 7, 8), 3, 3, RNG, stride=2, padding=1), (2, 7, 8)),
+    "MapResponseNorm": (MapResponseNorm(3, 1.0, 1e-2, 0.75), (5, 3, 4)),
     "MaxPool2d": (MaxPool2d(3, 2, 1), (2, 7, 8)),
     "AvgPool2d": (AvgPool2d(2), (2, 7, 8)),
     "GlobalAvgPool": (GlobalAvgPool(), (2, 7, 8)),
@@ -147,6 +151,33 @@ def test_sides_of_a_residual_that_do_not_match_are_refused_when_the_model_is_bui
 
 def test_a_residual_counts_the_multiplications_of_both_sides() -> None:
     assert _projected().macs((2, 6, 6)) == 4 * 9 * (2 * 9) + 4 * 9 * 2
+
+
+def test_a_locally_connected_layer_with_equal_weights_everywhere_is_a_convolution() -> None:
+    layer, conv, x = LocallyConnected2d((2, 6, 5), 3, 3, RNG), Conv2d(2, 3, 3, RNG), Tensor(normal((4, 2, 6, 5)))
+    layer.weight.data[:] = conv.weight.data
+    assert_close(layer(x).data, conv(x).data)
+    assert layer.macs((2, 6, 5)) == conv.macs((2, 6, 5))
+
+
+def test_a_place_of_a_locally_connected_layer_sees_its_own_weights_only() -> None:
+    layer, x = LocallyConnected2d((1, 4, 4), 2, 3, RNG), Tensor(normal((1, 1, 4, 4)))
+    before = layer(x).data
+    layer.weight.data[1, 0] += 1
+    assert ((layer(x).data != before)[0] == [[[False, False], [True, False]]] * 2).all()
+
+
+def test_a_locally_connected_layer_takes_the_map_it_was_made_for_only() -> None:
+    with pytest.raises(ShapeError, match=r"made for \[2, 7, 8\]"):
+        EVERY_LAYER["LocallyConnected2d"][0].output_shape((2, 8, 8))
+
+
+def test_response_normalisation_within_maps_keeps_maps_apart() -> None:
+    x = np.zeros((1, 2, 5, 5), np.float32)
+    x[0, 0, 2, 2], x[0, 0, 2, 3], x[0, 1, 2, 2] = 3, 1, 1
+    out = MapResponseNorm(3, 1.0, 9.0, 1.0)(Tensor(x)).data
+    assert out[0, 0, 2, 2:4] == pytest.approx([3 / 11, 1 / 11])
+    assert out[0, 1, 2, 2] == pytest.approx(1 / 2)
 
 
 def test_batch_normalisation_normalises_each_channel_in_training() -> None:

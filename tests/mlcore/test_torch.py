@@ -14,7 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore import ops
-from mlcore.layers import BatchNorm2d, Conv2d, GlobalAvgPool, Layer, ReLU, Residual, Sequential, convert
+from mlcore.layers import (
+    BatchNorm2d,
+    Conv2d,
+    GlobalAvgPool,
+    Layer,
+    LocallyConnected2d,
+    LocalResponseNorm,
+    MapResponseNorm,
+    ReLU,
+    Residual,
+    Sequential,
+    convert,
+)  # fmt: skip
 from mlcore.models import build
 from mlcore.optim import SGD, Adam, Optimiser
 from mlcore.peers import peer_of
@@ -87,6 +99,9 @@ def _residual(image: Image) -> Layer:
 
 LAYERS: dict[str, Callable[[Image], Layer]] = {
     "BatchNorm2d": lambda image: BatchNorm2d(image[0], 1e-3, 0.3),
+    "LocallyConnected2d": lambda image: LocallyConnected2d(image, 3, 2, Rng(1), stride=2, padding=1),
+    "MapResponseNorm": lambda image: MapResponseNorm(3, 1.0, 0.5, 0.75),
+    "LocalResponseNorm": lambda image: LocalResponseNorm(5, 2.0, 0.1, 0.75),
     "GlobalAvgPool": lambda image: GlobalAvgPool(),
     "Residual": _residual,
     "identity Residual": lambda image: Residual(Sequential([("conv", _conv(image, image[0], 3))])),
@@ -191,11 +206,17 @@ class Taped:
     options: dict[str, Any]
     shape: tuple[int, ...]
     rate: float
+    batch: int = 6
     adam: bool = False
 
 
 TAPED = {
     "lenet5": Taped("lenet5", {}, (1, 28, 28), 0.01),
+    "mlp": Taped("mlp", {"hidden": [40, 30], "activation": "tanh"}, (1, 8, 8), 0.05),
+    "alexnet_small": Taped("alexnet_small", {"dropout": 0.0, "hidden": 32}, (3, 32, 32), 0.005, batch=3),
+    "cuda_convnet 18pct": Taped("cuda_convnet", {"net": "18pct"}, (3, 16, 16), 0.005),
+    "cuda_convnet 13pct": Taped("cuda_convnet", {"net": "13pct"}, (3, 12, 12), 0.005),
+    "cuda_convnet 11pct": Taped("cuda_convnet", {"net": "11pct"}, (3, 12, 12), 0.005),
     "resnet_small": Taped("resnet_small", {}, (3, 12, 12), 0.02),
     "resnet_small by Adam": Taped("resnet_small", {}, (3, 12, 12), 1e-3, adam=True),
 }
@@ -214,7 +235,7 @@ def test_fifty_steps_on_the_tape_equal_pytorchs(name: str) -> None:
     peer = peer_of(model)
     ours, theirs = _optimisers(case, model, peer)
     for step in range(50):
-        x, labels = normal((10, *case.shape), np.float64, seed=step % 5), (np.arange(10) + step % 5) % 10
+        x, labels = normal((case.batch, *case.shape), np.float64, seed=step % 5), (np.arange(case.batch) + step) % 10
         ours.zero_grad()
         theirs.zero_grad()
         loss = ops.cross_entropy(model(Tensor(x), Rng(step)), labels)
@@ -225,7 +246,7 @@ def test_fifty_steps_on_the_tape_equal_pytorchs(name: str) -> None:
         theirs.step()
         assert loss.item() == pytest.approx(other.item(), rel=1e-7), f"step {step}"
     peer.eval()
-    x = normal((10, *case.shape), np.float64, seed=9)
+    x = normal((case.batch, *case.shape), np.float64, seed=9)
     np.testing.assert_allclose(model(Tensor(x)).data, peer(torch.from_numpy(x)).detach().numpy(), rtol=1e-6, atol=1e-6)
 
 
