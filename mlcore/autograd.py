@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlcore.kernels import conv, elementwise, gemm, loss, norm, pool
+from mlcore.kernels import batch_norm, conv, elementwise, gemm, local, loss, norm, pool
 from mlcore.tensor import Array, Tensor
 
 Gradients = tuple[Array | None, ...]
@@ -166,12 +166,22 @@ def _conv2d(node: Node, grad_NOPQ: Array) -> Gradients:
     return grad_x, *conv.conv2d_grad_weight(grad_NOPQ, x.data, weight.shape, *node.saved)
 
 
+def _local2d(node: Node, grad_NOPQ: Array) -> Gradients:
+    x, weight, _ = node.inputs
+    grad_x = local.local2d_grad_input(grad_NOPQ, weight.data, x.shape, *node.saved) if node.wants(0) else None
+    return grad_x, *local.local2d_grad_weight(grad_NOPQ, x.data, weight.shape, *node.saved)
+
+
 def _max_pool2d(node: Node, grad_NCPQ: Array) -> Gradients:
     return (pool.max_pool2d_backward(grad_NCPQ, node.saved[0], node.inputs[0].shape),)
 
 
 def _avg_pool2d(node: Node, grad_NCPQ: Array) -> Gradients:
     return (pool.avg_pool2d_backward(grad_NCPQ, node.inputs[0].shape, *node.saved),)
+
+
+def _global_avg_pool(node: Node, grad_NC: Array) -> Gradients:
+    return (pool.global_avg_pool_backward(grad_NC, node.inputs[0].shape),)
 
 
 def _relu(node: Node, grad: Array) -> Gradients:
@@ -193,6 +203,15 @@ def _local_response_norm(node: Node, grad_NCHW: Array) -> Gradients:
     return (norm.local_response_backward(grad_NCHW, node.inputs[0].data, *node.saved),)
 
 
+def _map_response_norm(node: Node, grad_NCHW: Array) -> Gradients:
+    return (norm.map_response_backward(grad_NCHW, node.inputs[0].data, *node.saved),)
+
+
+def _batch_norm2d(node: Node, grad_NCHW: Array) -> Gradients:
+    x, weight, _ = node.inputs
+    return batch_norm.normalise_backward(grad_NCHW, x.data, weight.data, *node.saved)
+
+
 def _flatten(node: Node, grad: Array) -> Gradients:
     return (grad.reshape(node.inputs[0].shape),)
 
@@ -212,12 +231,16 @@ def _cross_entropy(node: Node, grad: Array) -> Gradients:
 RULES: dict[str, Rule] = {
     "linear": _linear,
     "conv2d": _conv2d,
+    "local2d": _local2d,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
+    "global_avg_pool": _global_avg_pool,
     "relu": _relu,
     "tanh": _tanh,
     "dropout": _dropout,
     "local_response_norm": _local_response_norm,
+    "map_response_norm": _map_response_norm,
+    "batch_norm2d": _batch_norm2d,
     "flatten": _flatten,
     "add": _add,
     "scale": _scale,

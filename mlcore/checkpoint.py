@@ -60,7 +60,7 @@ class State(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state and its arrays: "model/<parameter>" and "optimiser/<parameter>"."""
+    """A state and its arrays: "model/<parameter or buffer>" and "optimiser/<what it remembers>"."""
 
     state: State
     arrays: Arrays

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlcore import schedule, toml
 from mlcore.errors import RecipeError
@@ -56,12 +56,38 @@ class Data(Closed):
     surrogate: bool = True
 
 
-class Optimiser(Closed):
-    """Stochastic gradient descent: the peak rate, momentum, and the L2 coefficient on weights (not biases)."""
+# Each optimiser's own options with their defaults, beside `rate` and `weight_decay`, which all have.
+OPTIMISER_OPTIONS: dict[str, dict[str, float]] = {
+    "sgd": {"momentum": 0.9},
+    "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+}
 
+
+class Optimiser(Closed):
+    """A name of `mlcore.optim.OPTIMISERS`: the peak rate, the L2 coefficient on weights (not biases), its own options.
+
+    momentum belongs to sgd; beta1, beta2 (how much of the running means is kept) and epsilon to adam. What is left
+    out takes the default; an option of the other optimiser is refused by `parse`.
+    """
+
+    name: Literal["sgd", "adam"] = "sgd"
     rate: float = Field(gt=0, le=1e3, allow_inf_nan=False)
-    momentum: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
+    momentum: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
+    beta1: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
+    beta2: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
+    epsilon: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0, le=1e3, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, given: Any) -> Any:
+        name = given.get("name", "sgd") if isinstance(given, dict) else None
+        return {**OPTIMISER_OPTIONS[name], **given} if isinstance(name, str) and name in OPTIMISER_OPTIONS else given
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The named optimiser's own options."""
+        return {name: getattr(self, name) for name in OPTIMISER_OPTIONS[self.name]}
 
 
 class Schedule(Closed):
@@ -144,6 +170,7 @@ def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(document)
         schedule.build(recipe.schedule.name, recipe.schedule.options)
+        _demand_own_options(recipe.optimiser)
     except ValidationError as error:
         mistakes += [_explain(item, places) for item in error.errors(include_url=False)]
     except RecipeError as error:
@@ -156,6 +183,18 @@ def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML: every value, defaults too, in a fixed order."""
     return toml.dumps(recipe.model_dump(exclude_none=True))
+
+
+def _demand_own_options(optimiser: Optimiser) -> None:
+    """RecipeError for an option of another optimiser than the named one."""
+    for other, options in OPTIMISER_OPTIONS.items():
+        for key in options.keys() - OPTIMISER_OPTIONS[optimiser.name].keys():
+            if getattr(optimiser, key) is not None:
+                raise RecipeError(
+                    f"'{key}' is an option of {other}, not of {optimiser.name}",
+                    place=f"optimiser.{key}",
+                    fix=f"drop it; {optimiser.name} has {', '.join(OPTIMISER_OPTIONS[optimiser.name])}",
+                )
 
 
 def _text_of(path: Path) -> str:

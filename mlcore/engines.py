@@ -12,7 +12,7 @@ import numpy as np
 
 from mlcore.data.loader import Batch
 from mlcore.layers import Conv2d, Sequential
-from mlcore.optim import SGD
+from mlcore.optim import Optimiser
 from mlcore.planned.fuse import Unplannable
 from mlcore.planned.plan import Plan
 from mlcore.rng import Rng
@@ -79,7 +79,7 @@ def engine_for(session: Session) -> Engine:
     return PlanEngine(session, plan) if plan else TapeEngine(session)
 
 
-def planned(model: Sequential, optimiser: SGD, batch: int, input_shape: tuple[int, ...]) -> Plan | None:
+def planned(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> Plan | None:
     """A plan, if there is one and it pays."""
     if not any(isinstance(layer, Conv2d) and layer.outputs >= WIDE for layer in model.layers.values()):
         return None
@@ -89,7 +89,7 @@ def planned(model: Sequential, optimiser: SGD, batch: int, input_shape: tuple[in
         return None
 
 
-def compile_plan(model: Sequential, optimiser: SGD, batch: int, input_shape: tuple[int, ...]) -> None:
+def compile_plan(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> None:
     """Run one step on blank images with a network that is thrown away, so that training starts compiled."""
     if plan := planned(model, optimiser, batch, input_shape):
         plan.step(np.zeros((batch, *input_shape), np.float32), np.zeros(batch, np.int64), 0.0, Rng(0))

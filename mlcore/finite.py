@@ -17,14 +17,17 @@ def find_non_finite(model: Layer, x: Array, labels: Array, rng: Rng | None = Non
     Looks at the input, the weights, each layer's forward output, the loss, and the gradients in the order in which
     they are computed. Returns e.g. "layer 'C3': forward output has 12 NaN and 0 infinite of 102400 values".
     x: one batch as the model takes it. rng: the step's stream, to repeat its dropout. Gradients that the model's
-    parameters hold are kept as they were.
+    parameters hold, and its buffers, are kept as they were.
     """
     kept = {name: tensor.grad for name, tensor in model.parameters().items()}
+    buffers = {name: tensor.data.copy() for name, tensor in model.buffers().items()}
     try:
         return _before(model, x) or _on_the_way(model, x, labels, rng)
     finally:
         for name, tensor in model.parameters().items():
             tensor.grad = kept[name]
+        for name, tensor in model.buffers().items():
+            tensor.data[...] = buffers[name]
 
 
 def all_finite(values: Array) -> bool:

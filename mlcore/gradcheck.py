@@ -193,6 +193,24 @@ def _response(size: int, beta: float) -> Callable[[], Measured]:
     return lambda: check_grads(lambda x: ops.local_response_norm(x, size, 2.0, 0.3, beta), _values(2, 7, 3, 2))
 
 
+def _local(stride: int, padding: int, places: tuple[int, int]) -> Callable[[], Measured]:
+    x, weight, bias = _values(2, 3, 5, 4), _values(*places, 4, 3, 3, 2), _values(4, *places)
+    return lambda: check_grads(lambda x, w, b: ops.local2d(x, w, b, stride, padding), x, weight, bias)
+
+
+def _map_response(size: int, beta: float) -> Callable[[], Measured]:
+    return lambda: check_grads(lambda x: ops.map_response_norm(x, size, 2.0, 0.3, beta), _values(2, 2, 5, 4))
+
+
+def _batch_norm(momentum: float | None) -> Callable[[], Measured]:
+    running = Tensor(_values(3)), Tensor(_values(3) ** 2 + 0.5)
+
+    def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ops.batch_norm2d(x, weight, bias, *running, 1e-3, momentum)
+
+    return lambda: check_grads(normalise, _values(4, 3, 3, 2), _values(3) + 2, _values(3))
+
+
 def _cross_entropy() -> Measured:
     return check_grads(lambda x: ops.cross_entropy(x, np.array([2, 0, 4])), _values(3, 5))
 
@@ -203,15 +221,22 @@ OP_CHECKS: dict[str, Callable[[], Measured]] = {
     "conv2d padding 1": _conv(1, 1, 1),
     "conv2d stride 2": _conv(2, 1, 1),
     "conv2d groups 2": _conv(1, 1, 2),
+    "local2d": _local(1, 0, (3, 3)),
+    "local2d stride 2": _local(2, 1, (3, 3)),
     "max_pool2d": lambda: check_grads(lambda x: ops.max_pool2d(x, 2), _apart(2, 3, 6, 5)),
     "max_pool2d 3/2": lambda: check_grads(lambda x: ops.max_pool2d(x, 3, 2, 1), _apart(2, 2, 7, 6)),
     "avg_pool2d": lambda: check_grads(lambda x: ops.avg_pool2d(x, 2), _values(2, 3, 6, 5)),
     "avg_pool2d 3/2": lambda: check_grads(lambda x: ops.avg_pool2d(x, 3, 2, 1), _values(2, 2, 7, 6)),
+    "global_avg_pool": lambda: check_grads(ops.global_avg_pool, _values(2, 3, 4, 5)),
     "relu": lambda: check_grads(ops.relu, _apart(4, 9)),
     "tanh": lambda: check_grads(ops.tanh, _values(4, 9)),
     "dropout": _dropout,
     "local_response_norm": _response(3, 0.75),
     "local_response_norm 5": _response(5, 0.5),
+    "map_response_norm": _map_response(3, 0.75),
+    "map_response_norm 5": _map_response(5, 0.5),
+    "batch_norm2d": _batch_norm(0.1),
+    "batch_norm2d in evaluation": _batch_norm(None),
     "flatten": lambda: check_grads(ops.flatten, _values(2, 3, 4)),
     "add": lambda: check_grads(ops.add, _values(3, 4), _values(3, 4)),
     "add to itself": lambda: check_grads(lambda x: ops.add(x, x), _values(3, 4)),

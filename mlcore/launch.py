@@ -196,7 +196,7 @@ class _Ending:
     ) -> dict[str, Any]:
         state, session, data = self.trainer.timed(), self.trainer.session, self.dataset
         recipe = session.recipe
-        weights = {name: tensor.data for name, tensor in session.model.parameters().items()}
+        weights = {name: tensor.data for name, tensor in session.model.state().items()}
         return results.Result(
             schema_name=results.SCHEMA,
             status=status,
@@ -213,7 +213,7 @@ class _Ending:
             epochs=state.step / session.loader.steps_per_epoch,
             steps=state.step,
             total_steps=session.total_steps,
-            parameters=sum(weight.size for weight in weights.values()),
+            parameters=sum(tensor.data.size for tensor in session.model.parameters().values()),
             weights_sha256=results.weights_sha256(weights),
             train_loss=_last(state, "train_loss"),
             validation_error_pct=validation,

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlcore.autograd import current_layer, record
 from mlcore.errors import DataError, ShapeError
-from mlcore.kernels import conv, elementwise, gemm, loss, norm, pool
+from mlcore.kernels import batch_norm, conv, elementwise, gemm, local, loss, norm, pool
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
 
@@ -27,18 +27,36 @@ def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
 
 
 def conv2d(
-    x_NCHW: Tensor, weight_OIHW: Tensor, bias_O: Tensor, stride: int = 1, padding: int = 0, groups: int = 1
+    x_NCHW: Tensor, weight_OIHW: Tensor, bias_O: Tensor | None, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> Tensor:
-    """Cross-correlation with zero padding: [N, O, P, Q] with P = (H + 2 padding - kernel) // stride + 1."""
+    """Cross-correlation with zero padding: [N, O, P, Q] with P = (H + 2 padding - kernel) // stride + 1.
+
+    bias_O: None for none.
+    """
     _want_rank(x_NCHW, 4, "conv2d")
     out_channels, per_group, kernel_h, kernel_w = weight_OIHW.shape
-    if x_NCHW.shape[1] != per_group * groups or out_channels % groups or bias_O.shape != (out_channels,):
+    bias = bias_O or Tensor(np.zeros(out_channels, x_NCHW.dtype))
+    if x_NCHW.shape[1] != per_group * groups or out_channels % groups or bias.shape != (out_channels,):
         wanted = f"{per_group * groups} channels for a weight of {weight_OIHW.shape} in {groups} group(s)"
         raise _bad("conv2d", x_NCHW.shape, wanted)
     _windows("conv2d", x_NCHW.shape[2:], (kernel_h, kernel_w), stride, padding)
-    _same_dtype(x_NCHW, weight_OIHW, bias_O)
-    out = conv.conv2d_forward(x_NCHW.data, weight_OIHW.data, bias_O.data, stride, padding, groups)
-    return record("conv2d", (x_NCHW, weight_OIHW, bias_O), out, stride, padding, groups)
+    _same_dtype(x_NCHW, weight_OIHW, bias)
+    out = conv.conv2d_forward(x_NCHW.data, weight_OIHW.data, bias.data, stride, padding, groups)
+    return record("conv2d", (x_NCHW, weight_OIHW, bias), out, stride, padding, groups)
+
+
+def local2d(x_NCHW: Tensor, weight_PQOCKL: Tensor, bias_OPQ: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    """A convolution whose weights, and biases, differ from place to place: [N, O, P, Q]."""
+    _want_rank(x_NCHW, 4, "local2d")
+    p, q, outputs, channels, kernel_h, kernel_w = weight_PQOCKL.shape
+    places = (p, q)
+    if x_NCHW.shape[1] != channels or bias_OPQ.shape != (outputs, p, q):
+        raise _bad("local2d", x_NCHW.shape, f"{channels} channels for a weight of {weight_PQOCKL.shape}")
+    if _windows("local2d", x_NCHW.shape[2:], (kernel_h, kernel_w), stride, padding) != places:
+        raise _bad("local2d", x_NCHW.shape, f"a map with {p}x{q} places for its window")
+    _same_dtype(x_NCHW, weight_PQOCKL, bias_OPQ)
+    out = local.local2d_forward(x_NCHW.data, weight_PQOCKL.data, bias_OPQ.data, stride, padding)
+    return record("local2d", (x_NCHW, weight_PQOCKL, bias_OPQ), out, stride, padding)
 
 
 def max_pool2d(x_NCHW: Tensor, size: int, stride: int | None = None, padding: int = 0) -> Tensor:
@@ -57,6 +75,12 @@ def avg_pool2d(x_NCHW: Tensor, size: int, stride: int | None = None, padding: in
     pool_windows("avg_pool2d", x_NCHW.shape[2:], size, step, padding)
     out = pool.avg_pool2d_forward(x_NCHW.data, size, step, padding)
     return record("avg_pool2d", (x_NCHW,), out, size, step, padding)
+
+
+def global_avg_pool(x_NCHW: Tensor) -> Tensor:
+    """The mean of each map: [N, C]."""
+    _want_rank(x_NCHW, 4, "global_avg_pool")
+    return record("global_avg_pool", (x_NCHW,), pool.global_avg_pool_forward(x_NCHW.data))
 
 
 def relu(x: Tensor) -> Tensor:
@@ -95,11 +119,57 @@ def local_response_norm(x_NCHW: Tensor, size: int, k: float, factor: float, beta
 
     Source: Krizhevsky et al. 2012, sec. 3.3. The paper calls the factor alpha; others call size * factor alpha.
     """
-    _want_rank(x_NCHW, 4, "local_response_norm")
-    if size < 1 or size % 2 == 0:
-        raise ShapeError(f"local_response_norm of size {size}", place=current_layer(), fix="give an odd number")
+    _want_odd("local_response_norm", x_NCHW, size)
     out, s = norm.local_response_forward(x_NCHW.data, size, k, factor, beta)
     return record("local_response_norm", (x_NCHW,), out, s, size, factor, beta)
+
+
+def map_response_norm(x_NCHW: Tensor, size: int, k: float, factor: float, beta: float) -> Tensor:
+    """x / (k + factor * sum of x^2 over the `size` x `size` window around, in the same map) ^ beta; `size` is odd.
+
+    Source: the "rnorm" layers of Krizhevsky's cuda-convnet, which calls size^2 * factor the scale, and beta pow.
+    """
+    _want_odd("map_response_norm", x_NCHW, size)
+    out, s = norm.map_response_forward(x_NCHW.data, size, k, factor, beta)
+    return record("map_response_norm", (x_NCHW,), out, s, size, factor, beta)
+
+
+def batch_norm2d(
+    x_NCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    running_mean_C: Tensor,
+    running_variance_C: Tensor,
+    epsilon: float,
+    momentum: float | None,
+) -> Tensor:
+    """weight * (x - mean) / sqrt(variance + epsilon) + bias, channel by channel.
+
+    With a momentum, mean and variance are those of x over N, H and W, the gradient goes through them too, and the
+    running ones are moved in place: (1 - momentum) * running + momentum * the batch's, the variance being unbiased
+    there. Without one, as in evaluation, they are the running ones. Source: Ioffe and Szegedy 2015, algorithms 1, 2.
+    """
+    _want_rank(x_NCHW, 4, "batch_norm2d")
+    if weight_C.shape != x_NCHW.shape[1:2]:
+        raise _bad("batch_norm2d", x_NCHW.shape, f"{weight_C.shape[0]} channels")
+    _same_dtype(x_NCHW, weight_C, bias_C, running_mean_C, running_variance_C)
+    mean, variance = running_mean_C.data.copy(), running_variance_C.data.copy()
+    if momentum is not None:
+        count = x_NCHW.data.size // x_NCHW.shape[1]
+        if count < 2:
+            raise _bad("batch_norm2d", x_NCHW.shape, "at least two values per channel in training")
+        mean, variance = batch_norm.moments(x_NCHW.data)
+        _move_towards(running_mean_C.data, mean, momentum)
+        _move_towards(running_variance_C.data, variance * variance.dtype.type(count / (count - 1)), momentum)
+    inverse = (1 / np.sqrt(variance + variance.dtype.type(epsilon))).astype(variance.dtype)
+    out = batch_norm.normalise(x_NCHW.data, mean, inverse, weight_C.data, bias_C.data)
+    return record("batch_norm2d", (x_NCHW, weight_C, bias_C), out, mean, inverse, momentum is not None)
+
+
+def _move_towards(running: Array, seen: Array, momentum: float) -> None:
+    """In place: (1 - momentum) * running + momentum * seen."""
+    running *= running.dtype.type(1 - momentum)
+    running += running.dtype.type(momentum) * seen
 
 
 def flatten(x: Tensor) -> Tensor:
@@ -141,7 +211,7 @@ def pool_windows(what: str, plane: tuple[int, ...], size: int, stride: int, padd
 
 
 def conv_windows(plane: tuple[int, ...], kernel: int, stride: int, padding: int) -> tuple[int, int]:
-    """Output height and width of a convolution; ShapeError if nothing is left."""
+    """Output height and width of a convolution, or of a locally connected layer; ShapeError if nothing is left."""
     return _windows("conv2d", plane, (kernel, kernel), stride, padding)
 
 
@@ -185,6 +255,13 @@ def _want_rank(x: Tensor, rank: int, op: str) -> None:
         raise _bad(op, x.shape, axes + (": put a Flatten before it" if rank == 2 else ""))
     if x.shape[0] == 0:
         raise _bad(op, x.shape, "at least one example")
+
+
+def _want_odd(op: str, x: Tensor, size: int) -> None:
+    """What the response normalisations want: maps, and a neighbourhood with a middle."""
+    _want_rank(x, 4, op)
+    if size < 1 or size % 2 == 0:
+        raise ShapeError(f"{op} of size {size}", place=current_layer(), fix="give an odd number")
 
 
 def _same_dtype(*tensors: Tensor) -> None:

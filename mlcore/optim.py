@@ -1,8 +1,9 @@
-"""Stochastic gradient descent with momentum and weight decay."""
+"""Optimisers: stochastic gradient descent with momentum, and Adam, behind one small protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -11,12 +12,80 @@ from mlcore.kernels import elementwise
 from mlcore.tensor import Array, Tensor
 
 
-class SGD:
-    """v = momentum * v + gradient + weight_decay * w, then w -= rate * v (PyTorch's form, Sutskever et al. 2013).
+class Optimiser(Protocol):
+    """Moves parameters by their gradients."""
+
+    def step(self, rate: float) -> None:
+        """Move every parameter against its gradient; `rate` is this step's learning rate."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the last step."""
+
+    def state(self) -> dict[str, Array]:
+        """Copies of what it remembers: with the weights, all that a resume needs."""
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        """Go on from `state`; CheckpointError if its names, shapes or dtypes are not this optimiser's."""
+
+
+class _Remembering:
+    """What the optimisers share: parameters, their weight decay, and named arrays that are the memory.
 
     Biases are not decayed: they don't make the function steeper, and pulling them to zero only shifts it. A bias is
     a parameter whose name ends in "bias"; `decay_biases=True` decays all alike, as PyTorch does by default.
     A parameter whose `grad` is None is left alone.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], weight_decay: float, decay_biases: bool) -> None:
+        self.parameters = dict(parameters)
+        self.decay = {
+            name: weight_decay if decay_biases or not name.endswith("bias") else 0.0 for name in self.parameters
+        }
+
+    def step(self, rate: float) -> None:
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                self._move(name, parameter.data, np.ascontiguousarray(parameter.grad), rate)
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def state(self) -> dict[str, Array]:
+        return {name: array.copy() for name, array in self._memory().items()}
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        memory = self._memory()
+        if set(state) != set(memory):
+            odd = sorted(set(state) ^ set(memory))
+            raise CheckpointError(
+                f"the optimiser's state does not fit the model: {odd}", fix="use the recipe it was saved with"
+            )
+        for name, array in memory.items():
+            saved = state[name]
+            if saved.shape != array.shape or saved.dtype != array.dtype:
+                raise CheckpointError(
+                    f"the optimiser's state is {saved.dtype}{list(saved.shape)}, not {array.dtype}{list(array.shape)}",
+                    place=name,
+                    fix="use the recipe it was saved with",
+                )
+            array[...] = saved
+
+    def _zeros(self) -> dict[str, Array]:
+        return {name: np.zeros_like(parameter.data) for name, parameter in self.parameters.items()}
+
+    def _memory(self) -> dict[str, Array]:
+        """The arrays themselves, by name."""
+        raise NotImplementedError
+
+    def _move(self, name: str, weight: Array, grad: Array, rate: float) -> None:
+        raise NotImplementedError
+
+
+class SGD(_Remembering):
+    """v = momentum * v + gradient + weight_decay * w, then w -= rate * v (PyTorch's form, Sutskever et al. 2013).
+
+    Biases don't decay unless asked to, and a parameter without a gradient is left alone: see `_Remembering`.
     """
 
     def __init__(
@@ -27,55 +96,57 @@ class SGD:
         nesterov: bool = False,
         decay_biases: bool = False,
     ) -> None:
-        self.parameters = dict(parameters)
+        super().__init__(parameters, weight_decay, decay_biases)
         self.momentum, self.nesterov = momentum, nesterov
-        self._velocity = {name: np.zeros_like(p.data) for name, p in self.parameters.items()}
-        self.decay = {
-            name: weight_decay if decay_biases or not name.endswith("bias") else 0.0 for name in self.parameters
-        }
-
-    def step(self, rate: float) -> None:
-        """Move every parameter against its gradient; `rate` is this step's learning rate."""
-        for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                elementwise.sgd_update(
-                    parameter.data,
-                    np.ascontiguousarray(parameter.grad),
-                    self._velocity[name],
-                    rate,
-                    self.momentum,
-                    self.decay[name],
-                    self.nesterov,
-                )
-
-    def zero_grad(self) -> None:
-        """Forget the gradients of the last step."""
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self._velocity = self._zeros()
 
     @property
     def velocities(self) -> Mapping[str, Array]:
         """The velocities themselves, by parameter name."""
         return self._velocity
 
-    def state(self) -> dict[str, Array]:
-        """Copies of the velocities by parameter name: with the weights, all that a resume needs."""
-        return {name: velocity.copy() for name, velocity in self._velocity.items()}
+    def _memory(self) -> dict[str, Array]:
+        return self._velocity
 
-    def load_state(self, state: Mapping[str, Array]) -> None:
-        """Go on from `state`; CheckpointError if its names, shapes or dtypes are not this optimiser's."""
-        if set(state) != set(self._velocity):
-            odd = sorted(set(state) ^ set(self._velocity))
-            raise CheckpointError(
-                f"the optimiser's state does not fit the model: {odd}", fix="use the recipe it was saved with"
-            )
-        for name, velocity in self._velocity.items():
-            saved = state[name]
-            if saved.shape != velocity.shape or saved.dtype != velocity.dtype:
-                raise CheckpointError(
-                    f"the saved velocity is {saved.dtype}{list(saved.shape)}, not "
-                    f"{velocity.dtype}{list(velocity.shape)}",
-                    place=name,
-                    fix="use the recipe it was saved with",
-                )
-            velocity[...] = saved
+    def _move(self, name: str, weight: Array, grad: Array, rate: float) -> None:
+        velocity, decay = self._velocity[name], self.decay[name]
+        elementwise.sgd_update(weight, grad, velocity, rate, self.momentum, decay, self.nesterov)
+
+
+class Adam(_Remembering):
+    """Steps of about `rate` in each weight: the gradient's running mean over the root of its running square.
+
+    Both means begin at zero and are corrected for it. weight_decay is added to the gradient (L2), as in PyTorch's
+    Adam, not taken from the weight directly. Biases don't decay unless asked to; a parameter without a gradient is
+    left alone. Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        decay_biases: bool = False,
+    ) -> None:
+        super().__init__(parameters, weight_decay, decay_biases)
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self._mean, self._square = self._zeros(), self._zeros()
+        self._steps = np.zeros(1, np.int64)
+
+    def step(self, rate: float) -> None:
+        self._steps += 1
+        super().step(rate)
+
+    def _memory(self) -> dict[str, Array]:
+        means = {f"mean/{name}": array for name, array in self._mean.items()}
+        return means | {f"square/{name}": array for name, array in self._square.items()} | {"steps": self._steps}
+
+    def _move(self, name: str, weight: Array, grad: Array, rate: float) -> None:
+        how = (rate, self.beta1, self.beta2, self.epsilon, self.decay[name])
+        elementwise.adam_update(weight, grad, self._mean[name], self._square[name], int(self._steps[0]), *how)
+
+
+# By the names that a recipe knows. Each is called with the parameters, weight_decay and its own options.
+OPTIMISERS: dict[str, Callable[..., Optimiser]] = {"sgd": SGD, "adam": Adam}

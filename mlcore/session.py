@@ -15,7 +15,7 @@ from mlcore.data.images import Normaliser
 from mlcore.data.loader import Batch, Loader, Part, shuffled, split
 from mlcore.errors import CheckpointError, RecipeError
 from mlcore.layers import Sequential
-from mlcore.optim import SGD
+from mlcore.optim import OPTIMISERS, Optimiser
 from mlcore.result import usable_cores
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
@@ -30,7 +30,7 @@ class Session:
     recipe: Recipe
     rng: Rng
     model: Sequential
-    optimiser: SGD
+    optimiser: Optimiser
     schedule: schedules.Schedule
     loader: Loader
     validation: Part
@@ -45,8 +45,8 @@ class Session:
         return self.recipe.optimiser.rate * self.schedule(step, self.total_steps)
 
     def arrays(self) -> Arrays:
-        """Weights and velocities, as a checkpoint keeps them; the weights are the live ones."""
-        weights = {f"model/{name}": tensor.data for name, tensor in self.model.parameters().items()}
+        """Weights, buffers and the optimiser's memory, as a checkpoint keeps them; those of the model are live."""
+        weights = {f"model/{name}": tensor.data for name, tensor in self.model.state().items()}
         return weights | {f"optimiser/{name}": array for name, array in self.optimiser.state().items()}
 
 
@@ -84,8 +84,8 @@ def build_model(recipe: Recipe, rng: Rng | None = None) -> Sequential:
 
 
 def load_weights(model: Sequential, weights: Arrays) -> None:
-    """Replace a model's weights; CheckpointError when names, shapes or types differ."""
-    parameters = model.parameters()
+    """Replace a model's weights and buffers; CheckpointError when names, shapes or types differ."""
+    parameters = model.state()
     if set(weights) != set(parameters):
         odd = sorted(set(weights) ^ set(parameters))
         raise CheckpointError(f"the weights are another model's: {odd}", fix="use the recipe they were saved with")
@@ -127,7 +127,8 @@ def use_threads(wanted: int, environ: Mapping[str, str] = os.environ) -> int:
     return kernels.prepare(wanted or int(text or usable_cores()))
 
 
-def network(recipe: Recipe, rng: Rng | None = None) -> tuple[Sequential, SGD]:
+def network(recipe: Recipe, rng: Rng | None = None) -> tuple[Sequential, Optimiser]:
     """The recipe's network with its first weights, and its optimiser."""
-    model = build_model(recipe, rng)
-    return model, SGD(model.parameters(), recipe.optimiser.momentum, recipe.optimiser.weight_decay)
+    model, chosen = build_model(recipe, rng), recipe.optimiser
+    make = OPTIMISERS[chosen.name]
+    return model, make(model.parameters(), weight_decay=chosen.weight_decay, **chosen.options)

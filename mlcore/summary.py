@@ -6,14 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlcore.layers import Sequential
+from mlcore.layers import Layer, Residual, Sequential, Shape
 
 BYTES_PER_VALUE = 4  # float32, what training runs in
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One layer. `macs` and `output_shape` are per example, `activation_bytes` for the whole batch."""
+    """One layer; a layer inside others has a dotted name, and a Residual's own row is its sum.
+
+    `macs` and `output_shape` are per example, `activation_bytes` for the whole batch.
+    """
 
     layer: str
     kind: str
@@ -35,18 +38,20 @@ class Summary:
 
 def summarise(model: Sequential, input_shape: tuple[int, ...], batch: int = 1) -> Summary:
     """Trace `model` for inputs of `input_shape` (without the batch axis); ShapeError if they don't fit."""
-    rows = tuple(
-        SummaryRow(
-            layer=name,
-            kind=type(layer).__name__,
-            output_shape=output_shape,
-            parameters=sum(tensor.data.size for tensor in layer.parameters().values()),
-            macs=layer.macs(layer_input),
-            activation_bytes=math.prod(output_shape) * batch * BYTES_PER_VALUE,
-        )
-        for name, layer, layer_input, output_shape in model.trace(input_shape)
-    )
+    rows = tuple(_row(*traced, batch) for traced in model.unfolded("", input_shape))
     return Summary(rows, *_sums(rows))
+
+
+def _row(name: str, layer: Layer, input_shape: Shape, output_shape: Shape, batch: int) -> SummaryRow:
+    has_rows_inside = isinstance(layer, Residual)
+    return SummaryRow(
+        layer=name,
+        kind=type(layer).__name__,
+        output_shape=output_shape,
+        parameters=0 if has_rows_inside else sum(tensor.data.size for tensor in layer.parameters().values()),
+        macs=0 if has_rows_inside else layer.macs(input_shape),
+        activation_bytes=math.prod(output_shape) * batch * BYTES_PER_VALUE,
+    )
 
 
 def _sums(rows: Sequence[SummaryRow]) -> tuple[int, int, int]:

@@ -201,7 +201,7 @@ def _demand_finite(session: Session, batch: Batch, number: int, loss: float) -> 
 
 
 def _demand_finite_weights(session: Session, step: int) -> None:
-    for name, tensor in session.model.parameters().items():
+    for name, tensor in session.model.state().items():
         if not _finite(tensor.data):
             raise _not_finite(f"layer '{name.rpartition('.')[0]}': weight {name} is not finite", step)
 

@@ -1,4 +1,4 @@
-"""What is done to each number by itself: ReLU, tanh, the optimiser's update.
+"""What is done to each number by itself: ReLU, tanh, dropout, the optimisers' updates.
 
 float32 or float64, for dropout bf16 too. NaN goes in, NaN comes out. Work is shared among threads in blocks of fixed
 size.
@@ -6,6 +6,7 @@ size.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,23 @@ def sgd_update(
     _sgd(
         weight.reshape(-1), grad.reshape(-1), velocity.reshape(-1),
         kind(rate), kind(momentum), kind(decay), kind(ahead), kind(own),
+    )  # fmt: skip
+
+
+def adam_update(
+    weight: Array, grad: Array, mean: Array, square: Array, step: int, rate: float, beta1: float, beta2: float,
+    epsilon: float, decay: float,
+) -> None:  # fmt: skip
+    """In place, for the step-th time (from 1), with g' = g + decay * w:
+
+    m = beta1 * m + (1 - beta1) * g', v = beta2 * v + (1 - beta2) * g'^2, both divided by 1 - beta^step for the move
+    w -= rate * m / (sqrt(v) + epsilon). Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
+    """
+    kind = weight.dtype.type
+    _adam(
+        COST * weight.size, weight.reshape(-1), grad.reshape(-1), mean.reshape(-1), square.reshape(-1),
+        kind(beta1), kind(1 - beta1), kind(beta2), kind(1 - beta2), kind(epsilon), kind(decay),
+        kind(rate / (1 - beta1**step)), kind(1 / math.sqrt(1 - beta2**step)),
     )  # fmt: skip
 
 
@@ -177,3 +195,28 @@ def _sgd(
         speed = momentum * velocity[i] + slope
         velocity[i] = speed
         weight[i] -= rate * (own * slope + ahead * speed) if own > 0 else rate * speed
+
+
+@SharedKernel
+def _adam(
+    weight: Array, grad: Array, mean: Array, square: Array, beta1: Any, rest1: Any, beta2: Any, rest2: Any,
+    epsilon: Any, decay: Any, rate: Any, root: Any,
+) -> None:  # fmt: skip
+    """rest1, rest2: 1 - beta1, 1 - beta2; rate, root: what the corrections of m and of sqrt(v) make of them."""
+    for block in prange(-(-weight.size // BLOCK)):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        _adam_block(
+            weight[part], grad[part], mean[part], square[part], beta1, rest1, beta2, rest2, epsilon, decay, rate, root
+        )
+
+
+@kernel
+def _adam_block(
+    weight: Array, grad: Array, mean: Array, square: Array, beta1: Any, rest1: Any, beta2: Any, rest2: Any,
+    epsilon: Any, decay: Any, rate: Any, root: Any,
+) -> None:  # fmt: skip
+    for i in range(weight.size):
+        slope = grad[i] + decay * weight[i]
+        mean[i] = beta1 * mean[i] + rest1 * slope
+        square[i] = beta2 * square[i] + rest2 * slope * slope
+        weight[i] -= rate * mean[i] / (np.sqrt(square[i]) * root + epsilon)

@@ -48,6 +48,17 @@ def avg_pool2d_backward(grad_NCPQ: Array, x_shape: Shape, size: int, stride: int
     return grad_x
 
 
+def global_avg_pool_forward(x_NCHW: Array) -> Array:
+    """The mean of each plane, [N, C], summed in float64."""
+    return np.asarray(x_NCHW.mean(axis=(2, 3), dtype=np.float64).astype(x_NCHW.dtype))
+
+
+def global_avg_pool_backward(grad_NC: Array, x_shape: Shape) -> Array:
+    """Each gradient is shared out evenly over its plane."""
+    share = grad_NC / grad_NC.dtype.type(x_shape[2] * x_shape[3])
+    return np.ascontiguousarray(np.broadcast_to(share[:, :, None, None], x_shape))
+
+
 def _output_shape(x_shape: Shape, size: int, stride: int, padding: int) -> Shape:
     n, c, h, w = x_shape
     return n, c, (h + 2 * padding - size) // stride + 1, (w + 2 * padding - size) // stride + 1

@@ -1,7 +1,7 @@
 """The slow twin of every kernel: few lines of NumPy, right at a glance, for any float dtype.
 
-The fast kernels (`gemm`, `conv`, `pool`, `elementwise`, `loss`) have the same names and arguments; the tests hold
-them against these.
+The fast kernels (`gemm`, `conv`, `local`, `pool`, `norm`, `batch_norm`, `elementwise`, `loss`) have the same names and
+arguments; the tests hold them against these.
 
 Legend: N batch, C input channel, H W input, O output channel, I input features or channels per group,
 K L kernel window, P Q output height and width.
@@ -69,6 +69,34 @@ def conv2d_grad_weight(
     return grad_w, grad_NOPQ.sum(axis=(0, 2, 3))
 
 
+def local2d_forward(x_NCHW: Array, weight_PQOCKL: Array, bias_OPQ: Array, stride: int, padding: int) -> Array:
+    """Each place's window with that place's weights."""
+    x = _pad(x_NCHW, padding)
+    out_NOPQ = np.zeros((len(x), *bias_OPQ.shape), x.dtype) + bias_OPQ
+    for p, q, rows, columns in _each_place(weight_PQOCKL.shape, stride):
+        out_NOPQ[:, :, p, q] += np.einsum("ncij,ocij->no", x[:, :, rows, columns], weight_PQOCKL[p, q])
+    return out_NOPQ
+
+
+def local2d_grad_input(grad_NOPQ: Array, weight_PQOCKL: Array, x_shape: Shape, stride: int, padding: int) -> Array:
+    n, channels, h, w = x_shape
+    grad_x = np.zeros((n, channels, h + 2 * padding, w + 2 * padding), grad_NOPQ.dtype)
+    for p, q, rows, columns in _each_place(weight_PQOCKL.shape, stride):
+        grad_x[:, :, rows, columns] += np.einsum("no,ocij->ncij", grad_NOPQ[:, :, p, q], weight_PQOCKL[p, q])
+    return np.ascontiguousarray(grad_x[:, :, padding : padding + h, padding : padding + w])
+
+
+def local2d_grad_weight(
+    grad_NOPQ: Array, x_NCHW: Array, weight_shape: Shape, stride: int, padding: int
+) -> tuple[Array, Array]:
+    """Gradients of weight_PQOCKL and bias_OPQ."""
+    x = _pad(x_NCHW, padding)
+    grad_w = np.zeros(weight_shape, x.dtype)
+    for p, q, rows, columns in _each_place(weight_shape, stride):
+        grad_w[p, q] = np.einsum("no,ncij->ocij", grad_NOPQ[:, :, p, q], x[:, :, rows, columns])
+    return grad_w, grad_NOPQ.sum(axis=0)
+
+
 def max_pool2d_forward(x_NCHW: Array, size: int, stride: int, padding: int) -> tuple[Array, Array]:
     """(largest value, its flat position h * W + w in the unpadded plane); the first one wins a tie, NaN wins all."""
     n, c, h, w = x_NCHW.shape
@@ -112,6 +140,14 @@ def avg_pool2d_backward(grad_NCPQ: Array, x_shape: Shape, size: int, stride: int
     return np.ascontiguousarray(grad_x[:, :, padding : padding + h, padding : padding + w])
 
 
+def global_avg_pool_forward(x_NCHW: Array) -> Array:
+    return np.asarray(x_NCHW.sum(axis=(2, 3)) / x_NCHW.dtype.type(x_NCHW[0, 0].size))
+
+
+def global_avg_pool_backward(grad_NC: Array, x_shape: Shape) -> Array:
+    return np.asarray(grad_NC[:, :, None, None] * np.full(x_shape, 1 / (x_shape[2] * x_shape[3]), grad_NC.dtype))
+
+
 def relu_forward(x: Array) -> Array:
     """max(x, 0); a NaN stays a NaN."""
     return np.where(x <= 0, x.dtype.type(0), x)
@@ -142,6 +178,45 @@ def local_response_backward(
     return np.asarray(grad_NCHW * s_NCHW**-beta - 2 * factor * beta * x_NCHW * pull)
 
 
+def map_response_forward(x_NCHW: Array, size: int, k: float, factor: float, beta: float) -> tuple[Array, Array]:
+    """(the values normalised within their maps, s)."""
+    s = np.asarray(k + factor * _sum_within(x_NCHW**2, size))
+    return x_NCHW * s**-beta, s
+
+
+def map_response_backward(
+    grad_NCHW: Array, x_NCHW: Array, s_NCHW: Array, size: int, factor: float, beta: float
+) -> Array:
+    pull = _sum_within(grad_NCHW * x_NCHW * s_NCHW ** (-beta - 1), size)
+    return np.asarray(grad_NCHW * s_NCHW**-beta - 2 * factor * beta * x_NCHW * pull)
+
+
+def moments(x_NCHW: Array) -> tuple[Array, Array]:
+    """(mean_C, variance_C), the variance biased."""
+    return x_NCHW.mean(axis=(0, 2, 3)), x_NCHW.var(axis=(0, 2, 3))
+
+
+def normalise(x_NCHW: Array, mean_C: Array, inverse_C: Array, weight_C: Array, bias_C: Array) -> Array:
+    x_hat = (x_NCHW - _wide(mean_C)) * _wide(inverse_C)
+    return np.asarray(_wide(weight_C) * x_hat + _wide(bias_C))
+
+
+def normalise_backward(
+    grad_NCHW: Array, x_NCHW: Array, weight_C: Array, mean_C: Array, inverse_C: Array, of_batch: bool
+) -> tuple[Array, Array, Array]:
+    """The paper's chain rule, step by step: Ioffe and Szegedy 2015, sec. 3, the six equations of backpropagation."""
+    x_hat = (x_NCHW - _wide(mean_C)) * _wide(inverse_C)
+    grad_hat = grad_NCHW * _wide(weight_C)
+    grad_x = grad_hat * _wide(inverse_C)
+    if of_batch:
+        count = x_NCHW.dtype.type(x_NCHW.size // x_NCHW.shape[1])
+        away = x_NCHW - _wide(mean_C)
+        grad_variance = (grad_hat * away).sum(axis=(0, 2, 3)) * -(inverse_C**3) / 2
+        grad_mean = -grad_x.sum(axis=(0, 2, 3)) - 2 * grad_variance * away.mean(axis=(0, 2, 3))
+        grad_x = grad_x + _wide(grad_variance) * 2 * away / count + _wide(grad_mean) / count
+    return grad_x, (grad_NCHW * x_hat).sum(axis=(0, 2, 3)), grad_NCHW.sum(axis=(0, 2, 3))
+
+
 def cross_entropy_forward(logits_NK: Array, labels_N: Array) -> tuple[Array, Array]:
     """(mean of -log softmax(logits)[label], the softmax itself)."""
     shifted = logits_NK - logits_NK.max(axis=1, keepdims=True)
@@ -166,11 +241,36 @@ def sgd_update(
     weight -= kind(rate) * (slope + kind(momentum) * velocity if nesterov else velocity)
 
 
+def adam_update(
+    weight: Array, grad: Array, mean: Array, square: Array, step: int, rate: float, beta1: float, beta2: float,
+    epsilon: float, decay: float,
+) -> None:  # fmt: skip
+    """In place, for the step-th time (from 1): Kingma and Ba 2015, algorithm 1; decay * w joins the gradient."""
+    kind = weight.dtype.type
+    slope = grad + kind(decay) * weight
+    mean[...] = kind(beta1) * mean + kind(1 - beta1) * slope
+    square[...] = kind(beta2) * square + kind(1 - beta2) * slope**2
+    mean_hat, square_hat = mean / kind(1 - beta1**step), square / kind(1 - beta2**step)
+    weight -= kind(rate) * mean_hat / (np.sqrt(square_hat) + kind(epsilon))
+
+
 def _sum_around(values_NCHW: Array, size: int) -> Array:
     """For each channel, the sum of the `size` channels around it; there are zeros beyond the ends."""
     half, channels = size // 2, values_NCHW.shape[1]
     padded = np.pad(values_NCHW, ((0, 0), (half, half), (0, 0), (0, 0)))
     return np.asarray(np.sum([padded[:, j : j + channels] for j in range(size)], axis=0))
+
+
+def _sum_within(values_NCHW: Array, size: int) -> Array:
+    """For each pixel, the sum over the size x size window around it; there are zeros beyond the edges."""
+    h, w = values_NCHW.shape[2:]
+    padded = _pad(values_NCHW, size // 2)
+    return np.asarray(np.sum([padded[:, :, i : i + h, j : j + w] for i, j in np.ndindex(size, size)], axis=0))
+
+
+def _wide(values_C: Array) -> Array:
+    """[C] as [1, C, 1, 1]."""
+    return values_C[None, :, None, None]
 
 
 def _pad(x_NCHW: Array, padding: int) -> Array:
@@ -180,6 +280,13 @@ def _pad(x_NCHW: Array, padding: int) -> Array:
 def _windows(padded_shape: Shape, window: Shape, stride: int) -> tuple[int, int]:
     """How many windows fit, down and across."""
     return (padded_shape[2] - window[0]) // stride + 1, (padded_shape[3] - window[1]) // stride + 1
+
+
+def _each_place(weight_shape: Shape, stride: int) -> Iterator[tuple[int, int, slice, slice]]:
+    """Each place (p, q) of a locally connected layer, with the rows and columns of its window."""
+    for p, q in np.ndindex(weight_shape[:2]):
+        top, left = p * stride, q * stride
+        yield p, q, slice(top, top + weight_shape[4]), slice(left, left + weight_shape[5])
 
 
 def _taps(window: Shape, p: int, q: int, stride: int) -> Iterator[tuple[tuple[int, int], slice, slice]]:

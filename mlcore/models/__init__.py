@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlcore.layers import Sequential
-from mlcore.models.alexnet import alexnet
+from mlcore.models.alexnet import alexnet, alexnet_small
 from mlcore.models.cuda_convnet import cuda_convnet
 from mlcore.models.lenet5 import lenet5
 from mlcore.models.mlp import mlp
 from mlcore.models.mnist_cnn import mnist_cnn
+from mlcore.models.resnet_small import resnet_small
 from mlcore.options import unknown_name
 from mlcore.rng import Rng
 
@@ -18,19 +19,23 @@ Builder = Callable[[Mapping[str, Any], Rng, tuple[int, ...], int], Sequential]
 
 MODELS: dict[str, Builder] = {
     "alexnet": alexnet,
+    "alexnet_small": alexnet_small,
     "cuda_convnet": cuda_convnet,
     "lenet5": lenet5,
     "mlp": mlp,
     "mnist_cnn": mnist_cnn,
+    "resnet_small": resnet_small,
 }
 
 # What each network was made for: (channels, height, width) of an example, and how many classes.
 INPUTS: dict[str, tuple[tuple[int, ...], int]] = {
     "alexnet": ((3, 227, 227), 1000),
+    "alexnet_small": ((3, 64, 64), 200),
     "cuda_convnet": ((3, 32, 32), 10),
     "lenet5": ((1, 28, 28), 10),
     "mlp": ((1, 28, 28), 10),
     "mnist_cnn": ((1, 28, 28), 10),
+    "resnet_small": ((3, 32, 32), 10),
 }
 
 

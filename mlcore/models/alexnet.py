@@ -3,6 +3,8 @@
 Source: Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks", sec. 3
 and 5. 60,965,224 parameters for 1000 classes, as the paper's 60 million. The input is 227x227: the text says 224, which
 its own map sizes contradict.
+
+alexnet_small is the same design for images of 64x64 and fewer classes; its sizes are this library's choice.
 """
 
 from __future__ import annotations
@@ -38,10 +40,40 @@ class AlexNetOptions:
     weights: str = "normal"
 
 
+@dataclass(frozen=True)
+class AlexNetSmallOptions(AlexNetOptions):
+    """As AlexNetOptions. The paper's weights, N(0, 0.01^2), fade in layers this narrow: the default is He's."""
+
+    hidden: int = 1024
+    weights: str = "he"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The first convolution's window, and how many maps the five convolutions have."""
+
+    kernel: int
+    stride: int
+    padding: int
+    maps: tuple[int, int, int, int, int]
+
+
+PAPER = Sizes(11, 4, 0, (96, 256, 384, 384, 256))
+SMALL = Sizes(5, 2, 2, (48, 128, 192, 192, 128))
+
+
 def alexnet(options: Mapping[str, Any], rng: Rng, input_shape: tuple[int, ...], classes: int) -> Sequential:
     """AlexNet for `input_shape` (channels, height, width), at its best (3, 227, 227); options as in AlexNetOptions."""
-    chosen = read_options(AlexNetOptions, options, "model.options")
-    maps = _maps(input_shape[0], chosen, rng)
+    return _network(PAPER, read_options(AlexNetOptions, options, "model.options"), rng, input_shape, classes)
+
+
+def alexnet_small(options: Mapping[str, Any], rng: Rng, input_shape: tuple[int, ...], classes: int) -> Sequential:
+    """The small one for `input_shape`, at its best (3, 64, 64), 10 to 1000 classes; see AlexNetSmallOptions."""
+    return _network(SMALL, read_options(AlexNetSmallOptions, options, "model.options"), rng, input_shape, classes)
+
+
+def _network(sizes: Sizes, chosen: AlexNetOptions, rng: Rng, input_shape: tuple[int, ...], classes: int) -> Sequential:
+    maps = _maps(sizes, input_shape[0], chosen, rng)
     (features,) = Sequential([*maps, ("flatten", Flatten())]).output_shape(input_shape)
 
     def hidden(name: str, inputs: int) -> list[tuple[str, Layer]]:
@@ -53,7 +85,7 @@ def alexnet(options: Mapping[str, Any], rng: Rng, input_shape: tuple[int, ...], 
     return Sequential(layers, input_shape)
 
 
-def _maps(channels: int, chosen: AlexNetOptions, rng: Rng) -> list[tuple[str, Layer]]:
+def _maps(sizes: Sizes, channels: int, chosen: AlexNetOptions, rng: Rng) -> list[tuple[str, Layer]]:
     """The five convolutions with what stands between them; biases begin at 1 in conv2, conv4 and conv5 (sec. 5)."""
 
     def conv(name: str, inputs: int, outputs: int, kernel: int, biases: str, **how: int) -> list[tuple[str, Layer]]:
@@ -63,15 +95,16 @@ def _maps(channels: int, chosen: AlexNetOptions, rng: Rng) -> list[tuple[str, La
     def norm() -> LocalResponseNorm:
         return LocalResponseNorm(5, 2.0, 1e-4, 0.75, divided=chosen.alpha == "divided")
 
+    one, two, three, four, five = sizes.maps
     return [
-        *conv("conv1", channels, 96, 11, "zeros", stride=4),
+        *conv("conv1", channels, one, sizes.kernel, "zeros", stride=sizes.stride, padding=sizes.padding),
         ("norm1", norm()),
         ("pool1", MaxPool2d(3, 2)),
-        *conv("conv2", 96, 256, 5, "ones", padding=2, groups=2),
+        *conv("conv2", one, two, 5, "ones", padding=2, groups=2),
         ("norm2", norm()),
         ("pool2", MaxPool2d(3, 2)),
-        *conv("conv3", 256, 384, 3, "zeros", padding=1),
-        *conv("conv4", 384, 384, 3, "ones", padding=1, groups=2),
-        *conv("conv5", 384, 256, 3, "ones", padding=1, groups=2),
+        *conv("conv3", two, three, 3, "zeros", padding=1),
+        *conv("conv4", three, four, 3, "ones", padding=1, groups=2),
+        *conv("conv5", four, five, 3, "ones", padding=1, groups=2),
         ("pool5", MaxPool2d(3, 2)),
     ]

@@ -91,6 +91,8 @@ def _first_step(layers: list[Named]) -> tuple[Step | None, int]:
 def _weighted(name: str, layer: Conv2d | Linear, following: list[Named]) -> tuple[Step, int]:
     if isinstance(layer, Conv2d) and layer.padding >= layer.kernel:
         raise Unplannable(f"layer '{name}': a padding of {layer.padding} is wider than its window")
+    if layer.bias is None:
+        raise Unplannable(f"layer '{name}': a convolution without biases has no planned form")
     relu = bool(following) and isinstance(following[0][1], ReLU)
     return Weighted(name, layer, relu), 2 if relu else 1
 

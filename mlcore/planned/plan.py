@@ -15,7 +15,7 @@ from mlcore.kernels import loss, planes
 from mlcore.kernels.panels import Move
 from mlcore.kernels.precision import PRECISIONS, Precision
 from mlcore.layers import Conv2d, Layer, Linear, Sequential
-from mlcore.optim import SGD
+from mlcore.optim import SGD, Optimiser
 from mlcore.planned import layout
 from mlcore.planned.fuse import AvgPooling, Dropping, MaxPooling, Step, Unplannable, Weighted, fused
 from mlcore.planned.layout import Planes
@@ -34,12 +34,12 @@ class Plan:
     """
 
     def __init__(
-        self, model: Sequential, optimiser: SGD, batch: int, input_shape: Shape, precision: str = "fp32"
+        self, model: Sequential, optimiser: Optimiser, batch: int, input_shape: Shape, precision: str = "fp32"
     ) -> None:
         if getattr(numba.config, "DISABLE_JIT"):  # noqa: B009  numba makes its settings at import
             raise Unplannable("the kernels of a plan exist in compiled form only")
-        if optimiser.nesterov:
-            raise Unplannable("Nesterov's momentum has no planned form")
+        if not isinstance(optimiser, SGD) or optimiser.nesterov:
+            raise Unplannable("only SGD with plain momentum has a planned form")
         self.model, self.optimiser, self.batch = model, optimiser, batch
         self.input, self.stages = _wired(model, batch, input_shape, PRECISIONS[precision])
         self._count = 0

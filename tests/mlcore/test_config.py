@@ -84,6 +84,30 @@ def test_a_resolved_recipe_reads_back_as_itself_with_the_same_hash() -> None:
     assert again.sha256 == recipe.sha256
 
 
+def test_an_optimiser_has_its_own_options_and_their_defaults() -> None:
+    assert tiny().optimiser.options == {"momentum": 0.9}
+    adam = tiny("optimiser.name=adam", "optimiser.beta2=0.99").optimiser
+    assert adam.options == {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8}
+    recipe = tiny("optimiser.name=adam")
+    assert parse(to_toml(recipe), "resolved") == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("optimiser.name=adam", "optimiser.momentum=0.9"), "'momentum' is an option of sgd, not of adam"),
+        (("optimiser.beta1=0.9",), "'beta1' is an option of adam, not of sgd; drop it; sgd has momentum"),
+        (("optimiser.name=adam", "optimiser.beta2=1.0"), "'optimiser.beta2' is 1.0"),
+        (("optimiser.name=adam", "optimiser.epsilon=0"), "'optimiser.epsilon' is 0"),
+        (("optimiser.name=lion",), "'optimiser.name' is 'lion'"),
+    ],
+)
+def test_an_optimisers_impossible_options_are_named(overrides: tuple[str, ...], message: str) -> None:
+    (mistake,) = mistakes(RECIPE, *overrides)
+    assert mistake.startswith("override 'optimiser.")
+    assert message in mistake
+
+
 def test_the_hash_tells_every_value_apart() -> None:
     hashes = {tiny(o).sha256 for o in ("seed=1", "seed=2", "train.epochs=9", "schedule.warmup=0.3", "data.limit=5")}
     assert len(hashes) == 5

@@ -28,8 +28,11 @@ def test_every_rule_is_checked() -> None:
     assert {name.split()[0] for name in OP_CHECKS} >= set(RULES)
 
 
+LARGE = {"alexnet", "alexnet_small", "resnet_small"}  # half a minute, or many
+
+
 @needs_compiler
-@pytest.mark.parametrize("name", sorted(set(models.MODELS) - {"alexnet"}))  # AlexNet would take many minutes
+@pytest.mark.parametrize("name", sorted(set(models.MODELS) - LARGE))
 def test_a_models_gradients_equal_central_differences(name: str) -> None:
     (row,) = run_gradcheck(name)
     assert row.ok, row.message
@@ -40,6 +43,20 @@ def test_a_model_with_dropout_and_tanh_passes() -> None:
     options = {"hidden": [7], "activation": "tanh", "dropout": 0.3}
     model = models.build("mlp", options, Rng(1), (1, 4, 4), 3)
     assert gradcheck_model(model, (5, 1, 4, 4), 3, Rng(2)).max_error < 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("net", ["18pct", "13pct", "11pct"])
+def test_the_gradients_of_the_cifar_networks_equal_central_differences(net: str) -> None:
+    model = models.build("cuda_convnet", {"net": net}, Rng(1), (3, 9, 9), 4)
+    assert gradcheck_model(model, (2, 3, 9, 9), 4).checked > 50
+
+
+@needs_compiler
+@pytest.mark.parametrize("rng", [Rng(2), None], ids=["training", "evaluation"])
+def test_the_gradients_of_a_residual_network_equal_central_differences(rng: Rng | None) -> None:
+    model = models.build("resnet_small", {}, Rng(1), (1, 5, 5), 3)
+    assert gradcheck_model(model, (5, 1, 5, 5), 3, rng).checked > 50
 
 
 def test_an_unknown_model_is_refused() -> None:
@@ -92,6 +109,9 @@ PLANTED: dict[str, tuple[str, Callable[[Rule], Rule]]] = {
     "conv2d: output channels shifted": ("conv2d", _part(1, lambda g: np.roll(g, 1, axis=0))),
     "conv2d: input off by one row": ("conv2d", _part(0, lambda g: np.roll(g, 1, axis=2))),
     "conv2d: a hundred-thousandth too large": ("conv2d", _part(1, lambda g: g * (1 + 1e-5))),
+    "local2d: places shifted": ("local2d", _part(1, lambda g: np.roll(g, 1, axis=1))),
+    "local2d: biases shared": ("local2d", _part(2, lambda g: g + g.mean(axis=(1, 2), keepdims=True))),
+    "local2d: input off by one column": ("local2d", _part(0, lambda g: np.roll(g, 1, axis=3))),
     "max_pool2d: the winner's neighbour": ("max_pool2d", _saved(lambda w: np.maximum(w - 1, 0))),
     "avg_pool2d: divided by the side, not the area": ("avg_pool2d", _part(0, lambda g: g * 2)),
     "relu: gate always open": ("relu", _saved(np.ones_like)),
@@ -113,6 +133,24 @@ PLANTED: dict[str, tuple[str, Callable[[Rule], Rule]]] = {
             )
         ),
     ),
+    "map_response_norm: neighbours left out": (
+        "map_response_norm",
+        lambda rule: lambda node, grad: (grad * node.saved[0] ** -node.saved[3],),
+    ),
+    "map_response_norm: a smaller window": (
+        "map_response_norm",
+        lambda rule: (
+            lambda node, grad: rule(dataclasses.replace(node, saved=(node.saved[0], 1, *node.saved[2:])), grad)
+        ),
+    ),
+    "global_avg_pool: a sum, not a mean": ("global_avg_pool", _part(0, lambda g: g * 20)),
+    "batch_norm2d: nothing through mean and variance": (
+        "batch_norm2d",
+        lambda rule: lambda node, grad: rule(dataclasses.replace(node, saved=(*node.saved[:2], False)), grad),
+    ),
+    "batch_norm2d: another mean": ("batch_norm2d", _saved(lambda mean: mean + 1e-4)),
+    "batch_norm2d: channels shifted": ("batch_norm2d", _part(1, lambda g: np.roll(g, 1))),
+    "batch_norm2d: bias gradient a mean, not a sum": ("batch_norm2d", _part(2, lambda g: g / 24)),
     "scale: sign lost": ("scale", _part(0, np.negative)),
     "add: one side left out": ("add", _part(1, np.zeros_like)),
     "cross_entropy: not divided by the batch": ("cross_entropy", _part(0, lambda g: g * 3)),

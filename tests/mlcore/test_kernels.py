@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlcore.kernels import conv, elementwise, gemm, loss, norm, pool, reference
+from mlcore.kernels import batch_norm, conv, elementwise, gemm, local, loss, norm, pool, reference
 from tests.mlcore.helpers import DTYPES, Array, assert_close, normal, odd_shapes, run_python
 
 dtypes = st.sampled_from(DTYPES)
@@ -45,6 +45,20 @@ def test_convolution_equals_its_slow_twin(case: dict[str, Any], dtype: Any) -> N
     grad = normal(want.shape, dtype, seed=1)
     _same(conv, reference, "conv2d_grad_input", grad, weight, x.shape, stride, padding, groups)
     _same(conv, reference, "conv2d_grad_weight", grad, x, weight.shape, stride, padding, groups)
+
+
+@odd_shapes
+@given(convolutions(), st.integers(1, 40), dtypes)
+def test_local_connections_equal_their_slow_twin(case: dict[str, Any], n: int, dtype: Any) -> None:
+    stride, padding, _ = case["settings"]
+    x = normal((n, *case["x"][1:]), dtype)
+    places = [1 + (side + 2 * padding - k) // stride for side, k in zip(x.shape[2:], case["kernel"], strict=True)]
+    weight = normal((*places, case["outputs"], x.shape[1], *case["kernel"]), dtype)
+    bias = normal((case["outputs"], *places), dtype)
+    _same(local, reference, "local2d_forward", x, weight, bias, stride, padding)
+    grad = normal((n, case["outputs"], *places), dtype, seed=1)
+    _same(local, reference, "local2d_grad_input", grad, weight, x.shape, stride, padding)
+    _same(local, reference, "local2d_grad_weight", grad, x, weight.shape, stride, padding)
 
 
 @odd_shapes
@@ -104,6 +118,40 @@ def test_local_response_normalisation_equals_its_slow_twin(
 
 
 @odd_shapes
+@given(st.integers(1, 9), st.integers(1, 9), dtypes, st.sampled_from([1, 3, 5, 9]), st.sampled_from([0.5, 0.75, 1.0]))
+def test_response_normalisation_within_maps_equals_its_slow_twin(
+    height: int, width: int, dtype: Any, size: int, beta: float
+) -> None:
+    x, grad = normal((3, 2, height, width), dtype), normal((3, 2, height, width), dtype, seed=1)
+    _same(norm, reference, "map_response_forward", x, size, 2.0, 0.1, beta)
+    s = reference.map_response_forward(x, size, 2.0, 0.1, beta)[1]
+    _same(norm, reference, "map_response_backward", grad, x, s, size, 0.1, beta)
+
+
+@odd_shapes
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 9), st.integers(1, 6), dtypes, st.floats(-30, 30))
+def test_batch_normalisation_equals_its_slow_twin(
+    n: int, channels: int, height: int, width: int, dtype: Any, middle: float
+) -> None:
+    x = normal((n, channels, height, width), dtype) + dtype(middle)
+    grad, weight = normal(x.shape, dtype, seed=1), normal((channels,), dtype, seed=2)
+    _same(batch_norm, reference, "moments", x)
+    mean = reference.moments(x)[0]
+    inverse = (1 + normal((channels,), dtype, seed=3) ** 2).astype(dtype)
+    _same(batch_norm, reference, "normalise", x, mean, inverse, weight, normal((channels,), dtype, seed=4))
+    for of_batch in (True, False):
+        _same(batch_norm, reference, "normalise_backward", grad, x, weight, mean, inverse, of_batch)
+
+
+@odd_shapes
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 12), st.integers(1, 12), dtypes)
+def test_global_pooling_equals_its_slow_twin(n: int, channels: int, height: int, width: int, dtype: Any) -> None:
+    x = normal((n, channels, height, width), dtype)
+    _same(pool, reference, "global_avg_pool_forward", x)
+    _same(pool, reference, "global_avg_pool_backward", normal((n, channels), dtype), x.shape)
+
+
+@odd_shapes
 @given(sizes, sizes, dtypes, st.floats(0.1, 300))
 def test_cross_entropy_equals_its_slow_twin(n: int, classes: int, dtype: Any, spread: float) -> None:
     logits = normal((n, classes), dtype) * dtype(spread)
@@ -120,6 +168,18 @@ def test_sgd_equals_its_slow_twin(dtype: Any, nesterov: bool) -> None:
     for _ in range(3):
         elementwise.sgd_update(*fast, 0.1, 0.9, 0.01, nesterov)
         reference.sgd_update(*slow, 0.1, 0.9, 0.01, nesterov)
+    for got, want in zip(fast, slow, strict=True):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adam_equals_its_slow_twin(dtype: Any) -> None:
+    fast, slow = (
+        [normal((17_000,), dtype), normal((17_000,), dtype, seed=1), *np.zeros((2, 17_000), dtype)] for _ in range(2)
+    )
+    for step in range(1, 4):
+        elementwise.adam_update(*fast, step, 0.1, 0.9, 0.99, 1e-3, 0.01)
+        reference.adam_update(*slow, step, 0.1, 0.9, 0.99, 1e-3, 0.01)
     for got, want in zip(fast, slow, strict=True):
         assert_close(got, want)
 

@@ -85,12 +85,75 @@ def test_alexnet_knows_both_meanings_of_alpha(alpha: str, factor: float) -> None
     assert [norm.factor for norm in norms] == pytest.approx([factor] * 2)
 
 
+def test_the_small_alexnet_has_the_large_ones_layers_on_64_pixels() -> None:
+    summary = summarise(build("alexnet_small", {}, Rng(0)), *INPUTS["alexnet_small"])
+    large = build("alexnet", {"hidden": 8}, Rng(0))
+    assert [row.layer for row in summary.rows] == list(large.layers)
+    maps = {row.layer: row.output_shape for row in summary.rows}
+    wanted = {"conv1": (48, 32, 32), "pool1": (48, 15, 15), "pool2": (128, 7, 7), "pool5": (128, 3, 3), "fc8": (200,)}
+    assert {name: maps[name] for name in wanted} == wanted
+    assert summary.parameters == 3_648 + 76_928 + 221_376 + 166_080 + 110_720 + 1_180_672 + 1_049_600 + 205_000
+    for classes in (10, 1000):
+        assert build("alexnet_small", {"hidden": 8}, Rng(0), (3, 64, 64), classes).output_shape((3, 64, 64)) == (
+            classes,
+        )
+
+
+CONVS_64 = (3 * 25 * 64 + 64) + (64 * 25 * 64 + 64)
+
+
+@pytest.mark.parametrize(
+    ("net", "parameters", "kinds"),
+    [
+        ("18pct", 2_432 + 25_632 + 51_264 + 10_250, {"MapResponseNorm": 2, "AvgPool2d": 2, "MaxPool2d": 1}),
+        (
+            "13pct",
+            CONVS_64 + 64 * 32 * (64 * 9 + 1) + 64 * 32 * (32 * 9 + 1) + 20_490,
+            {"LocallyConnected2d": 2, "MaxPool2d": 2},
+        ),
+        (
+            "11pct",
+            CONVS_64 + 64 * 64 * (64 * 9 + 1) + 64 * 32 * (64 * 9 + 1) + 20_490,
+            {"LocallyConnected2d": 2, "LocalResponseNorm": 2, "MaxPool2d": 2},
+        ),
+    ],
+)
+def test_the_cifar_networks_have_their_layers_and_parameters(net: str, parameters: int, kinds: dict[str, int]) -> None:
+    summary = summarise(build("cuda_convnet", {"net": net}, Rng(0)), (3, 32, 32))
+    assert summary.parameters == parameters
+    seen = [row.kind for row in summary.rows]
+    assert {kind: seen.count(kind) for kind in kinds} == kinds
+
+
+def test_the_11_percent_network_takes_crops_of_24_pixels() -> None:
+    model = build("cuda_convnet", {"net": "11pct"}, Rng(0), (3, 24, 24))
+    assert model(Tensor(normal((2, 3, 24, 24)))).shape == (2, 10)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [("mnist_cnn", 320 + 18_496 + 1_179_776 + 1_290), ("cuda_convnet", 2_432 + 25_632 + 51_264 + 65_600 + 650)],
 )
 def test_the_small_networks_have_their_parameters(name: str, parameters: int) -> None:
     assert summarise(build(name, {}, Rng(0)), INPUTS[name][0]).parameters == parameters
+
+
+def test_the_small_residual_network_is_the_papers_with_projections() -> None:
+    summary = summarise(build("resnet_small", {}, Rng(0)), (3, 32, 32))
+    first, stages, output = 432 + 32, [4_672, 13_952 + 576, 55_552 + 2_176], 650
+    assert summary.parameters == first + sum(stages) + output == 78_042
+    maps = {row.layer: row.output_shape for row in summary.rows if row.kind == "Residual"}
+    assert list(maps.values()) == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert summarise(build("resnet_small", {"n": 3}, Rng(0)), (3, 32, 32)).parameters == 272_474
+
+
+def test_the_summary_looks_into_layers_of_layers_and_counts_nothing_twice() -> None:
+    model = build("resnet_small", {}, Rng(0))
+    rows = {row.layer: row for row in summarise(model, (3, 32, 32)).rows}
+    assert rows["stage2_block1.body.conv1"].parameters == 16 * 32 * 9
+    assert rows["stage2_block1.shortcut.projection"].macs == 16 * 32 * 16 * 16
+    assert (rows["stage2_block1"].parameters, rows["stage2_block1"].macs) == (0, 0)
+    assert sum(row.macs for row in rows.values()) == model.macs((3, 32, 32))
 
 
 @needs_compiler
@@ -113,7 +176,7 @@ def test_a_model_learns_a_batch_by_heart(name: str, activation: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_seed_gives_the_same_weights(name: str) -> None:
-    options = {"hidden": 8} if name == "alexnet" else {}
+    options = {"hidden": 8} if name.startswith("alexnet") else {}
     one, same, other = (build(name, options, Rng(seed)).parameters() for seed in (1, 1, 2))
     assert all((one[k].data == same[k].data).all() for k in one)
     assert any((one[k].data != other[k].data).any() for k in one)
@@ -148,6 +211,8 @@ def test_other_images_and_classes_fit_lenet5() -> None:
         ("mlp", {"dropout": "half"}, "write a number"),
         ("mlp", {"dropout": 1.5}, "[0, 1)"),
         ("mlp", {"dropout": True}, "write a number"),
+        ("cuda_convnet", {"net": "11"}, "did you mean '11pct'"),
+        ("resnet_small", {"n": 0}, "give at least 1"),
     ],
 )
 def test_a_bad_option_is_refused_with_what_is_known(name: str, options: dict[str, Any], message: str) -> None:

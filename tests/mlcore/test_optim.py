@@ -1,4 +1,4 @@
-"""The optimiser and the schedules of its rate."""
+"""The optimisers and the schedules of its rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore.errors import CheckpointError, RecipeError
-from mlcore.optim import SGD
+from mlcore.optim import SGD, Adam, Optimiser
 from mlcore.schedule import SCHEDULES, build
 from mlcore.tensor import Tensor
 from tests.mlcore.helpers import normal, tensor
@@ -70,21 +70,47 @@ def test_zero_grad_forgets() -> None:
     assert all(p.grad is None for p in parameters.values())
 
 
-def test_a_saved_state_goes_on_to_the_bit() -> None:
-    def train(parameters: dict[str, Tensor], optimiser: SGD, steps: range) -> None:
+@pytest.mark.parametrize("gradient", [1e-3, 1.0, -250.0])
+def test_adams_first_step_is_the_rate_whatever_the_gradients_size(gradient: float) -> None:
+    parameters = _parameters(gradient)
+    Adam(parameters).step(0.25)
+    assert parameters["fc.bias"].data.tolist() == [pytest.approx(3 - 0.25 * np.sign(gradient), rel=1e-4)]
+
+
+def test_adam_decays_weights_but_not_biases() -> None:
+    parameters = _parameters(grad=0.0)
+    Adam(parameters, weight_decay=0.1).step(0.5)
+    assert parameters["fc.weight"].data.tolist() == [[pytest.approx(0.5), pytest.approx(-1.5)]]
+    assert parameters["fc.bias"].data.tolist() == [3.0]
+
+
+MAKERS: dict[str, Callable[[dict[str, Tensor]], Optimiser]] = {
+    "sgd": lambda parameters: SGD(parameters, 0.9, 0.01),
+    "adam": lambda parameters: Adam(parameters, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_saved_state_goes_on_to_the_bit(name: str) -> None:
+    def train(parameters: dict[str, Tensor], optimiser: Optimiser, steps: range) -> None:
         for step in steps:
             for name, p in parameters.items():
                 p.grad = normal(p.shape, seed=step + len(name))
             optimiser.step(0.1)
 
-    whole, halves = _parameters(), _parameters()
-    train(whole, SGD(whole, 0.9, 0.01), range(6))
-    first = SGD(halves, 0.9, 0.01)
+    make, whole, halves = MAKERS[name], _parameters(), _parameters()
+    train(whole, make(whole), range(6))
+    first = make(halves)
     train(halves, first, range(3))
-    second = SGD(halves, 0.9, 0.01)
+    second = make(halves)
     second.load_state(first.state())
     train(halves, second, range(3, 6))
     assert all((whole[k].data == halves[k].data).all() for k in whole)
+
+
+def test_one_optimisers_state_is_not_anothers() -> None:
+    with pytest.raises(CheckpointError, match="recipe"):
+        Adam(_parameters()).load_state(SGD(_parameters()).state())
 
 
 def test_a_state_is_a_copy() -> None:

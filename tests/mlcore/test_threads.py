@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlcore import kernels
-from mlcore.kernels import conv, elementwise, gemm, jit, pool
+from mlcore.kernels import batch_norm, conv, elementwise, gemm, jit, local, pool
 from mlcore.models import build
 from mlcore.ops import cross_entropy
 from mlcore.optim import SGD
@@ -50,6 +50,34 @@ def test_training_gives_the_same_bits_with_one_thread_and_two(monkeypatch: pytes
     together = _trained(2)
     assert len(set(shared)) == 8  # convolution 3, linear 2, pooling 2, ReLU 1
     assert all((alone[name] == together[name]).all() for name in alone)
+
+
+@needs_compiler
+@several_threads
+def test_batch_normalisation_local_connections_and_adam_give_the_same_bits_with_one_thread_and_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def results(threads: int) -> list[Array]:
+        numba.set_num_threads(threads)
+        x, grad, weight = normal((41, 5, 6, 7)), normal((41, 5, 6, 7), seed=1), normal((5,))
+        mean, variance = batch_norm.moments(x)
+        out = batch_norm.normalise(x, mean, variance, weight, weight)
+        moved = [normal((50_000,), seed=s) ** 2 for s in range(4)]
+        elementwise.adam_update(*moved, 3, 0.1, 0.9, 0.99, 1e-8, 0.01)
+        places = normal((4, 5, 3, 5, 3, 3))
+        near = local.local2d_forward(x, places, normal((3, 4, 5)), 1, 0)
+        slopes = local.local2d_grad_input(near, places, x.shape, 1, 0)
+        moved += [near, slopes, *local.local2d_grad_weight(near, x, places.shape, 1, 0)]
+        return [mean, variance, out, *batch_norm.normalise_backward(grad, x, weight, mean, variance, True), *moved]
+
+    before = numba.get_num_threads()
+    try:
+        alone = results(1)
+        monkeypatch.setattr(jit, "WORTH_SHARING", 0)
+        together = results(2)
+    finally:
+        numba.set_num_threads(before)
+    assert all((one == other).all() for one, other in zip(alone, together, strict=True))
 
 
 def _noting(dispatcher: object, seen: list[str]) -> object:

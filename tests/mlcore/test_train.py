@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from mlcore import config, runs
-from mlcore.checkpoint import State, newest
+from mlcore.checkpoint import State, newest, read
 from mlcore.config import Recipe
 from mlcore.data.dataset import Dataset
 from mlcore.engines import PlanEngine, TapeEngine, engine_for
 from mlcore.errors import Interrupted, MlcoreError, NotFinite, RecipeError
 from mlcore.launch import Order, execute, started
 from mlcore.monitor import Monitor
-from mlcore.session import assemble, use_threads
+from mlcore.session import assemble, load_weights, use_threads
 from mlcore.stop import Halted, Stop, listening
 from mlcore.train import Trainer, fit
 from tests.mlcore import drawn
@@ -238,6 +238,23 @@ def test_a_torn_newest_checkpoint_is_skipped_and_the_run_still_ends_the_same(tmp
     assert again["weights_sha256"] == whole["weights_sha256"]
     assert any("checkpoint skipped" in line for line in display.said)
     assert metrics(out) == metrics(tmp_path / "whole")
+
+
+@needs_compiler
+def test_adam_and_running_statistics_go_on_from_a_checkpoint_to_the_bit(tmp_path: Path) -> None:
+    recipe = tiny(
+        "model={name='resnet_small'}", "optimiser={name='adam',rate=0.002}", "data.limit=64", "data.validation=40"
+    )
+    whole = run_in(tmp_path / "a", recipe)
+    newer = max((tmp_path / "a" / "checkpoints").glob("*.json"))
+    found = read(newer)
+    assert {"model/conv1_norm.running_mean", "optimiser/mean/conv1.weight", "optimiser/steps"} <= set(found.arrays)
+    newer.unlink()
+    (tmp_path / "a" / "result.json").unlink()
+    assert run_in(tmp_path / "a", recipe)["weights_sha256"] == whole["weights_sha256"]
+    trained = assemble(recipe, surrogate()).model
+    load_weights(trained, found.group("model"))
+    assert trained.buffers()["conv1_norm.running_mean"].data.any()
 
 
 def test_exploding_training_stops_with_step_and_layer_and_keeps_a_sound_checkpoint(tmp_path: Path) -> None:
