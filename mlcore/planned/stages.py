@@ -20,6 +20,7 @@ from mlcore.kernels.precision import FP32
 from mlcore.kernels.response import Response
 from mlcore.layers import Conv2d, Linear
 from mlcore.planned import layout
+from mlcore.planned.fuse import Unplannable
 from mlcore.planned.layout import Blocks, Planes
 from mlcore.rng import Rng
 from mlcore.tensor import Array
@@ -52,7 +53,8 @@ class Stage(Protocol):
 
 
 class Bias:
-    """A bias with its velocity, and the sums of its gradient per chunk of images."""
+    """A bias (or any parameter of one number per channel) with its velocity, and the sums of its gradient per chunk of
+    images."""
 
     def __init__(self, size: int, images: int) -> None:
         self.values, self.velocity = np.zeros(size, np.float32), np.zeros(size, np.float32)
@@ -82,6 +84,8 @@ class ConvStage:
         self.velocity = np.zeros_like(self.weight)
         self.sums = np.zeros((-(-images // CHUNK), *self.weight.shape), np.float32)
         self.bias = Bias(layer.outputs, images)
+        if x.grid.border < layer.padding:
+            raise Unplannable(f"layer '{name}': its input has no room for a padding of {layer.padding}")
         self._plan_forward(run)
         self.gradient = layout.gradient_blocks(self.outputs, run, self.precision)
         if x_grad is not None:
@@ -89,19 +93,20 @@ class ConvStage:
 
     def _plan_forward(self, run: int) -> None:
         self.blocks = layout.correlation_blocks(self.outputs, self.layer.groups, self.out)
-        self.walk = self._walk(run, self.layer.stride, self.blocks)
+        first = self.x.grid.border - self.layer.padding
+        self.walk = self._walk(run, self.layer.stride, first, self.blocks)
         self.panels = layout.conv_panels(self.blocks, self.layer.kernel, run, self.precision)
 
     def _plan_back(self, x_grad: Planes) -> None:
         run = self.layer.kernel * self.outputs
         self.back = layout.correlation_blocks(self.channels, self.layer.groups, x_grad)
-        self.back_walk = self._walk(run, 1, self.back)
+        self.back_walk = self._walk(run, 1, 0, self.back)
         self.back_panels = layout.conv_panels(self.back, self.layer.kernel, run, self.precision)
         self.back_start = np.zeros((len(self.back.spans), self.back.columns), np.float32)
 
-    def _walk(self, run: int, stride: int, blocks: Blocks) -> Walk:
+    def _walk(self, run: int, stride: int, first: int, blocks: Blocks) -> Walk:
         kernel, words = self.layer.kernel, self.precision.words(run)
-        return Walk(kernel, run, words, stride, blocks.together(kernel * words))
+        return Walk(kernel, run, words, stride, first, blocks.together(kernel * words))
 
     def forward(self, images: int, rng: Rng | None) -> None:
         planes.correlate(
@@ -111,7 +116,8 @@ class ConvStage:
 
     def backward(self, images: int) -> None:
         grad = self.out_grad
-        self.bias.collect(grad, self.out, self.relu, images)
+        if self.relu or self.layer.bias:
+            self.bias.collect(grad, self.out, self.relu, images)
         planes.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, self.sums, images)
         if self.x_grad is not None:
             planes.correlate(
@@ -122,17 +128,21 @@ class ConvStage:
     def update(self, images: int, moves: dict[str, Move]) -> None:
         sums = self.sums[: -(-images // CHUNK)].reshape(-1, self.weight.size)
         panels.move_weights(self.weight.reshape(-1), self.velocity.reshape(-1), sums, moves["weight"])
-        self.bias.update(images, moves["bias"])
+        if self.layer.bias:
+            self.bias.update(images, moves["bias"])
         self._pack()
 
     def take(self, weights: Weights, velocities: Weights) -> None:
         self.weight[:] = layout.conv_to_plan(weights["weight"], self.layer.groups)
         self.velocity[:] = layout.conv_to_plan(velocities["weight"], self.layer.groups)
-        self.bias.values[:], self.bias.velocity[:] = weights["bias"], velocities["bias"]
+        if self.layer.bias:
+            self.bias.values[:], self.bias.velocity[:] = weights["bias"], velocities["bias"]
         self._pack()
 
     def give(self) -> tuple[Weights, Weights]:
         weight, velocity = (layout.conv_from_plan(a, self.channels) for a in (self.weight, self.velocity))
+        if not self.layer.bias:
+            return {"weight": weight}, {"weight": velocity}
         return (
             {"weight": weight, "bias": self.bias.values.copy()},
             {"weight": velocity, "bias": self.bias.velocity.copy()},
@@ -146,7 +156,7 @@ class ConvStage:
             planes.pack_turned_panels(self.weight, self.channels, self.back.spans, self.back_panels)
 
 
-class _Weightless:
+class Weightless:
     """What a stage without weights has to do about them."""
 
     def update(self, images: int, moves: dict[str, Move]) -> None:
@@ -159,7 +169,7 @@ class _Weightless:
         return {}, {}
 
 
-class MaxPoolStage(_Weightless):
+class MaxPoolStage(Weightless):
     """Local response normalisation (or none) and max pooling in one pass."""
 
     def __init__(
@@ -200,7 +210,7 @@ class MaxPoolStage(_Weightless):
             )  # fmt: skip
 
 
-class AvgPoolStage(_Weightless):
+class AvgPoolStage(Weightless):
     """Average pooling."""
 
     def __init__(
@@ -224,7 +234,7 @@ class AvgPoolStage(_Weightless):
             )
 
 
-class DropoutStage(_Weightless):
+class DropoutStage(Weightless):
     """Dropout, in place: the same mask as the tape's, from the same stream, whatever order the numbers lie in."""
 
     def __init__(self, name: str, probability: float, x: Planes, x_grad: Planes | None) -> None:
