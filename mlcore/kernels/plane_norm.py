@@ -5,8 +5,11 @@
 Sums are taken per image in one slot each, then over the images in order, in float64: the same bits for any number of
 threads. Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1 and the gradients after it.
 
-Legend: N image, H W height and width, C channel. x, grad [1, N, H, W, C] plain planes of float32 or bf16; out and side
-planes with grids of their own. Sums and factors per channel are float32.
+Rows are walked whole, W * C numbers side by side, with the factors of the channels repeated along them, because loops
+over the few channels of one pixel are short.
+
+Legend: N image, H W height and width, C channel. All planes have one group, [1, N, H, W, C], float32 or bf16; x and
+grad are plain, others have grids of their own. Factors are float32, [W * C]: a channel's, for each pixel of a row.
 """
 
 from __future__ import annotations
@@ -27,11 +30,16 @@ Array = NDArray[Any]
 
 
 class Scaling(NamedTuple):
-    """Per channel: scale * (x - mean) + shift."""
+    """scale * (x - mean) + shift, along a row."""
 
     mean: Array
     scale: Array
     shift: Array
+
+
+def along_row(factors_C: Array, width: int) -> Array:
+    """[W * C] float32: each channel's factor for every pixel of a row."""
+    return np.tile(factors_C.astype(np.float32), width)
 
 
 def moments(x: Array, images: int, sums_2NC: Array) -> tuple[Array, Array]:
@@ -52,22 +60,40 @@ def normalise(
 
 
 def slopes(
-    grad: Array, x: Array, mean_C: Array, relu: bool, out: Array, out_grid: Grid, images: int, sums_2NC: Array
+    grad: Array, x: Array, mean: Array, relu: bool, out: Array, out_grid: Grid, images: int, sums_2NC: Array
 ) -> tuple[Array, Array]:
     """In place, the gradient before a ReLU whose output was `out`; (sum of it, sum of it * (x - mean)), float64 [C]."""
-    _image_slopes(COST * images * x[0, 0].size, grad, x, mean_C, relu, out, out_grid, images, sums_2NC)
+    _image_slopes(COST * images * x[0, 0].size, grad, x, mean, relu, out, out_grid, images, sums_2NC)
     plain, weighed = sums_2NC[:, :images].astype(np.float64).sum(axis=1)
     return plain, weighed
 
 
-def to_input(grad: Array, x: Array, scaling: Scaling, slope_C: Array, out: Array, grid: Grid, images: int) -> None:
-    """out = scale * grad + slope * (x - mean) + shift, into planes, by the scaling and the slope of each channel."""
-    _to_input(COST * images * x[0, 0].size, grad, x, scaling, slope_C, out, grid, images)
+def to_input(grad: Array, x: Array, scaling: Scaling, slope: Array, out: Array, grid: Grid, images: int) -> None:
+    """out = scale * grad + slope * (x - mean) + shift, into planes."""
+    _to_input(COST * images * x[0, 0].size, grad, x, scaling, slope, out, grid, images)
 
 
 def add_planes(addend: Array, addend_grid: Grid, out: Array, grid: Grid, images: int) -> None:
-    """out += addend, pixel by pixel; addend has one group."""
+    """out += addend, pixel by pixel; out may have any groups."""
     _add_planes(COST * images * addend[:, 0].size, addend, addend_grid, out, grid, images)
+
+
+@kernel
+def _inside(planes: Array, n: int, grid: Grid, h: int) -> Array:
+    """The pixels of row h of planes whose pixels stand side by side, [W * C]."""
+    channels = planes.shape[4]
+    row: Array = planes[0, n, grid.border + h].reshape(-1)
+    return row[grid.border * channels : (grid.border + grid.width) * channels]
+
+
+@kernel
+def _fold(row: Array, out: Array) -> None:
+    """The sum over the pixels of a row."""
+    out[:] = 0
+    for first in range(0, row.size, out.size):
+        part = row[first : first + out.size]
+        for c in range(out.size):
+            out[c] += part[c]
 
 
 @SharedKernel
@@ -80,75 +106,54 @@ def _image_moments(x: Array, sums: Array, images: int) -> None:
 def _moments_of_image(x: Array, mean: Array, squares: Array) -> None:
     """An image's mean and its sum of squares about that mean: two walks over what stays in the cache."""
     height, width, channels = x.shape
-    mean[:], squares[:] = 0, 0
+    total = np.zeros(width * channels, np.float32)
     for h in range(height):
-        for w in range(width):
-            pixel = x[h, w]
-            for c in range(channels):
-                mean[c] += widen(pixel[c])
+        row = x[h].reshape(-1)
+        for i in range(row.size):
+            total[i] += widen(row[i])
+    _fold(total, mean)
     share = np.float32(1 / (height * width))
     for c in range(channels):
         mean[c] *= share
+    centre = np.empty((width, channels), np.float32)
+    centre[:] = mean
+    middle = centre.reshape(-1)
+    total[:] = 0
     for h in range(height):
-        for w in range(width):
-            pixel = x[h, w]
-            for c in range(channels):
-                away = widen(pixel[c]) - mean[c]
-                squares[c] += away * away
+        row = x[h].reshape(-1)
+        for i in range(row.size):
+            away = widen(row[i]) - middle[i]
+            total[i] += away * away
+    _fold(total, squares)
 
 
 @SharedKernel
 def _normalise(
-    x: Array,
-    scaling: Scaling,
-    side: Array,
-    side_grid: Grid,
-    floor: Any,
-    out: Array,
-    grid: Grid,
-    images: int,
+    x: Array, scaling: Scaling, side: Array, side_grid: Grid, floor: Any, out: Array, grid: Grid, images: int
 ) -> None:
     for n in prange(images):
-        _normalise_image(x[0, n], scaling, side, side_grid, floor, out, grid, n)
+        for h in range(grid.height):
+            row, there = x[0, n, h].reshape(-1), _inside(out, n, grid, h)
+            if side.shape[1] > 0:
+                _scale_and_add(row, scaling, _inside(side, n, side_grid, h), floor, there)
+            else:
+                _scale(row, scaling, floor, there)
 
 
 @kernel
-def _normalise_image(
-    x: Array,
-    scaling: Scaling,
-    side: Array,
-    side_grid: Grid,
-    floor: Any,
-    out: Array,
-    grid: Grid,
-    n: int,
-) -> None:
-    per_group = out.shape[4]
+def _scale(x: Array, scaling: Scaling, floor: Any, out: Array) -> None:
     mean, scale, shift = scaling
-    for h in range(grid.height):
-        for w in range(grid.width):
-            for g in range(out.shape[0]):
-                part = slice(g * per_group, (g + 1) * per_group)
-                there = out[g, n, grid.border + h * grid.step, grid.border + w * grid.step]
-                if side.shape[1] > 0:
-                    added = side[0, n, side_grid.border + h, side_grid.border + w, part]
-                    _scale_and_add(x[h, w, part], mean[part], scale[part], shift[part], added, floor, there)
-                else:
-                    _scale(x[h, w, part], mean[part], scale[part], shift[part], floor, there)
+    for i in range(x.size):
+        value = scale[i] * (widen(x[i]) - mean[i]) + shift[i]
+        out[i] = narrow(floor if floor > value else value, out)
 
 
 @kernel
-def _scale(x: Array, mean: Array, scale: Array, shift: Array, floor: Any, out: Array) -> None:
-    for c in range(x.size):
-        value = scale[c] * (widen(x[c]) - mean[c]) + shift[c]
-        out[c] = narrow(floor if floor > value else value, out)
-
-
-@kernel
-def _scale_and_add(x: Array, mean: Array, scale: Array, shift: Array, added: Array, floor: Any, out: Array) -> None:
-    for c in range(x.size):
-        value = scale[c] * (widen(x[c]) - mean[c]) + shift[c] + widen(added[c])
-        out[c] = narrow(floor if floor > value else value, out)
+def _scale_and_add(x: Array, scaling: Scaling, added: Array, floor: Any, out: Array) -> None:
+    mean, scale, shift = scaling
+    for i in range(x.size):
+        value = scale[i] * (widen(x[i]) - mean[i]) + shift[i] + widen(added[i])
+        out[i] = narrow(floor if floor > value else value, out)
 
 
 @SharedKernel
@@ -156,61 +161,59 @@ def _image_slopes(
     grad: Array, x: Array, mean: Array, relu: bool, out: Array, out_grid: Grid, images: int, sums: Array
 ) -> None:
     for n in prange(images):
-        sums[:, n] = 0
-        for h in range(x.shape[2]):
-            for w in range(x.shape[3]):
-                if relu:
-                    _stop_at_zero(grad[0, n, h, w], out, out_grid, n, h, w)
-                _add_slopes(grad[0, n, h, w], x[0, n, h, w], mean, sums[0, n], sums[1, n])
+        _slopes_of_image(grad, x, mean, relu, out, out_grid, n, sums[:, n])
 
 
 @kernel
-def _stop_at_zero(grad: Array, out: Array, grid: Grid, n: int, h: int, w: int) -> None:
-    per_group, nothing = out.shape[4], grad.dtype.type(0)
-    for g in range(out.shape[0]):
-        shown, slope = out[g, n, grid.border + h, grid.border + w], grad[g * per_group : (g + 1) * per_group]
-        for c in range(per_group):
-            value = slope[c]
-            slope[c] = nothing if widen(shown[c]) <= 0 else value
+def _slopes_of_image(
+    grad: Array, x: Array, mean: Array, relu: bool, out: Array, out_grid: Grid, n: int, sums: Array
+) -> None:
+    plain, weighed = np.zeros(mean.size, np.float32), np.zeros(mean.size, np.float32)
+    for h in range(x.shape[2]):
+        slope, row = grad[0, n, h].reshape(-1), x[0, n, h].reshape(-1)
+        if relu:
+            _stop_at_zero(slope, _inside(out, n, out_grid, h))
+        for i in range(row.size):
+            value = widen(slope[i])
+            plain[i] += value
+            weighed[i] += value * (widen(row[i]) - mean[i])
+    _fold(plain, sums[0])
+    _fold(weighed, sums[1])
 
 
 @kernel
-def _add_slopes(grad: Array, x: Array, mean: Array, plain: Array, weighed: Array) -> None:
-    for c in range(grad.size):
-        slope = widen(grad[c])
-        plain[c] += slope
-        weighed[c] += slope * (widen(x[c]) - mean[c])
+def _stop_at_zero(slope: Array, shown: Array) -> None:
+    nothing = slope.dtype.type(0)
+    for i in range(slope.size):
+        value = slope[i]
+        slope[i] = nothing if widen(shown[i]) <= 0 else value
 
 
 @SharedKernel
 def _to_input(grad: Array, x: Array, scaling: Scaling, slope: Array, out: Array, grid: Grid, images: int) -> None:
     for n in prange(images):
+        row = np.empty(slope.size, out.dtype)
         for h in range(grid.height):
-            for w in range(grid.width):
-                _to_pixel(grad[0, n, h, w], x[0, n, h, w], scaling, slope, out, n, grid, h, w)
+            there = _inside(out, n, grid, h) if grid.step == 1 else row
+            _back_through(grad[0, n, h].reshape(-1), x[0, n, h].reshape(-1), scaling, slope, there)
+            if grid.step > 1:
+                _spread(row, out[0, n, grid.border + h * grid.step], grid)
 
 
 @kernel
-def _to_pixel(
-    grad: Array,
-    x: Array,
-    scaling: Scaling,
-    slope: Array,
-    out: Array,
-    n: int,
-    grid: Grid,
-    h: int,
-    w: int,
-) -> None:
-    per_group = out.shape[4]
+def _back_through(grad: Array, x: Array, scaling: Scaling, slope: Array, out: Array) -> None:
     mean, scale, shift = scaling
-    for g in range(out.shape[0]):
-        there = out[g, n, grid.border + h * grid.step, grid.border + w * grid.step]
-        first = g * per_group
-        for c in range(per_group):
-            away = widen(x[first + c]) - mean[first + c]
-            value = scale[first + c] * widen(grad[first + c]) + slope[first + c] * away + shift[first + c]
-            there[c] = narrow(value, out)
+    for i in range(x.size):
+        value = scale[i] * widen(grad[i]) + slope[i] * (widen(x[i]) - mean[i]) + shift[i]
+        out[i] = narrow(value, out)
+
+
+@kernel
+def _spread(row: Array, out_WC: Array, grid: Grid) -> None:
+    """A row's pixels to where the grid has them."""
+    channels = out_WC.shape[1]
+    for w in range(grid.width):
+        out_WC[grid.border + w * grid.step] = row[w * channels : (w + 1) * channels]
 
 
 @SharedKernel

@@ -40,24 +40,24 @@ class BatchNormStage:
         self.mean, variance = self._running() if rng is None else self._of_batch(images)
         self.inverse = 1 / np.sqrt(variance + self.layer.epsilon)
         scale = self.weight.values * self.inverse
-        scaling = Scaling(_f32(self.mean), _f32(scale), self.bias.values)
+        scaling = Scaling(*self._rows(self.mean, scale, self.bias.values))
         plane_norm.normalise(
             self.x.array, scaling, self.side.array, self.side.grid, self.floor, self.out.array, self.out.grid, images
         )
 
     def backward(self, images: int) -> None:
+        (mean,) = self._rows(self.mean)
         plain, weighed = plane_norm.slopes(
-            self.out_grad.array, self.x.array, _f32(self.mean), self.relu, self.out.array, self.out.grid, images,
-            self._sums,
-        )  # fmt: skip
+            self.out_grad.array, self.x.array, mean, self.relu, self.out.array, self.out.grid, images, self._sums
+        )
         self.bias.sums[0], self.weight.sums[0] = plain, weighed * self.inverse
         values = images * self.x.grid.height * self.x.grid.width
         scale = self.weight.values * self.inverse
         slope = -scale * self.inverse**2 * weighed / values
         shift = -scale * plain / values
-        scaling = Scaling(_f32(self.mean), _f32(scale), _f32(shift))
+        scaling, (row,) = Scaling(*self._rows(self.mean, scale, shift)), self._rows(slope)
         plane_norm.to_input(
-            self.out_grad.array, self.x.array, scaling, _f32(slope), self.x_grad.array, self.x_grad.grid, images
+            self.out_grad.array, self.x.array, scaling, row, self.x_grad.array, self.x_grad.grid, images
         )
 
     def update(self, images: int, moves: dict[str, Move]) -> None:
@@ -74,6 +74,9 @@ class BatchNormStage:
             {name: part.values.copy() for name, part in parts.items()},
             {name: part.velocity.copy() for name, part in parts.items()},
         )
+
+    def _rows(self, *factors_C: Array) -> list[Array]:
+        return [plane_norm.along_row(factors, self.x.grid.width) for factors in factors_C]
 
     def _running(self) -> tuple[Array, Array]:
         return self.layer.running_mean.data.astype(np.float64), self.layer.running_variance.data.astype(np.float64)
@@ -102,7 +105,3 @@ class BlockStage(Weightless):
         if self.x_grad is not None:
             side = self.side_grad
             plane_norm.add_planes(side.array, side.grid, self.x_grad.array, self.x_grad.grid, images)
-
-
-def _f32(values: Array) -> Array:
-    return values.astype(np.float32)

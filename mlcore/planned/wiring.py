@@ -95,8 +95,8 @@ class _Wiring:
         if isinstance(step, GlobalPooling):
             return AvgPoolStage(step.name, _side(step, x), 1, 0, x, x_grad, out)
         if isinstance(step, Normalising):
-            if x_grad is None or not x.is_plain:
-                raise Unplannable(f"layer '{step.name}': BatchNorm2d needs a layer of one group before it")
+            if x_grad is None or not x.is_plain or x_grad.groups > 1 or out.groups > 1:
+                raise Unplannable(f"layer '{step.name}': BatchNorm2d needs layers of one group around it")
             return BatchNormStage(step.name, step.layer, step.relu, x, x_grad, ends.side, out)
         assert isinstance(step, Weighted), "all other steps are above"
         assert isinstance(step.layer, Conv2d), "linear layers are above"
