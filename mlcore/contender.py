@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from mlcore import kernels, models, ops
+from mlcore.lanes.plan import LanePlan
 from mlcore.layers import LocalResponseNorm, Sequential
 from mlcore.optim import SGD
 from mlcore.peers import peer_of, torch_module
@@ -28,10 +29,10 @@ RATE, MOMENTUM, DECAY = 1e-4, 0.9, 5e-4
 Step = Callable[[int], float]
 
 
-def plan_step(model: Sequential, x: Array, labels: Array, threads: int) -> Step:
-    """mlcore on its plan."""
+def plan_step(kind: type[Plan | LanePlan], model: Sequential, x: Array, labels: Array, threads: int) -> Step:
+    """mlcore on a plan of that kind."""
     kernels.prepare(threads)
-    plan = Plan(model, SGD(model.parameters(), MOMENTUM, DECAY), len(x), x.shape[1:])
+    plan = kind(model, SGD(model.parameters(), MOMENTUM, DECAY), len(x), x.shape[1:])
     return lambda number: plan.step(x, labels, RATE, Rng(number))[0]
 
 
@@ -80,7 +81,8 @@ def torch_step(
 
 
 CONTENDERS: dict[str, Callable[[Sequential, Array, Array, int], Step]] = {
-    "mlcore": plan_step,
+    "mlcore": partial(plan_step, Plan),
+    "mlcore lanes": partial(plan_step, LanePlan),
     "mlcore tape": tape_step,
     "torch": torch_step,
     "torch channels_last": partial(torch_step, last=True),
