@@ -16,12 +16,12 @@ from mlcore.data.dataset import Dataset
 from mlcore.display import Display, telling_if_slow
 from mlcore.engines import compile_plan
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
-from mlcore.evaluate import Evaluation, evaluate
+from mlcore.evaluate import Evaluation
 from mlcore.files import replacing, write_json
 from mlcore.monitor import Monitor
 from mlcore.session import INPUT_SHAPE, Session, assemble, compile_kernels, load_weights, network, use_threads
 from mlcore.stop import Halted, Stop
-from mlcore.train import Trainer, validate
+from mlcore.train import Trainer
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,11 @@ class _Ending:
             trainer.display.close()
 
     def _finish(self, state: State) -> dict[str, Any]:
-        session, run, data = self.trainer.session, self.trainer.run, self.dataset
-        seen = evaluate(session.model, session.normaliser, data.test_images, data.test_labels, state.step)
+        trainer, run, data = self.trainer, self.trainer.run, self.dataset
+        seen = trainer.evaluate(data.test_images, data.test_labels)
         validation = _last(state, "validation_error_pct")
         if validation is None:
-            validation = validate(session, state.step)[1]
+            validation = trainer.validate()[1]
         try:
             with replacing(run.predictions) as stream:
                 np.save(stream, seen.predictions, allow_pickle=False)

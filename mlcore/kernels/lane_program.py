@@ -116,9 +116,7 @@ def _run(table: Array, lanes: int, memory: Memory, batch: Batch) -> None:
 
 
 @kernel
-def _run_group(
-    table: Array, own: Array, winners: Array, memory: Memory, group: int, first: int, batch: Batch
-) -> None:
+def _run_group(table: Array, own: Array, winners: Array, memory: Memory, group: int, first: int, batch: Batch) -> None:
     """The images from `first` on."""
     grads = memory.grads[min(group, memory.grads.shape[0] - 1)]
     base, won = address_of(own), address_of(winners)

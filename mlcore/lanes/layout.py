@@ -161,7 +161,7 @@ def dots_tiles(rows: int, columns: int) -> dict[str, int]:
     return _cut(down, cover(columns, wide), "columns", lambda i, j: dots_address(i, j, machine))
 
 
-def _cut(down: tuple[int, ...], across: tuple[int, ...], what: str, tile: "object") -> dict[str, int]:
+def _cut(down: tuple[int, ...], across: tuple[int, ...], what: str, tile: object) -> dict[str, int]:
     rows, times, last_rows, last_times = down
     wide, count, last_wide, last_count = across
     assert callable(tile)

@@ -77,7 +77,10 @@ class LanePlan:
         """Load weights and velocities from the model and the optimiser."""
         parameters, velocities = self.model.parameters(), self.optimiser.velocities
         for stage in self.network.weighted:
-            for flat, of in ((self.memory.weights, {n: t.data for n, t in parameters.items()}), (self.velocity, velocities)):
+            for flat, of in (
+                (self.memory.weights, {n: t.data for n, t in parameters.items()}),
+                (self.velocity, velocities),
+            ):
                 stage.to_lanes(of[stage.weight.name], stage.weight.of(flat))
                 stage.bias.of(flat)[:] = of[stage.bias.name]
 
@@ -85,9 +88,17 @@ class LanePlan:
         """Write weights and velocities back, in place."""
         parameters, velocities = self.model.parameters(), self.optimiser.velocities
         for stage in self.network.weighted:
-            for flat, of in ((self.memory.weights, {n: t.data for n, t in parameters.items()}), (self.velocity, velocities)):
+            for flat, of in (
+                (self.memory.weights, {n: t.data for n, t in parameters.items()}),
+                (self.velocity, velocities),
+            ):
                 of[stage.weight.name][...] = stage.from_lanes(stage.weight.of(flat))
                 of[stage.bias.name][...] = stage.bias.of(flat)
+
+    @property
+    def group_bytes(self) -> int:
+        """The activations of one group of images."""
+        return self.network.arena.size
 
     @property
     def buffer_bytes(self) -> int:

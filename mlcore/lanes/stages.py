@@ -244,4 +244,3 @@ def bias_gradient(grad: Plane, out: Plane, relu: bool, bias: Slot) -> list[int]:
         gate=out.at(0), gate_row=out.row_bytes, gate_channel=out.channel_bytes, out=bias.bytes,
         height=grad.height, channels=grad.channels, count=grad.count, relu=int(relu),
     )  # fmt: skip
-

@@ -87,9 +87,7 @@ class ConvStage:
     def _weight(self, group: int, kernel_row: int, kernel_column: int = 0) -> int:
         """Bytes to a weight of channel 0 and output 0."""
         return (
-            self.weight.bytes
-            + (group * self.layer.kernel + kernel_row) * self._kernel_row
-            + kernel_column * self._tap
+            self.weight.bytes + (group * self.layer.kernel + kernel_row) * self._kernel_row + kernel_column * self._tap
         )
 
     def _weights_back(self, start: int, stop: int, begun: set[tuple[int, int]]) -> Operations:
