@@ -133,7 +133,13 @@ def _on_planes(model: Sequential, optimiser: Optimiser, batch: int, input_shape:
         return None
 
 
-def compile_plan(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> None:
-    """Run one step on blank images with a network that is thrown away, so that training starts compiled."""
-    if plan := planned(model, optimiser, batch, input_shape):
+def compile_plan(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> bool:
+    """Run one step on blank images with a network that is thrown away, so that training starts compiled.
+
+    False when this network trains on the tape.
+    """
+    plan = planned(model, optimiser, batch, input_shape)
+    if plan:
         plan.step(np.zeros((batch, *input_shape), np.float32), np.zeros(batch, np.int64), 0.0, Rng(0))
+        plan.logits(np.zeros((batch, *input_shape), np.float32))
+    return plan is not None

@@ -60,8 +60,8 @@ def execute(
         session = assemble(recipe, dataset)
         state = _restored(run, session, dataset, order, display)  # first: stopped while compiling it can be resumed
         with telling_if_slow(display.say, "loading the kernels (compiled on the first run on a machine, then cached)"):
-            compile_kernels(recipe)
-            compile_plan(*network(recipe), recipe.train.batch, INPUT_SHAPE)
+            if not compile_plan(*network(recipe), recipe.train.batch, INPUT_SHAPE):
+                compile_kernels(recipe)
         trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began)
         return _Ending(trainer, dataset, order, threads).run_to_result()
 

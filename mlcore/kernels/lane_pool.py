@@ -129,4 +129,4 @@ def avg_pool_back(op: Array, base: int) -> None:
 @kernel
 def _at(op: Array, x: int, i: int, j: int) -> int:
     """Where the window's pixel (i, j) stands."""
-    return x + (op[TOP] + i) % op[X_RING] * op[X_ROW] + j * op[PIXEL]
+    return int(x + (op[TOP] + i) % op[X_RING] * op[X_ROW] + j * op[PIXEL])

@@ -7,7 +7,7 @@ Legend: N batch, C channel, H W height and width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numba
 import numpy as np
@@ -75,25 +75,22 @@ class LanePlan:
 
     def take(self) -> None:
         """Load weights and velocities from the model and the optimiser."""
-        parameters, velocities = self.model.parameters(), self.optimiser.velocities
-        for stage in self.network.weighted:
-            for flat, of in (
-                (self.memory.weights, {n: t.data for n, t in parameters.items()}),
-                (self.velocity, velocities),
-            ):
-                stage.to_lanes(of[stage.weight.name], stage.weight.of(flat))
-                stage.bias.of(flat)[:] = of[stage.bias.name]
+        for flat, arrays in self._owned():
+            for stage in self.network.weighted:
+                stage.to_lanes(arrays[stage.weight.name], stage.weight.of(flat))
+                stage.bias.of(flat)[:] = arrays[stage.bias.name]
 
     def give(self) -> None:
         """Write weights and velocities back, in place."""
-        parameters, velocities = self.model.parameters(), self.optimiser.velocities
-        for stage in self.network.weighted:
-            for flat, of in (
-                (self.memory.weights, {n: t.data for n, t in parameters.items()}),
-                (self.velocity, velocities),
-            ):
-                of[stage.weight.name][...] = stage.from_lanes(stage.weight.of(flat))
-                of[stage.bias.name][...] = stage.bias.of(flat)
+        for flat, arrays in self._owned():
+            for stage in self.network.weighted:
+                arrays[stage.weight.name][...] = stage.from_lanes(stage.weight.of(flat))
+                arrays[stage.bias.name][...] = stage.bias.of(flat)
+
+    def _owned(self) -> Iterator[tuple[Array, Mapping[str, Array]]]:
+        """What the plan owns, beside where it comes from, by parameter."""
+        yield self.memory.weights, {name: tensor.data for name, tensor in self.model.parameters().items()}
+        yield self.velocity, self.optimiser.velocities
 
     @property
     def group_bytes(self) -> int:
@@ -108,7 +105,7 @@ class LanePlan:
     def _run(self, table: Array, images_NCHW: Array, labels_N: Array, seeds: Array) -> Batch:
         count = len(images_NCHW)
         logits = np.empty((count, self.network.stages[-1].out.channels), np.float32)
-        batch = Batch(images_NCHW, labels_N, seeds, logits, np.zeros(count))
+        batch = Batch(images_NCHW, labels_N, seeds, logits, np.empty(count))
         lane_program.run(count * self.work, table, self.lanes, self.memory, batch)
         return batch
 

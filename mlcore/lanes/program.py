@@ -20,7 +20,6 @@ from mlcore.lanes.stages import (
     MapStage,
     MaxPoolStage,
     Operations,
-    Pooling,
     ResponseStage,
     Stage,
     Weighted,
@@ -201,7 +200,8 @@ def _out(step: Step, x: Plane, arena: Arena, border: int, pool: Layer | None) ->
         return arena.plane(step.layer.outputs, 1, 1)
     shape = step.layer.output_shape((x.channels, x.height, x.width))
     ring = pool.size if isinstance(pool, MaxPool2d) else None
-    return arena.plane(*shape, left=border, right=border, ring=ring)
+    channels, height, width = shape
+    return arena.plane(channels, height, width, border, border, ring)
 
 
 def _border(steps: Sequence[Step], place: int) -> int:
@@ -213,6 +213,3 @@ def _border(steps: Sequence[Step], place: int) -> int:
 def _pools(steps: Sequence[Step], place: int) -> bool:
     layer = steps[place].layer if place < len(steps) else None
     return isinstance(layer, MaxPool2d) and layer.size <= MOST_WINDOW and isinstance(steps[place - 1].layer, Conv2d)
-
-
-__all__ = ["Network", "Pooling", "network"]

@@ -51,7 +51,8 @@ class InputStage:
     """The images themselves."""
 
     def __init__(self, arena: Arena, shape: tuple[int, ...], border: int) -> None:
-        self.name, self.out = "", arena.plane(*shape, left=border, right=border)
+        channels, height, width = shape
+        self.name, self.out = "", arena.plane(channels, height, width, border, border)
 
     def forward(self, row: int) -> Operations:
         out = self.out
