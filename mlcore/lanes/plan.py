@@ -18,7 +18,7 @@ from mlcore.kernels.lane_program import Batch, Memory
 from mlcore.lanes.layout import group_images
 from mlcore.lanes.program import Network, network
 from mlcore.layers import Sequential
-from mlcore.optim import SGD
+from mlcore.optim import SGD, Optimiser
 from mlcore.planned.fuse import Unplannable
 from mlcore.rng import Rng
 from mlcore.tensor import Array
@@ -33,9 +33,11 @@ class LanePlan:
     Unplannable when a layer has no form in lanes or kernels are not compiled. float32 only.
     """
 
-    def __init__(self, model: Sequential, optimiser: SGD, batch: int, input_shape: Shape) -> None:
+    def __init__(self, model: Sequential, optimiser: Optimiser, batch: int, input_shape: Shape) -> None:
         if getattr(numba.config, "DISABLE_JIT"):  # noqa: B009  numba makes its settings at import
             raise Unplannable("the kernels of a plan exist in compiled form only")
+        if not isinstance(optimiser, SGD):
+            raise Unplannable("only SGD has a form in lanes")
         self.model, self.optimiser, self.batch = model, optimiser, batch
         self.lanes, self.network = group_images(), network(model, input_shape)
         self.training, self.evaluation = self.network.table(training=True), self.network.table(training=False)
