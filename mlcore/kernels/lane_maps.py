@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcore.kernels.elementwise import mixed, relu_block, tanh_block, tanh_slope_block
+from mlcore.kernels.elementwise import relu_block, tanh_block, tanh_slope_block
 from mlcore.kernels.jit import kernel
 from mlcore.kernels.lane_vectors import load_at, plus, spread, store_at, unless_floored
 from mlcore.kernels.response import to_minus_beta
@@ -93,20 +93,34 @@ def bias_gradient(op: Array, base: int, grads: Array) -> None:
 @kernel
 def dropout_row(op: Array, memory: Array, seeds: Array, constants: Array, first: int) -> None:
     """out = x / (1 - probability), or zero; which, depends on the image's number and the place, as on the tape."""
-    limit, scale = int(constants[op[CONSTANTS]]), np.float32(constants[op[CONSTANTS] + 1])
-    features, seed = op[CHANNELS] * op[HEIGHT] * op[WIDTH], seeds[op[NUMBER]]
+    limit, scale = np.uint32(constants[op[CONSTANTS]]), np.float32(constants[op[CONSTANTS] + 1])
+    features, seed = op[CHANNELS] * op[HEIGHT] * op[WIDTH], np.uint32(seeds[op[NUMBER]])
     for channel in range(op[CHANNELS]):
         x, out = _run(op, memory, X, X_CHANNEL, channel), _run(op, memory, OUT, OUT_CHANNEL, channel)
         if limit == 0:
             out[:] = x
             continue
         for w in range(op[WIDTH]):
-            place = (channel * op[HEIGHT] + op[ROW]) * op[WIDTH] + w
-            for lane in range(op[LANES]):
-                i = w * op[LANES] + lane
-                value = x[i] * scale
-                kept = mixed(seed ^ mixed((first + lane) * features + place)) >= limit
-                out[i] = value if kept else np.float32(0)
+            start = first * features + (channel * op[HEIGHT] + op[ROW]) * op[WIDTH] + w
+            part = slice(w * op[LANES], (w + 1) * op[LANES])
+            _drop(x[part], out[part], np.uint32(start), np.uint32(features), seed, limit, scale)
+
+
+@kernel
+def _drop(x: Array, out: Array, start: Any, features: Any, seed: Any, limit: Any, scale: Any) -> None:
+    """One pixel; the images' places are `features` apart from `start` on."""
+    for lane in range(out.size):
+        value = x[lane] * scale
+        kept = _mixed(seed ^ _mixed(np.uint32(start + np.uint32(lane) * features))) >= limit
+        out[lane] = value if kept else np.float32(0)
+
+
+@kernel
+def _mixed(number: Any) -> Any:
+    """`elementwise.mixed` of a uint32: it wraps around by itself, so that vectors of 32 bits will do."""
+    number = np.uint32(np.uint32(number ^ (number >> np.uint32(16))) * np.uint32(0x21F0AAAD))
+    number = np.uint32(np.uint32(number ^ (number >> np.uint32(15))) * np.uint32(0x735A2D97))
+    return np.uint32(number ^ (number >> np.uint32(15)))
 
 
 @kernel
