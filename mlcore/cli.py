@@ -30,7 +30,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RECIPE_HELP = "A .toml file, or a shipped recipe: lenet5_mnist, mlp_mnist."  # a listing would read at import
+RECIPE_HELP = (
+    "A .toml file, or a shipped recipe: lenet5_mnist, lenet5_mnist_fast, mlp_mnist."  # a listing would read at import
+)
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]

@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from mlcore import kernels, models, ops
+from mlcore.engines import AnyPlan, planned
 from mlcore.layers import LocalResponseNorm, Sequential
 from mlcore.optim import SGD
 from mlcore.peers import peer_of, torch_module
@@ -28,10 +29,20 @@ RATE, MOMENTUM, DECAY = 1e-4, 0.9, 5e-4
 Step = Callable[[int], float]
 
 
-def plan_step(model: Sequential, x: Array, labels: Array, threads: int) -> Step:
-    """mlcore on its plan."""
+def chosen_step(model: Sequential, x: Array, labels: Array, threads: int) -> Step:
+    """mlcore as it trains: on the plan that pays, else on the tape."""
     kernels.prepare(threads)
-    plan = Plan(model, SGD(model.parameters(), MOMENTUM, DECAY), len(x), x.shape[1:])
+    plan = planned(model, SGD(model.parameters(), MOMENTUM, DECAY), len(x), x.shape[1:])
+    return _planned_step(plan, x, labels) if plan else tape_step(model, x, labels, threads)
+
+
+def planes_step(model: Sequential, x: Array, labels: Array, threads: int) -> Step:
+    """mlcore on planes, whether they pay or not."""
+    kernels.prepare(threads)
+    return _planned_step(Plan(model, SGD(model.parameters(), MOMENTUM, DECAY), len(x), x.shape[1:]), x, labels)
+
+
+def _planned_step(plan: AnyPlan, x: Array, labels: Array) -> Step:
     return lambda number: plan.step(x, labels, RATE, Rng(number))[0]
 
 
@@ -80,12 +91,13 @@ def torch_step(
 
 
 CONTENDERS: dict[str, Callable[[Sequential, Array, Array, int], Step]] = {
-    "mlcore": plan_step,
+    "mlcore": chosen_step,
     "mlcore tape": tape_step,
     "torch": torch_step,
     "torch channels_last": partial(torch_step, last=True),
     "torch without LRN": partial(torch_step, last=True, lrn=False),
     "torch compiled": partial(torch_step, compiled=True),
+    "mlcore planes": planes_step,
 }
 
 
