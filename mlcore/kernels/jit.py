@@ -52,7 +52,7 @@ def _twin(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _compile(function: Callable[..., Any], parallel: bool) -> Any:
     try:
-        dispatcher = njit(nogil=True, parallel=parallel, error_model="numpy", cache=True)(function)
+        dispatcher = njit(nogil=True, parallel=parallel, error_model="numpy", cache=True, no_cfunc_wrapper=True)(function)
     except RuntimeError:  # nowhere to write a cache: compile in every process
         return njit(nogil=True, parallel=parallel, error_model="numpy")(function)
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
