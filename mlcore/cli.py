@@ -195,6 +195,28 @@ def bench(
 
 
 @app.command()
+def warm(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE|MODEL]...", help="All shipped recipes without."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="As in training. Default: the recipe's.")] = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile a network's kernels ahead of its training.
+
+    Two processes share the work; training then starts from the cache.
+
+    Example: mlcore warm lenet5_mnist alexnet
+    """
+    from mlcore.commands import warm_command
+    from mlcore.tables import warm_table
+
+    _print(warm_command(names or [], threads, quiet), as_json, warm_table)
+
+
+@app.command()
 def check(
     recipe: RecipeName,
     overrides: Overrides = None,

@@ -153,6 +153,34 @@ def bench_command(model: str, against: Sequence[str], batch: int, threads: int, 
     return bench(model, names, batch, threads, rounds)
 
 
+def warm_command(names: Sequence[str], threads: int, quiet: bool) -> dict[str, Any]:
+    """Compile the kernels of recipes and models; of all shipped recipes without names."""
+    from mlcore.session import use_threads
+    from mlcore.warm import warm
+
+    rows = []
+    with passing_line(quiet) as show:
+        for name in names or sorted(path.stem for path in config.RECIPES.glob("*.toml")):
+            wanted, own_threads = _wanted(name)
+            use_threads(threads or own_threads)
+            show(f"looking at {name}")
+            rows.append({"name": name, **asdict(warm(wanted, show, again=True))})
+    return {"schema": "mlcore.warm/1", "rows": rows}
+
+
+def _wanted(name: str) -> tuple[Any, int]:
+    """The network of a recipe or a model, and the recipe's number of threads (0: all)."""
+    from mlcore.data.dataset import CLASSES
+    from mlcore.models import INPUTS
+    from mlcore.session import INPUT_SHAPE
+    from mlcore.warm import Wanted
+
+    if name in INPUTS:
+        return Wanted.of_model(name, MODEL_BATCH), 0
+    recipe = config.load(name, [])
+    return Wanted.of_recipe(recipe, INPUT_SHAPE, CLASSES), recipe.threads
+
+
 def check_command(recipe: str, overrides: Sequence[str], data: Path | None, quiet: bool) -> dict[str, Any]:
     """The learning smoke checks."""
     from mlcore.check import run_checks

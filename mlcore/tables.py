@@ -50,6 +50,12 @@ def bench_table(document: dict[str, Any]) -> str:
     return title + f"measured peak {document['peak_gflops']:.0f} GFLOP/s\n" + columns([head, *rows])
 
 
+def warm_table(document: dict[str, Any]) -> str:
+    """What was compiled or found compiled."""
+    rows = [(row["name"], f"{row['kernels']:,}", f"{row['seconds']:.1f}") for row in document["rows"]]
+    return columns([("network", "kernels", "seconds"), *rows])
+
+
 def gradcheck_table(document: dict[str, Any]) -> str:
     """The gradients, each with how far it was off."""
     rows = [
