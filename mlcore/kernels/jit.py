@@ -74,7 +74,7 @@ def _twin(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compile(function: Callable[..., Any], parallel: bool) -> Any:
-    how = {"nogil": True, "parallel": parallel, "error_model": "numpy", "no_cfunc_wrapper": True}
+    how: dict[str, Any] = {"nogil": True, "parallel": parallel, "error_model": "numpy", "no_cfunc_wrapper": True}
     try:
         dispatcher = njit(**how, cache=True)(function)
     except RuntimeError:  # nowhere to write a cache: compile in every process
