@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlcore.kernels import elementwise, micro, panels, plane_pool, planes, reference
@@ -112,6 +112,7 @@ def test_a_planned_convolution_equals_its_slow_twin(
 
 @odd_shapes
 @given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 130), st.booleans(), precisions)
+@example(3, 1030, 800, False, FP32)  # more inputs and blocks of outputs than go through the cache at once
 def test_a_planned_linear_layer_equals_its_slow_twin(
     n: int, inputs: int, outputs: int, last: bool, precision: Precision
 ) -> None:
