@@ -52,12 +52,14 @@ class Order:
 
 def bench(order: Order, tell: Tell) -> dict[str, Any]:
     """Race mlcore and the contenders; RecipeError for names that don't exist, rows of those that could run."""
+    from mlcore import kernels
+    from mlcore.kernels.peak import measured_peaks
     from mlcore.models import INPUTS
 
     _demand_known(order.model, list(INPUTS))
     names = contenders(order)
     tell("measuring the machine's peak")
-    peaks = measured_peaks(order.threads)
+    peaks = measured_peaks(kernels.prepare(order.threads))
     how = [str(order.batch), str(order.threads), "forward" if order.forward else "train"]
     seen = race(order.model, names, how, order.rounds, tell)
     if seen[BASE].error:
@@ -96,16 +98,6 @@ def contenders(order: Order) -> list[str]:
 def _demand_known(name: str, known: list[str]) -> None:
     if name not in known:
         raise RecipeError(f"nothing is called '{name}'", place="mlcore bench", fix=f"known: {', '.join(known)}")
-
-
-def measured_peaks(threads: int) -> dict[str, float]:
-    """GFLOP/s by precision: the fastest that multiply-adds were seen to run, on data that never leave the core."""
-    from mlcore import kernels
-    from mlcore.kernels.peak import bf16_gflops, tile_gflops
-
-    threads = kernels.prepare(threads)
-    bf16 = bf16_gflops(threads)
-    return {"fp32": tile_gflops(threads)} | ({"bf16": bf16} if bf16 else {})
 
 
 def _network(model: str) -> Any:

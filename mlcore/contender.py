@@ -8,7 +8,6 @@ after each turn: {"wall_s", "cpu_s", "peak_mib"}, the times of one step.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import os
@@ -25,7 +24,6 @@ import numpy as np
 
 from mlcore import kernels, models, ops
 from mlcore.autograd import no_grad
-from mlcore.errors import RecipeError
 from mlcore.layers import LocalResponseNorm, Sequential
 from mlcore.optim import SGD
 from mlcore.peers import peer_of, torch_module
@@ -51,11 +49,8 @@ class Task:
 def plan_step(task: Task, precision: str = "fp32") -> Step:
     """mlcore on its plan."""
     kernels.prepare(task.threads)
-    how = {} if precision == "fp32" else {"precision": precision}
-    if not how.keys() <= inspect.signature(Plan).parameters.keys():
-        raise RecipeError(f"plans don't train in {precision}", fix="leave this contender out")
     optimiser = SGD(task.model.parameters(), MOMENTUM, DECAY)
-    plan = Plan(task.model, optimiser, len(task.images), task.images.shape[1:], **how)
+    plan = Plan(task.model, optimiser, len(task.images), task.images.shape[1:], precision)
     if task.forward:
         return lambda number: plan.logits(task.images)
     return lambda number: plan.step(task.images, task.labels, RATE, Rng(number))

@@ -20,7 +20,8 @@ from mlcore import autograd, models, ops
 from mlcore.engines import planned
 from mlcore.errors import RecipeError
 from mlcore.kernels import conv, gemm, panels, planes
-from mlcore.layers import Sequential
+from mlcore.kernels.peak import measured_peaks
+from mlcore.layers import Residual, Sequential
 from mlcore.optim import SGD
 from mlcore.planned.plan import Plan
 from mlcore.rng import Rng
@@ -77,21 +78,19 @@ class Clock:
 
 def profile(wanted: Wanted, threads: int, steps: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Medians over `steps` steps after two that warm up, as a document."""
-    from mlcore.bench import measured_peaks
-
     tell("measuring the machine's peak")
     peaks = measured_peaks(threads)
     model = models.build(wanted.model, wanted.options, Rng(1), wanted.input_shape, wanted.classes)
     optimiser = SGD(model.parameters(), 0.9)
     engine = planned(model, optimiser, wanted.batch, wanted.input_shape)
-    clock = Clock()
+    clock, batch = Clock(), _batch(wanted)
     with _watched(clock):
         step, names = _plan(engine, clock) if engine else _tape(model, optimiser, clock)
         seen = []
         for number in range(steps + 2):
             tell(f"step {number + 1} of {steps + 2}")
             clock.take()
-            step(number)(*_batch(wanted))
+            step(number)(*batch)
             seen.append(clock.take())
     medians = {key: statistics.median(one.get(key, 0.0) for one in seen[2:]) for key in seen[-1]}
     return {
@@ -207,16 +206,17 @@ def _tape(model: Any, optimiser: SGD, clock: Clock) -> tuple[Callable[[int], Cal
 def _least(model: Sequential, names: Sequence[str], wanted: Wanted) -> dict[Key, tuple[float, float]]:
     """(flops, bytes) that each direction of a part takes at least; a part reaches to where the next one begins."""
     shapes = {name: (layer, got) for name, layer, got, _ in model.trace(wanted.input_shape)}
-    outputs = [shapes[name][1] for name in names[1:]] + [(wanted.classes,)]
+    known = [name for name in names if name in shapes]  # inside of a residual block, and back through it: times only
+    outputs = [shapes[name][1] for name in known[1:]] + [(wanted.classes,)]
     least: dict[Key, tuple[float, float]] = {}
-    for name, out_shape in zip(names, outputs, strict=True):
+    for name, out_shape in zip(known, outputs, strict=True):
         layer, in_shape = shapes[name]
         flops = 2.0 * layer.macs(in_shape) * wanted.batch
         weights = sum(tensor.data.size for tensor in layer.parameters().values())
         images = (math.prod(in_shape) + math.prod(out_shape)) * wanted.batch
         is_first = not any(flops for flops, _ in least.values())  # nobody wants the gradient of the images
         for direction in (FORWARD, INPUT, WEIGHTS):
-            useless = direction == INPUT and is_first
+            useless = direction != FORWARD and isinstance(layer, Residual) or direction == INPUT and is_first
             least[name, direction] = (0.0, 0.0) if useless else (flops, BYTES * (images + weights))
         least[name, UPDATE] = 0.0, BYTES * 5 * weights  # weights and velocities in and out, gradients in
     every = sum(tensor.data.size for tensor in model.parameters().values())

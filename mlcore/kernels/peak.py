@@ -22,6 +22,12 @@ PAIR_FLOPS = 64  # of one of them: 16 sums of 2 products
 Array = NDArray[Any]
 
 
+def measured_peaks(threads: int) -> dict[str, float]:
+    """GFLOP/s by precision: the fastest that multiply-adds were seen to run, on data that never leave the core."""
+    bf16 = bf16_gflops(threads)
+    return {"fp32": tile_gflops(threads)} | ({"bf16": bf16} if bf16 else {})
+
+
 def tile_gflops(threads: int) -> float:
     """GFLOP/s of `threads` threads together: the best of some short tries, about 0.2 s in all."""
     machine = this_machine()
