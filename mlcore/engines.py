@@ -11,7 +11,9 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from mlcore.config import Precision
 from mlcore.data.loader import Batch
+from mlcore.errors import RecipeError
 from mlcore.evaluate import on_tape
 from mlcore.finite import all_finite
 from mlcore.lanes.layout import group_images
@@ -20,7 +22,6 @@ from mlcore.layers import Conv2d, Sequential
 from mlcore.optim import Optimiser
 from mlcore.planned.fuse import Unplannable
 from mlcore.planned.plan import Plan
-from mlcore.rng import Rng
 from mlcore.session import Session, forward_backward
 from mlcore.tensor import Array
 
@@ -104,13 +105,25 @@ class PlanEngine:
 def engine_for(session: Session) -> Engine:
     """The plan, where it pays, holding the session's present weights; else the tape."""
     shape = session.loader.take(session.loader.part.index[:1]).images.shape[1:]
-    plan = planned(session.model, session.optimiser, session.recipe.train.batch, shape)
+    recipe = session.recipe
+    plan = planned(session.model, session.optimiser, recipe.train.batch, shape, recipe.precision)
     return PlanEngine(session, plan) if plan else TapeEngine(session)
 
 
-def planned(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> AnyPlan | None:
-    """A plan, if there is one and it pays."""
+def planned(
+    model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...], precision: Precision = "fp32"
+) -> AnyPlan | None:
+    """A plan, if there is one and it pays. bf16 has no other form: RecipeError where planes have none."""
+    if precision == "bf16":
+        return _in_bf16(model, optimiser, batch, input_shape)
     return _in_lanes(model, optimiser, batch, input_shape) or _on_planes(model, optimiser, batch, input_shape)
+
+
+def _in_bf16(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> Plan:
+    try:
+        return Plan(model, optimiser, batch, input_shape, "bf16")
+    except Unplannable as error:
+        raise RecipeError(f"no training in bf16: {error}", place="precision", fix='set precision = "fp32"') from error
 
 
 def _in_lanes(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> LanePlan | None:
@@ -125,21 +138,10 @@ def _in_lanes(model: Sequential, optimiser: Optimiser, batch: int, input_shape: 
 
 
 def _on_planes(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> Plan | None:
-    if not any(isinstance(layer, Conv2d) and layer.outputs >= WIDE for layer in model.layers.values()):
+    layers = [layer for _, layer, _, _ in model.unfolded("", input_shape)]
+    if not any(isinstance(layer, Conv2d) and layer.outputs >= WIDE for layer in layers):
         return None
     try:
         return Plan(model, optimiser, batch, input_shape)
     except Unplannable:
         return None
-
-
-def compile_plan(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> bool:
-    """Run one step on blank images with a network that is thrown away, so that training starts compiled.
-
-    False when this network trains on the tape.
-    """
-    plan = planned(model, optimiser, batch, input_shape)
-    if plan:
-        plan.step(np.zeros((batch, *input_shape), np.float32), np.zeros(batch, np.int64), 0.0, Rng(0))
-        plan.logits(np.zeros((batch, *input_shape), np.float32))
-    return plan is not None

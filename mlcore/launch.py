@@ -12,16 +12,16 @@ from mlcore import result as results
 from mlcore import runs
 from mlcore.checkpoint import Checkpoint, State, newest, save
 from mlcore.config import Recipe
-from mlcore.data.dataset import Dataset
-from mlcore.display import Display, telling_if_slow
-from mlcore.engines import compile_plan
+from mlcore.data.dataset import CLASSES, Dataset
+from mlcore.display import Display, now_and_then
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
 from mlcore.evaluate import Evaluation
 from mlcore.files import replacing, write_json
 from mlcore.monitor import Monitor
-from mlcore.session import INPUT_SHAPE, Session, assemble, compile_kernels, load_weights, network, use_threads
+from mlcore.session import INPUT_SHAPE, Session, assemble, load_weights, use_threads
 from mlcore.stop import Halted, Stop
 from mlcore.train import Trainer
+from mlcore.warm import Wanted, warm
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ def execute(
         threads = use_threads(recipe.threads)
         session = assemble(recipe, dataset)
         state = _restored(run, session, dataset, order, display)  # first: stopped while compiling it can be resumed
-        with telling_if_slow(display.say, "loading the kernels (compiled on the first run on a machine, then cached)"):
-            if not compile_plan(*network(recipe), recipe.train.batch, INPUT_SHAPE):
-                compile_kernels(recipe)
+        warm(Wanted.of_recipe(recipe, INPUT_SHAPE, CLASSES), now_and_then(display.say))
         trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began)
         return _Ending(trainer, dataset, order, threads).run_to_result()
 
