@@ -133,6 +133,7 @@ class Agent(Record):
     delegates_to: tuple[str, ...]
     prompt: str
     path: str
+    ceiling: Tier | None = None  # the dearest tier that may speak for it; its own model is the cheapest
 
 
 class Skill(Record):
@@ -145,6 +146,8 @@ class Skill(Record):
     procedure: str | None  # path of the procedure, relative to the repository's root
     body: str
     path: str
+    floor: Tier | None = None  # the cheapest and the dearest model that may use it
+    ceiling: Tier | None = None
 
 
 class Assignment(Record):
