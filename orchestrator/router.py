@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.globs import matches
 from orchestrator.records import TIERS, Agent, Skill, Task, Tier
@@ -28,7 +28,6 @@ GUESSES: dict[Tier, tuple[float, float]] = {
     "opus": (0.75, 0.60),
 }
 GUESS_ATTEMPTS = 2.0
-WIDER_ATTEMPTS = 8.0  # what a wider group of attempts may count for in a nearer one, at most
 PERSON_USD = 20.0  # what it costs when no tier's change is accepted: about half an hour of a person
 
 # The first glob that covers a path that the task writes says what kind of work it is.
@@ -143,7 +142,14 @@ def choose(
 
 
 def estimate_all(tiers: Sequence[Tier], past: list[PastAttempt], case: Case) -> Estimates:
-    return {(tier, later): estimate(tier, past, case, later) for tier in tiers for later in (False, True)}
+    """Every tier's estimate as a first attempt, and after a refusal: what others failed at is never the easier one."""
+    found = {}
+    for tier in tiers:
+        first, later = (estimate(tier, past, case, escalated) for escalated in (False, True))
+        if later.mean > first.mean:
+            first = replace(first, alpha=later.alpha, beta=later.beta)
+        found |= {(tier, False): first, (tier, True): later}
+    return found
 
 
 def estimate(tier: Tier, past: Iterable[PastAttempt], case: Case, escalated: bool) -> Estimate:
@@ -151,9 +157,9 @@ def estimate(tier: Tier, past: Iterable[PastAttempt], case: Case, escalated: boo
     mean, usd = GUESSES[tier]
     alpha, beta = mean * GUESS_ATTEMPTS, (1 - mean) * GUESS_ATTEMPTS
     group = [each for each in past if each.tier == tier]
-    for nearer in (_any, _same_skill, _same_kind):
+    for nearer, at_most in GROUPS:
         group = [each for each in group if nearer(each, case, escalated)]
-        weight = min(alpha + beta, WIDER_ATTEMPTS)
+        weight = min(alpha + beta, at_most)
         mean, accepted = alpha / (alpha + beta), sum(each.accepted for each in group)
         alpha, beta = mean * weight + accepted, (1 - mean) * weight + len(group) - accepted
         usd = (usd * weight + sum(each.usd for each in group)) / (weight + len(group))
@@ -169,7 +175,21 @@ def _same_skill(each: PastAttempt, case: Case, escalated: bool) -> bool:
 
 
 def _same_kind(each: PastAttempt, case: Case, escalated: bool) -> bool:
-    return each.case == case and each.escalated == escalated
+    return each.case == case
+
+
+def _same_place(each: PastAttempt, case: Case, escalated: bool) -> bool:
+    """What a cheaper tier failed at is harder than the rest, so that a tier's first attempts are counted apart."""
+    return each.escalated == escalated
+
+
+# Each group narrows the one before; how many attempts the wider one may count for in it, at most.
+GROUPS: tuple[tuple[Callable[[PastAttempt, Case, bool], bool], float], ...] = (
+    (_any, GUESS_ATTEMPTS),
+    (_same_skill, 8.0),
+    (_same_kind, 8.0),
+    (_same_place, 30.0),
+)
 
 
 def _kind(path: str) -> str:
@@ -179,8 +199,12 @@ def _kind(path: str) -> str:
 def _chances(estimates: Estimates, seed: str | None) -> Chances:
     if seed is None:
         return {key: each.mean for key, each in estimates.items()}
-    rng = random.Random(seed)  # a string seed gives the same draws in every process
-    return {key: rng.betavariate(each.alpha, each.beta) for key, each in sorted(estimates.items())}
+    drawn = {key: _draw(each, f"{seed}/{each.tier}") for key, each in estimates.items()}
+    return {(tier, later): min(drawn[tier, later], drawn[tier, False]) for tier, later in drawn}
+
+
+def _draw(each: Estimate, seed: str) -> float:
+    return random.Random(seed).betavariate(each.alpha, each.beta)  # a text gives the same draws in every process
 
 
 def _cheapest(
