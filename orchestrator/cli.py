@@ -186,6 +186,22 @@ def report(
 
 
 @app.command()
+def tiers(as_json: AsJson = False) -> None:
+    """Which tier does what: per skill attempts, accepted, cost per accepted change, and the router's choice now.
+
+    \b
+    The router tries what is free first, then the ladder of models that costs least per accepted change, counting what
+    a refusal leads to: the next tier, and in the end a person. It learns from every finished run of this repository.
+    """
+    from orchestrator import documents, library, outcomes
+    from orchestrator import tiers as shown
+
+    checkout, state = _here()
+    content = shown.document(library.load(checkout.root), outcomes.history(state))
+    print(documents.document("tiers", **content) if as_json else shown.table(content))
+
+
+@app.command()
 def config(as_json: AsJson = False) -> None:
     """Every setting, its value and where it comes from."""
     from orchestrator import config as settings

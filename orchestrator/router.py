@@ -143,7 +143,7 @@ def choose(
 
 def estimate_all(tiers: Sequence[Tier], past: list[PastAttempt], case: Case) -> Estimates:
     """Every tier's estimate as a first attempt, and after a refusal: what others failed at is never the easier one."""
-    found = {}
+    found: dict[tuple[Tier, bool], Estimate] = {}
     for tier in tiers:
         first, later = (estimate(tier, past, case, escalated) for escalated in (False, True))
         if later.mean > first.mean:
