@@ -202,6 +202,43 @@ def tiers(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def compare(
+    plan: PlanPath,
+    without: Annotated[str, typer.Option(help="the layer to take off: hierarchy, skills or tiers")],
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="runs of each side")] = 3,
+    usd: Annotated[float, typer.Option(help="what all runs together may cost, by the plan's budget")] = 20.0,
+    data: Annotated[Path | None, typer.Option(help="the datasets' folder (else MLCORE_DATA, cache, download)")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep the repositories that the runs were made in")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Does a layer earn its keep? The same plan with and without it, over several seeds, with intervals.
+
+    \b
+      orchestrate compare plans/mnist.md --without tiers --seeds 5
+    \b
+    hierarchy  one generalist does every task, under nobody but the chief
+    skills     no instructions and no procedures; reviewers keep theirs
+    tiers      every task on the dearest tier at once: nothing free, nothing cheaper first
+
+    Every run is made in a repository of its own under .odyssey/compare, from HEAD's commit: yours is not touched. A
+    comparison that was interrupted goes on where it was when the same command is given again. Procedures need no
+    model; a task that needs one and has none is blocked on either side, and the comparison says so.
+    """
+    from orchestrator import compare as comparing
+    from orchestrator import documents
+    from orchestrator.lint import read_plan
+
+    checkout, state = _here()
+    path, layer = _relative(plan, checkout), _layer(without)
+    loaded, _, _ = read_plan(checkout.root, path)
+    comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)
+    folder = data.resolve() if data else None
+    experiment = comparing.Experiment(checkout, state, path, layer, folder, lambda text: print(text, file=sys.stderr))
+    content = experiment.run(seeds, keep)
+    print(documents.document("compare", **content) if as_json else comparing.table(content))
+
+
+@app.command()
 def config(as_json: AsJson = False) -> None:
     """Every setting, its value and where it comes from."""
     from orchestrator import config as settings
@@ -296,6 +333,17 @@ def _relative(path: Path, checkout: Checkout) -> str:
         return path.resolve().relative_to(checkout.root.resolve()).as_posix()
     except ValueError:
         raise InputError(f"{path} is outside the repository {checkout.root}; keep plans inside it") from None
+
+
+def _layer(name: str) -> Any:
+    from orchestrator.ablation import LAYERS
+    from orchestrator.frontmatter import did_you_mean
+
+    if name not in LAYERS:
+        raise InputError(
+            f"--without {name}: no such layer; {did_you_mean(name, LAYERS) or 'layers: ' + ', '.join(LAYERS)}"
+        )
+    return name
 
 
 def _display(as_json: bool) -> Any:
