@@ -104,13 +104,55 @@ def resume(
         _go(checkout, state, job, display, as_json)
 
 
+PAPER, ISSUES = "A plan from a paper", "Plans and issues"
+
+
 @app.command()
 def plan(
-    plan: PlanPath,
+    plan: Annotated[Path | None, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")] = None,
     write: Annotated[bool, typer.Option("--write", help="write the tree into the plan file")] = False,
+    from_paper: Annotated[
+        Path | None, typer.Option(metavar="PDF", help="find the numbers that a paper claims", rich_help_panel=PAPER)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="write a draft plan there", rich_help_panel=PAPER)] = None,
+    confirm: Annotated[
+        str | None, typer.Option(metavar="ID", help="make a candidate a target", rich_help_panel=PAPER)
+    ] = None,
+    margin: Annotated[float | None, typer.Option(help="how close is close enough", rich_help_panel=PAPER)] = None,
+    recipe: Annotated[str | None, typer.Option(help="what is trained", rich_help_panel=PAPER)] = None,
+    seeds: Annotated[int, typer.Option(help="trainings of a measurement", rich_help_panel=PAPER)] = 3,
+    dataset: Annotated[str, typer.Option(help="if the paper's words name none", rich_help_panel=PAPER)] = "",
+    reject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="drop a candidate; `all`: what is left", rich_help_panel=PAPER),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show who would do what and what it would cost, without running anything."""
+    """Show who would do what and what it would cost, without running anything; or make a plan.
+
+    \b
+      orchestrate plan plans/mnist.md                                 who does what
+      orchestrate plan --from-paper lenet.pdf                         what the paper claims, with pages and quotes
+      orchestrate plan --from-paper lenet.pdf --out plans/lenet.md    the same as a draft plan
+      orchestrate plan plans/lenet.md --confirm ID --margin 0.05 --recipe mlcore/recipes/lenet5_mnist.toml
+      orchestrate plan plans/lenet.md --reject ID
+
+    What a program finds in a paper are candidates. Only you make a target of one, after reading its page; a draft with
+    undecided candidates does not lint, so it can't be run.
+    """
+    if from_paper:
+        _from_paper(from_paper, out, as_json)
+    elif plan is None:
+        raise InputError(
+            "which plan? name one, as in `orchestrate plan plans/mnist.md`, or see `orchestrate plan --help`"
+        )
+    elif confirm or reject:
+        _decide(plan, confirm, tuple(reject or ()), margin, recipe, seeds, dataset)
+    else:
+        _show_plan(plan, write, as_json)
+
+
+def _show_plan(plan: Path, write: bool, as_json: bool) -> None:
     from orchestrator import documents, planfile, planner, views
     from orchestrator.lint import read_plan
 
@@ -126,6 +168,40 @@ def plan(
         print(documents.document("plan", plan=path, sha256=loaded.sha256, tasks=tasks))
     else:
         print(views.plan(loaded, assignments, estimates))
+
+
+def _from_paper(paper: Path, out: Path | None, as_json: bool) -> None:
+    from orchestrator import config as settings
+    from orchestrator import documents, drafts
+    from orchestrator.sandbox.probes import choose_sandbox
+
+    checkout, _ = _here()
+    values, _ = settings.load(checkout.root, {})
+    sandbox = choose_sandbox(values.unsafe_no_sandbox)
+    place = _relative(out, checkout) if out else None
+    content = drafts.from_paper(checkout.root, paper, place, sandbox)
+    print(documents.document("plan --from-paper", **content) if as_json else drafts.told(content))
+
+
+def _decide(
+    plan: Path,
+    confirm: str | None,
+    reject: tuple[str, ...],
+    margin: float | None,
+    recipe: str | None,
+    seeds: int,
+    dataset: str,
+) -> None:
+    from orchestrator import drafts
+    from orchestrator.papers.draft import Decision
+
+    if confirm and (margin is None or recipe is None):
+        raise InputError("--confirm needs --margin and --recipe: how close is close enough, and what is trained")
+    checkout, _ = _here()
+    decision = Decision(margin or 0.0, recipe or "", seeds, dataset)
+    path = _relative(plan, checkout)
+    left = drafts.decide(checkout.root, path, confirm, reject, decision)
+    print(f"{path}: {left} candidates are left to decide on" if left else f"{path}: all decided", file=sys.stderr)
 
 
 @app.command()

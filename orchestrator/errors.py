@@ -2,6 +2,7 @@
 
 OrchestratorError          1   a defect, or something nobody planned for
 ├── InputError             2   a plan, agent, skill, setting or argument is wrong; carries every Problem found
+│   └── PaperError         2   a paper can't be read: encrypted, scanned, broken, too large
 ├── NotFound               2   no such run, task or pull request
 ├── NothingToDo            0   every task of the plan is ticked
 ├── ForgeError             2   a pull request can't be approved, merged or closed as asked
@@ -62,6 +63,10 @@ class InputError(OrchestratorError):
 
     def __str__(self) -> str:
         return "\n".join(str(problem).removeprefix(": ") for problem in self.problems)
+
+
+class PaperError(InputError):
+    """A PDF that gives no text; the fix is a command that a person can type."""
 
 
 class NotFound(OrchestratorError):

@@ -1,0 +1,81 @@
+"""`orchestrate plan` for plans that are not there yet: drafted from a paper, decided on, carried to and from issues."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import InputError, Problem
+from orchestrator.frontmatter import read_text
+from orchestrator.papers import claims, draft, pages
+from orchestrator.papers.draft import Decision
+from orchestrator.planfile import inside
+from orchestrator.sandbox.base import Sandbox
+
+SHOWN = 15  # candidates on a terminal
+
+
+def from_paper(root: Path, paper: Path, out: str | None, sandbox: Sandbox) -> dict[str, Any]:
+    """Read the paper, find candidates, and write a draft plan to `out` if there is one. Returns what was found."""
+    if out is not None:
+        check_new(root, out)
+    read = pages.read(paper, sandbox)
+    found = claims.candidates(read)
+    digest = hashlib.sha256(paper.read_bytes()).hexdigest()
+    if out is not None:
+        write(root, out, draft.draft(read, digest, found, out))
+    return {
+        "paper": {"name": read.name, "sha256": digest, "pages": read.count, "without_text": list(read.unread)},
+        "candidates": [each.model_dump(mode="json") for each in found],
+        "by": "the program alone; no language model read the paper",
+        "written": out,
+    }
+
+
+def told(content: dict[str, Any]) -> str:
+    """The candidates for people, likeliest first."""
+    paper, found, out = content["paper"], content["candidates"], content["written"]
+    lines = [f"{paper['name']}: {paper['pages']} pages, {len(found)} candidates, none of them confirmed"]
+    if paper["without_text"]:
+        lines.append(f"no text on pages {', '.join(map(str, paper['without_text'][:20]))}: pictures, or unreadable")
+    for each in found[:SHOWN]:
+        what = f"{each['value']:g} {each['unit']} {each['metric']} {each['dataset']}".replace("  ", " ")
+        lines += [f"  p. {each['page']:<3} {what} {each['place']}".rstrip(), f"         {each['quote'][:150]!r}"]
+    if len(found) > SHOWN:
+        lines.append(f"  and {len(found) - SHOWN} more: --json has them all")
+    next_step = (
+        f"confirm or reject each one: orchestrate lint {out} names them" if out else "--out plans/NAME.md drafts a plan"
+    )
+    return "\n".join([*lines, next_step])
+
+
+def decide(root: Path, path: str, confirmed: str | None, rejected: tuple[str, ...], decision: Decision | None) -> int:
+    """Confirm one candidate, reject some (or `all`). Returns how many are left to decide on."""
+    text, problems = read_text(root, path)
+    if problems:
+        raise InputError(problems)
+    if confirmed is not None:
+        assert decision is not None, "the command line checks it"
+        text = draft.confirm(text, path, confirmed, decision, root)
+    for name in draft.undecided(text, path) if rejected == ("all",) else rejected:
+        text = draft.reject(text, path, name)
+    write(root, path, text)
+    return len(draft.undecided(text, path))
+
+
+def check_new(root: Path, out: str) -> None:
+    """Raises InputError where a draft must not be written: outside the repository, or over a file that is there."""
+    if not inside(out) or not out.endswith(".md"):
+        raise InputError([Problem(out, 0, "is no place for a plan", "for example --out plans/NAME.md")])
+    if (root / out).exists():
+        raise InputError([Problem(out, 0, "is there already", "take another name, or move it away")])
+
+
+def write(root: Path, path: str, text: str) -> None:
+    """All of it or nothing."""
+    place = root / path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_name(f".{place.name}.new")
+    fresh.write_text(text)
+    fresh.replace(place)
