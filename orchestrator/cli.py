@@ -126,6 +126,18 @@ def plan(
         list[str] | None,
         typer.Option(metavar="ID", help="drop a candidate; `all`: what is left", rich_help_panel=PAPER),
     ] = None,
+    import_issues: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="owner/repo, or a JSON export", rich_help_panel=ISSUES)
+    ] = None,
+    export_issues: Annotated[
+        str | None, typer.Option(metavar="DEST", help="owner/repo, or a JSON export", rich_help_panel=ISSUES)
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="export for real; without it only shown", rich_help_panel=ISSUES)
+    ] = False,
+    take: Annotated[
+        str, typer.Option(help="where both changed, whose word counts: issues or plan", rich_help_panel=ISSUES)
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Show who would do what and what it would cost, without running anything; or make a plan.
@@ -136,16 +148,26 @@ def plan(
       orchestrate plan --from-paper lenet.pdf --out plans/lenet.md    the same as a draft plan
       orchestrate plan plans/lenet.md --confirm ID --margin 0.05 --recipe mlcore/recipes/lenet5_mnist.toml
       orchestrate plan plans/lenet.md --reject ID
+      orchestrate plan plans/issues.md --import-issues owner/repo     issues become tasks; again: brings news in
+      orchestrate plan plans/mnist.md --export-issues owner/repo      tasks become issues; only shown at first
 
     What a program finds in a paper are candidates. Only you make a target of one, after reading its page; a draft with
     undecided candidates does not lint, so it can't be run.
+
+    Issues come over the network (GITHUB_TOKEN, GITHUB_API_URL) or from a file that `gh issue list --state all --limit
+    5000 --json number,title,body,state,labels,milestone,url > issues.json` writes. What was changed on one side since
+    the last time is taken over; what was changed on both stays, is named, and gives exit code 2.
     """
     if from_paper:
         _from_paper(from_paper, out, as_json)
+    elif import_issues:
+        _import_issues(plan or Path("plans/issues.md"), import_issues, take, as_json)
     elif plan is None:
         raise InputError(
             "which plan? name one, as in `orchestrate plan plans/mnist.md`, or see `orchestrate plan --help`"
         )
+    elif export_issues:
+        _export_issues(plan, export_issues, take, apply, as_json)
     elif confirm or reject:
         _decide(plan, confirm, tuple(reject or ()), margin, recipe, seeds, dataset)
     else:
@@ -202,6 +224,45 @@ def _decide(
     path = _relative(plan, checkout)
     left = drafts.decide(checkout.root, path, confirm, reject, decision)
     print(f"{path}: {left} candidates are left to decide on" if left else f"{path}: all decided", file=sys.stderr)
+
+
+def _import_issues(plan: Path, source: str, take: str, as_json: bool) -> None:
+    from orchestrator import documents, drafts, library
+    from orchestrator.issues.store import opened
+
+    checkout, _ = _here()
+    if source.endswith(".json") and not Path(source).is_file():
+        raise InputError(f"{source}: no such file; `orchestrate plan --help` says how to export issues")
+    skills = library.read(checkout.root)[0].skills
+    content = drafts.import_issues(checkout.root, _relative(plan, checkout), opened(source), skills, _side(take))
+    print(documents.document("plan --import-issues", **content) if as_json else drafts.told_import(content))
+    _tell_conflicts(content)
+
+
+def _export_issues(plan: Path, place: str, take: str, apply: bool, as_json: bool) -> None:
+    from orchestrator import documents, drafts, planfile
+    from orchestrator.issues.store import opened
+
+    checkout, _ = _here()
+    loaded = planfile.load(checkout.root, _relative(plan, checkout))
+    content = drafts.export_issues(loaded, opened(place), _side(take), apply)
+    print(documents.document("plan --export-issues", **content) if as_json else drafts.told_export(content))
+    _tell_conflicts(content)
+
+
+def _side(take: str) -> Any:
+    if take not in ("", "issues", "plan"):
+        raise InputError(f"--take {take}: whose word counts, `issues` or `plan`?")
+    return take
+
+
+def _tell_conflicts(content: dict[str, Any]) -> None:
+    from orchestrator.errors import Problem
+
+    for each in content["conflicts"]:
+        print(Problem(**each), file=sys.stderr)
+    if content["conflicts"]:
+        raise typer.Exit(2)
 
 
 @app.command()

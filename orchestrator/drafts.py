@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InputError, Problem
-from orchestrator.frontmatter import read_text
+from orchestrator.frontmatter import MAX_BYTES, read_text
+from orchestrator.issues import inward, outward
+from orchestrator.issues.issue import Take
+from orchestrator.issues.store import Store
 from orchestrator.papers import claims, draft, pages
 from orchestrator.papers.draft import Decision
 from orchestrator.planfile import inside
+from orchestrator.records import Plan, Skill
 from orchestrator.sandbox.base import Sandbox
 
-SHOWN = 15  # candidates on a terminal
+SHOWN = 15  # candidates, or issues of a kind, on a terminal
+FATES = {
+    "added": "added as tasks",
+    "updated": "updated from the issue",
+    "unchanged": "as they were",
+    "taken_out": "left out, since their tasks were taken out of the plan",
+    "elsewhere": "left out, since they are tasks of other plans",
+    "gone": "in the plan, but not among the issues any more; they stay",
+}
 
 
 def from_paper(root: Path, paper: Path, out: str | None, sandbox: Sandbox) -> dict[str, Any]:
@@ -62,6 +76,61 @@ def decide(root: Path, path: str, confirmed: str | None, rejected: tuple[str, ..
         text = draft.reject(text, path, name)
     write(root, path, text)
     return len(draft.undecided(text, path))
+
+
+def import_issues(root: Path, path: str, store: Store, skills: Mapping[str, Skill], take: Take) -> dict[str, Any]:
+    """Bring the issues into the plan at `path`, which is begun if it is not there. Returns what became of each."""
+    if not inside(path) or not path.endswith(".md"):
+        raise InputError([Problem(path, 0, "is no place for a plan", "for example plans/NAME.md")])
+    text = ""
+    if (root / path).exists():
+        text, problems = read_text(root, path)
+        if problems:
+            raise InputError(problems)
+    done = inward.bring_in(text, path, store.repo, store.issues(), skills, take)
+    if len(done.text.encode()) > MAX_BYTES:
+        raise InputError([Problem(path, 0, f"would be larger than {MAX_BYTES} bytes", "import a smaller export")])
+    if done.text != text:
+        write(root, path, done.text)
+    counts = {name: getattr(done, name) for name in FATES}
+    return {"plan": path, "repository": store.repo, **counts, "conflicts": [asdict(each) for each in done.conflicts]}
+
+
+def export_issues(plan: Plan, store: Store, take: Take, apply: bool) -> dict[str, Any]:
+    """What would make the issues say what the plan says; done if `apply`, one after the other."""
+    actions, conflicts = outward.compare(plan, store.repo, store.issues(), take)
+    made = []
+    for action in actions:
+        number = action.number
+        if apply and action.what == "create":
+            number = store.create(action.fields)
+        elif apply and action.what == "update":
+            store.update(action.number, action.fields)
+        made.append({**asdict(action), "number": number or None})
+    told = [asdict(each) for each in conflicts]
+    return {"plan": plan.path, "repository": store.repo, "applied": apply, "actions": made, "conflicts": told}
+
+
+def told_import(content: dict[str, Any]) -> str:
+    lines = [f"{content['plan']}: issues of {content['repository']}"]
+    for name, words in FATES.items():
+        numbers = content[name]
+        if numbers:
+            lines.append(f"  {len(numbers):>4} {words}: {', '.join(f'#{n}' for n in numbers[:SHOWN])}" + _more(numbers))
+    return "\n".join(lines if len(lines) > 1 else [*lines, "  nothing there"])
+
+
+def told_export(content: dict[str, Any]) -> str:
+    done = content["applied"]
+    lines = [f"{content['repository']}: tasks of {content['plan']}"]
+    for each in content["actions"]:
+        number = f"#{each['number']}" if each["number"] else "new"
+        lines.append(f"  {each['what']:<8} {number:<6} {each['task']}: {', '.join(each['fields']) or 'as it is'}")
+    return "\n".join([*lines, "done" if done else "nothing was changed; --apply does it"])
+
+
+def _more(numbers: list[int]) -> str:
+    return f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
 
 
 def check_new(root: Path, out: str) -> None:

@@ -5,7 +5,7 @@ OrchestratorError          1   a defect, or something nobody planned for
 │   └── PaperError         2   a paper can't be read: encrypted, scanned, broken, too large
 ├── NotFound               2   no such run, task or pull request
 ├── NothingToDo            0   every task of the plan is ticked
-├── ForgeError             2   a pull request can't be approved, merged or closed as asked
+├── ForgeError             2   a pull request or an issue can't be read or changed as asked
 ├── SandboxUnavailable     4   nothing may run, because nothing would contain it
 ├── BudgetExhausted        5   paused: resume with a larger budget
 ├── Busy                  75   another orchestrator works on this repository

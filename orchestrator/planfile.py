@@ -70,6 +70,22 @@ class _Raw:
         return self.keys[key][0][0] if key in self.keys else self.line
 
 
+@dataclass(frozen=True)
+class Located:
+    """A task by its place in the text, whatever else is wrong with it."""
+
+    id: str
+    title: str
+    section: str
+    done: bool
+    line: int
+
+
+def located(text: str) -> list[Located]:
+    """Every task's place, in order; for those who edit the text around it."""
+    return [Located(raw.id, raw.title, raw.section, raw.done, raw.line) for raw in _tasks(parse("", text)[0])]
+
+
 def load(root: Path, path: str) -> Plan:
     """The plan at `root/path`. Raises InputError with every problem found."""
     text, problems = read_text(root, path)
