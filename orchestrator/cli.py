@@ -140,129 +140,53 @@ def plan(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show who would do what and what it would cost, without running anything; or make a plan.
+    """Show who would do what and what it would cost, without running; or make a plan.
 
     \b
-      orchestrate plan plans/mnist.md                                 who does what
-      orchestrate plan --from-paper lenet.pdf                         what the paper claims, with pages and quotes
-      orchestrate plan --from-paper lenet.pdf --out plans/lenet.md    the same as a draft plan
-      orchestrate plan plans/lenet.md --confirm ID --margin 0.05 --recipe mlcore/recipes/lenet5_mnist.toml
+    who does what
+      orchestrate plan plans/mnist.md
+    what a paper claims, with pages and quotes; the same as a draft plan
+      orchestrate plan --from-paper lenet.pdf
+      orchestrate plan --from-paper lenet.pdf --out plans/lenet.md
+    decide on each candidate of a draft
+      orchestrate plan plans/lenet.md --confirm ID --margin 0.05 --recipe FILE
       orchestrate plan plans/lenet.md --reject ID
-      orchestrate plan plans/issues.md --import-issues owner/repo     issues become tasks; again: brings news in
-      orchestrate plan plans/mnist.md --export-issues owner/repo      tasks become issues; only shown at first
+    issues become tasks (again: brings the news in); tasks become issues
+      orchestrate plan plans/issues.md --import-issues owner/repo
+      orchestrate plan plans/mnist.md --export-issues owner/repo --apply
 
-    What a program finds in a paper are candidates. Only you make a target of one, after reading its page; a draft with
-    undecided candidates does not lint, so it can't be run.
+    \b
+    What a program finds in a paper are candidates. Only you make a target of
+    one, after reading its page; a draft with undecided candidates does not
+    lint, so it can't be run.
 
-    Issues come over the network (GITHUB_TOKEN, GITHUB_API_URL) or from a file that `gh issue list --state all --limit
-    5000 --json number,title,body,state,labels,milestone,url > issues.json` writes. What was changed on one side since
-    the last time is taken over; what was changed on both stays, is named, and gives exit code 2.
+    \b
+    Issues come over the network (GITHUB_TOKEN, GITHUB_API_URL), or from a file:
+      gh issue list --state all --limit 5000 \\
+         --json number,title,body,state,labels,milestone,url > issues.json
+    What one side changed since the last time is taken over; what both changed
+    stays, is named, and gives exit code 2.
     """
+    from orchestrator import planning
+
+    checkout, state = _here()
     if from_paper:
-        _from_paper(from_paper, out, as_json)
+        place = _relative(out, checkout) if out else None
+        planning.from_paper(checkout.root, from_paper, place, as_json)
     elif import_issues:
-        _import_issues(plan or Path("plans/issues.md"), import_issues, take, as_json)
+        place = _relative(plan or Path("plans/issues.md"), checkout)
+        planning.import_issues(checkout.root, place, import_issues, take, as_json)
     elif plan is None:
         raise InputError(
             "which plan? name one, as in `orchestrate plan plans/mnist.md`, or see `orchestrate plan --help`"
         )
     elif export_issues:
-        _export_issues(plan, export_issues, take, apply, as_json)
+        planning.export_issues(checkout.root, _relative(plan, checkout), export_issues, take, apply, as_json)
     elif confirm or reject:
-        _decide(plan, confirm, tuple(reject or ()), margin, recipe, seeds, dataset)
+        wanted = planning.Wanted(confirm, tuple(reject or ()), margin, recipe, seeds, dataset)
+        planning.decide(checkout.root, _relative(plan, checkout), wanted)
     else:
-        _show_plan(plan, write, as_json)
-
-
-def _show_plan(plan: Path, write: bool, as_json: bool) -> None:
-    from orchestrator import documents, planfile, planner, views
-    from orchestrator.lint import read_plan
-
-    checkout, state = _here()
-    path = _relative(plan, checkout)
-    loaded, library, assignments = read_plan(checkout.root, path)
-    estimates = views.estimates(state, library, assignments)
-    if write:
-        text = planfile.set_block(loaded.text, "tree", planner.tree(loaded, assignments.values()))
-        (checkout.root / path).write_text(text)
-    if as_json:
-        tasks = [{**each.model_dump(mode="json"), **estimates[each.task]} for each in assignments.values()]
-        print(documents.document("plan", plan=path, sha256=loaded.sha256, tasks=tasks))
-    else:
-        print(views.plan(loaded, assignments, estimates))
-
-
-def _from_paper(paper: Path, out: Path | None, as_json: bool) -> None:
-    from orchestrator import config as settings
-    from orchestrator import documents, drafts
-    from orchestrator.sandbox.probes import choose_sandbox
-
-    checkout, _ = _here()
-    values, _ = settings.load(checkout.root, {})
-    sandbox = choose_sandbox(values.unsafe_no_sandbox)
-    place = _relative(out, checkout) if out else None
-    content = drafts.from_paper(checkout.root, paper, place, sandbox)
-    print(documents.document("plan --from-paper", **content) if as_json else drafts.told(content))
-
-
-def _decide(
-    plan: Path,
-    confirm: str | None,
-    reject: tuple[str, ...],
-    margin: float | None,
-    recipe: str | None,
-    seeds: int,
-    dataset: str,
-) -> None:
-    from orchestrator import drafts
-    from orchestrator.papers.draft import Decision
-
-    if confirm and (margin is None or recipe is None):
-        raise InputError("--confirm needs --margin and --recipe: how close is close enough, and what is trained")
-    checkout, _ = _here()
-    decision = Decision(margin or 0.0, recipe or "", seeds, dataset)
-    path = _relative(plan, checkout)
-    left = drafts.decide(checkout.root, path, confirm, reject, decision)
-    print(f"{path}: {left} candidates are left to decide on" if left else f"{path}: all decided", file=sys.stderr)
-
-
-def _import_issues(plan: Path, source: str, take: str, as_json: bool) -> None:
-    from orchestrator import documents, drafts, library
-    from orchestrator.issues.store import opened
-
-    checkout, _ = _here()
-    if source.endswith(".json") and not Path(source).is_file():
-        raise InputError(f"{source}: no such file; `orchestrate plan --help` says how to export issues")
-    skills = library.read(checkout.root)[0].skills
-    content = drafts.import_issues(checkout.root, _relative(plan, checkout), opened(source), skills, _side(take))
-    print(documents.document("plan --import-issues", **content) if as_json else drafts.told_import(content))
-    _tell_conflicts(content)
-
-
-def _export_issues(plan: Path, place: str, take: str, apply: bool, as_json: bool) -> None:
-    from orchestrator import documents, drafts, planfile
-    from orchestrator.issues.store import opened
-
-    checkout, _ = _here()
-    loaded = planfile.load(checkout.root, _relative(plan, checkout))
-    content = drafts.export_issues(loaded, opened(place), _side(take), apply)
-    print(documents.document("plan --export-issues", **content) if as_json else drafts.told_export(content))
-    _tell_conflicts(content)
-
-
-def _side(take: str) -> Any:
-    if take not in ("", "issues", "plan"):
-        raise InputError(f"--take {take}: whose word counts, `issues` or `plan`?")
-    return take
-
-
-def _tell_conflicts(content: dict[str, Any]) -> None:
-    from orchestrator.errors import Problem
-
-    for each in content["conflicts"]:
-        print(Problem(**each), file=sys.stderr)
-    if content["conflicts"]:
-        raise typer.Exit(2)
+        _show_plan(checkout, state, _relative(plan, checkout), write, as_json)
 
 
 @app.command()
@@ -324,11 +248,12 @@ def report(
 
 @app.command()
 def tiers(as_json: AsJson = False) -> None:
-    """Which tier does what: per skill attempts, accepted, cost per accepted change, and the router's choice now.
+    """Which tier does what: attempts, accepted, cost per accepted change, and what the router would choose now.
 
     \b
-    The router tries what is free first, then the ladder of models that costs least per accepted change, counting what
-    a refusal leads to: the next tier, and in the end a person. It learns from every finished run of this repository.
+    The router tries what is free first, then the ladder of models that costs
+    least per accepted change, counting what a refusal leads to: the next tier,
+    and in the end a person. It learns from every finished run here.
     """
     from orchestrator import documents, library, outcomes
     from orchestrator import tiers as shown
@@ -348,18 +273,22 @@ def compare(
     keep: Annotated[bool, typer.Option("--keep", help="keep the repositories that the runs were made in")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Does a layer earn its keep? The same plan with and without it, over several seeds, with intervals.
+    """Does a layer earn its keep? A plan with and without it, over several seeds.
 
     \b
       orchestrate compare plans/mnist.md --without tiers --seeds 5
-    \b
-    hierarchy  one generalist does every task, under nobody but the chief
-    skills     no instructions and no procedures; reviewers keep theirs
-    tiers      every task on the dearest tier at once: nothing free, nothing cheaper first
 
-    Every run is made in a repository of its own under .odyssey/compare, from HEAD's commit: yours is not touched. A
-    comparison that was interrupted goes on where it was when the same command is given again. Procedures need no
-    model; a task that needs one and has none is blocked on either side, and the comparison says so.
+    \b
+    hierarchy  one generalist does every task, right under the chief
+    skills     no instructions and no procedures; reviewers keep theirs
+    tiers      every task on its dearest tier: nothing free, nothing cheaper first
+
+    \b
+    Every run is made in a repository of its own under .odyssey/compare, from
+    HEAD's commit; yours is not touched. An interrupted comparison goes on where
+    it was. Procedures need no model; a task that needs one and has none is
+    blocked on either side, and the comparison says so. Differences come with
+    95 % intervals: exact for what passed, resampled for dollars and seconds.
     """
     from orchestrator import compare as comparing
     from orchestrator import documents
@@ -470,6 +399,22 @@ def _relative(path: Path, checkout: Checkout) -> str:
         return path.resolve().relative_to(checkout.root.resolve()).as_posix()
     except ValueError:
         raise InputError(f"{path} is outside the repository {checkout.root}; keep plans inside it") from None
+
+
+def _show_plan(checkout: Checkout, state: State, path: str, write: bool, as_json: bool) -> None:
+    from orchestrator import documents, planfile, planner, views
+    from orchestrator.lint import read_plan
+
+    loaded, library, assignments = read_plan(checkout.root, path)
+    estimates = views.estimates(state, library, assignments)
+    if write:
+        text = planfile.set_block(loaded.text, "tree", planner.tree(loaded, assignments.values()))
+        (checkout.root / path).write_text(text)
+    if as_json:
+        tasks = [{**each.model_dump(mode="json"), **estimates[each.task]} for each in assignments.values()]
+        print(documents.document("plan", plan=path, sha256=loaded.sha256, tasks=tasks))
+    else:
+        print(views.plan(loaded, assignments, estimates))
 
 
 def _layer(name: str) -> Any:

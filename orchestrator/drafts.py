@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from orchestrator.frontmatter import MAX_BYTES, read_text
 from orchestrator.issues import inward, outward
 from orchestrator.issues.issue import Take
 from orchestrator.issues.store import Store
-from orchestrator.papers import claims, draft, pages
+from orchestrator.papers import claims, draft, pages, reread
 from orchestrator.papers.draft import Decision
 from orchestrator.planfile import inside
-from orchestrator.records import Plan, Skill
+from orchestrator.providers.base import Provider
+from orchestrator.records import Plan, Skill, Tier
 from orchestrator.sandbox.base import Sandbox
 
 SHOWN = 15  # candidates, or issues of a kind, on a terminal
@@ -30,19 +32,33 @@ FATES = {
 }
 
 
-def from_paper(root: Path, paper: Path, out: str | None, sandbox: Sandbox) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Brain:
+    """A language model that reads a paper beside the program."""
+
+    provider: Provider
+    tier: Tier
+    model: str
+
+
+def from_paper(
+    root: Path, paper: Path, out: str | None, sandbox: Sandbox, brain: Brain | None = None
+) -> dict[str, Any]:
     """Read the paper, find candidates, and write a draft plan to `out` if there is one. Returns what was found."""
     if out is not None:
         check_new(root, out)
     read = pages.read(paper, sandbox)
-    found = claims.candidates(read)
+    found, dropped = claims.candidates(read), 0
+    if brain:
+        found, dropped = asyncio.run(reread.reread(read, found, brain.provider, brain.tier, brain.model))
     digest = hashlib.sha256(paper.read_bytes()).hexdigest()
     if out is not None:
         write(root, out, draft.draft(read, digest, found, out))
     return {
         "paper": {"name": read.name, "sha256": digest, "pages": read.count, "without_text": list(read.unread)},
         "candidates": [each.model_dump(mode="json") for each in found],
-        "by": "the program alone; no language model read the paper",
+        "by": f"the program and {brain.model}" if brain else "the program alone; no language model read the paper",
+        "dropped": dropped,  # what a model claimed and the pages do not say
         "written": out,
     }
 
