@@ -16,7 +16,7 @@ from orchestrator import planfile
 from orchestrator.errors import InputError
 from orchestrator.house import Run, State
 from orchestrator.records import TIERS, Plan, Task, Tier
-from orchestrator.router import Case, Decision, PastAttempt, case_of, choose
+from orchestrator.router import Case, Decision, Estimates, PastAttempt, case_of, decide, estimate_all
 
 Ended = Literal["accepted", "unmeasured", "refused"]
 # How a task's end reads for its last attempt. `missed` was measured and fell short: the next tier was tried, if any.
@@ -72,7 +72,13 @@ def history(state: State) -> History:
 
 def route(run: Run, task: Task) -> Decision:
     """The ladder for a task of this run, from what finished runs came to. The run and the task seed the draws."""
-    return choose(run.assignments[task.id].tiers, _past(run.state, run.id), case_of(task), f"{run.id}/{task.id}")
+    tiers = run.assignments[task.id].tiers
+    return decide(tiers, _estimates(run.state, run.id, tiers, case_of(task)), f"{run.id}/{task.id}")
+
+
+@lru_cache(maxsize=256)
+def _estimates(state: State, run: str, tiers: tuple[Tier, ...], case: Case) -> Estimates:
+    return estimate_all(tiers, list(_past(state, run)), case)
 
 
 @lru_cache(maxsize=4)

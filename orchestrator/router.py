@@ -131,7 +131,11 @@ def choose(
     person_usd: float = PERSON_USD,
 ) -> Decision:
     """The ladder to climb among `tiers` (cheapest first, not empty). Without a seed p is its mean: no exploring."""
-    estimates = estimate_all(tiers, [*past], case)
+    return decide(tiers, estimate_all(tiers, [*past], case), seed, person_usd)
+
+
+def decide(tiers: Sequence[Tier], estimates: Estimates, seed: str | None, person_usd: float = PERSON_USD) -> Decision:
+    """`choose`, for those who choose often and estimate once."""
     chances = _chances(estimates, seed)
     cheapest = _cheapest(estimates, chances, person_usd)
     free = tuple(tier for tier in tiers if tier == "procedure")
