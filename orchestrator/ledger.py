@@ -136,6 +136,13 @@ class Ledger:
     def calls(self, run: str) -> list[Row]:
         return self._rows("SELECT * FROM calls WHERE run = ? ORDER BY started_at, turn", run)
 
+    def attempts(self, run: str) -> list[Row]:
+        """Each task's attempts that called a brain: task, attempt, tier, usd. Calls in doubt count at their maximum."""
+        usd = "SUM(CASE WHEN state = 'done' THEN usd ELSE max_usd END) usd"
+        return self._rows(
+            f"SELECT task, attempt, tier, {usd} FROM calls WHERE run = ? GROUP BY task, attempt, tier", run
+        )
+
     # Budgets: checked before anything is dispatched
 
     def charge_seconds(self, key: str, run: str, task: str, kind: str, seconds: float) -> None:
