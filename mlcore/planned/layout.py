@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlcore.kernels import panels
+from mlcore.kernels.cook_toom import Matrix
 from mlcore.kernels.micro import cover, tile_address
 from mlcore.kernels.native import this_machine
 from mlcore.kernels.panels import Tiles
 from mlcore.kernels.planes import BLOCK_COLUMNS, Grid
 from mlcore.kernels.precision import FP32, PRECISIONS, WORD_BYTES, Precision
+from mlcore.kernels.transform import transform_address
 from mlcore.layers import Linear
 from mlcore.tensor import Array
 
@@ -110,6 +112,11 @@ def panel_columns(vectors: int) -> int:
     return vectors * this_machine().lanes
 
 
+def transform(matrix: Matrix, has_end: bool) -> int:
+    """The transform of squares of pixels by `matrix`, compiled."""
+    return transform_address(matrix, has_end, this_machine())
+
+
 def tiles(length: int, vectors: int, read: Precision = FP32, written: Precision = FP32, unit: int = 1) -> Tiles:
     """The tiles that make up `length` rows, in whole `unit`s of rows, compiled."""
     machine = this_machine()
@@ -127,6 +134,10 @@ class Blocks:
     table: Array
     spans: Array
     columns: int
+
+    @property
+    def vectors(self) -> int:
+        return self.columns // this_machine().lanes
 
     def together(self, depth: int) -> int:
         """How many blocks of panels `depth` words deep fit the cache at once."""

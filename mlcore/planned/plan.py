@@ -20,6 +20,7 @@ from mlcore.planned import layout
 from mlcore.planned.fuse import AvgPooling, Dropping, MaxPooling, Step, Unplannable, Weighted, fused
 from mlcore.planned.layout import Planes
 from mlcore.planned.stages import AvgPoolStage, ConvStage, DropoutStage, LinearStage, MaxPoolStage, Stage, Weights
+from mlcore.planned.winograd_stage import DIRECT, Space, WinogradConvStage, chosen
 from mlcore.rng import Rng
 from mlcore.tensor import Array
 
@@ -30,18 +31,27 @@ class Plan:
     """The stages of `model` for batches of up to `batch` images of `input_shape` (channels, height, width).
 
     precision: "fp32", or "bf16" for activations, gradients and the weights that are multiplied; sums, the weights that
-    are moved, loss and logits stay float32. Unplannable when a layer has no planned form or kernels are not compiled.
+    are moved, loss and logits stay float32. winograd: convolutions with fewer multiplications where that pays, in fp32;
+    they lose about two bits. Unplannable when a layer has no planned form or kernels are not compiled.
     """
 
     def __init__(
-        self, model: Sequential, optimiser: Optimiser, batch: int, input_shape: Shape, precision: str = "fp32"
+        self,
+        model: Sequential,
+        optimiser: Optimiser,
+        batch: int,
+        input_shape: Shape,
+        precision: str = "fp32",
+        winograd: bool = True,
     ) -> None:
         if getattr(numba.config, "DISABLE_JIT"):  # noqa: B009  numba makes its settings at import
             raise Unplannable("the kernels of a plan exist in compiled form only")
         if not isinstance(optimiser, SGD) or optimiser.nesterov:
             raise Unplannable("only SGD with plain momentum has a planned form")
         self.model, self.optimiser, self.batch = model, optimiser, batch
-        self.input, self.stages = _wired(model, batch, input_shape, PRECISIONS[precision])
+        self.input, self.stages = _wired(
+            model, batch, input_shape, PRECISIONS[precision], Space() if winograd and precision == "fp32" else None
+        )
         self._count = 0
         self.take()
 
@@ -112,7 +122,9 @@ def _of(layer: str, arrays: Mapping[str, Array]) -> Weights:
     return {name.removeprefix(f"{layer}."): array for name, array in arrays.items() if name.startswith(f"{layer}.")}
 
 
-def _wired(model: Sequential, batch: int, input_shape: Shape, precision: Precision) -> tuple[Planes, list[Stage]]:
+def _wired(
+    model: Sequential, batch: int, input_shape: Shape, precision: Precision, space: Space | None
+) -> tuple[Planes, list[Stage]]:
     """The input's planes and the stages, each made with the planes of its neighbours."""
     shapes = {name: (got, out) for name, _, got, out in model.trace(input_shape)}
     steps = fused(list(model.layers.items()))
@@ -123,13 +135,21 @@ def _wired(model: Sequential, batch: int, input_shape: Shape, precision: Precisi
     x_grad: Planes | None = None
     stages: list[Stage] = []
     for step, following in zip(steps, [*steps[1:], None], strict=True):
-        stage = _stage(step, following, batch, shapes[step.name][1], x, x_grad)
+        stage = _stage(step, following, batch, shapes[step.name][1], x, x_grad, space)
         stages.append(stage)
         x, x_grad = stage.out, stage.out_grad
     return first, stages
 
 
-def _stage(step: Step, following: Step | None, batch: int, out_shape: Shape, x: Planes, x_grad: Planes | None) -> Stage:
+def _stage(
+    step: Step,
+    following: Step | None,
+    batch: int,
+    out_shape: Shape,
+    x: Planes,
+    x_grad: Planes | None,
+    space: Space | None,
+) -> Stage:
     if isinstance(step, Weighted) and isinstance(step.layer, Linear):
         return LinearStage(step.name, step.layer, step.relu, x, x_grad, last=following is None)
     if isinstance(step, Dropping):
@@ -146,6 +166,8 @@ def _stage(step: Step, following: Step | None, batch: int, out_shape: Shape, x: 
     if isinstance(step, AvgPooling):
         return AvgPoolStage(step.name, step.size, step.stride, step.padding, x, x_grad, out)
     assert isinstance(step.layer, Conv2d)
+    if space is not None and (choice := chosen(step.layer, height, width)) != DIRECT:
+        return WinogradConvStage(step.name, step.layer, step.relu, x, x_grad, out, choice, space)
     return ConvStage(step.name, step.layer, step.relu, x, x_grad, out)
 
 

@@ -110,14 +110,20 @@ class ConvStage:
         )  # fmt: skip
 
     def backward(self, images: int) -> None:
-        grad = self.out_grad
-        self.bias.collect(grad, self.out, self.relu, images)
-        planes.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, self.sums, images)
+        self.bias.collect(self.out_grad, self.out, self.relu, images)
+        self._gradient_of_weights(images)
         if self.x_grad is not None:
-            planes.correlate(
-                grad.array, self.back_panels, self.back_start, self.back.table, self.back_walk, NO_FLOOR,
-                self.x_grad.array, self.x_grad.grid, images,
-            )  # fmt: skip
+            self._gradient_of_input(self.x_grad, images)
+
+    def _gradient_of_weights(self, images: int) -> None:
+        grad = self.out_grad
+        planes.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, self.sums, images)
+
+    def _gradient_of_input(self, x_grad: Planes, images: int) -> None:
+        planes.correlate(
+            self.out_grad.array, self.back_panels, self.back_start, self.back.table, self.back_walk, NO_FLOOR,
+            x_grad.array, x_grad.grid, images,
+        )  # fmt: skip
 
     def update(self, images: int, moves: dict[str, Move]) -> None:
         sums = self.sums[: -(-images // CHUNK)].reshape(-1, self.weight.size)
