@@ -18,7 +18,7 @@ from mlcore.layers import Conv2d, Layer, Linear, Sequential
 from mlcore.optim import SGD, Optimiser
 from mlcore.planned import layout
 from mlcore.planned.fuse import AvgPooling, Dropping, MaxPooling, Step, Unplannable, Weighted, fused
-from mlcore.planned.layout import Planes
+from mlcore.planned.layout import Planes, Pool
 from mlcore.planned.stages import AvgPoolStage, ConvStage, DropoutStage, LinearStage, MaxPoolStage, Stage, Weights
 from mlcore.planned.winograd_stage import DIRECT, Space, WinogradConvStage, chosen
 from mlcore.rng import Rng
@@ -102,8 +102,11 @@ class Plan:
     @property
     def buffer_bytes(self) -> int:
         """What the planes between the stages take."""
-        buffers = {id(p.array): p.array.nbytes for stage in self.stages for p in (stage.out, stage.out_grad)}
-        return sum(buffers.values()) + self.input.array.nbytes
+        there = [p.array for stage in self.stages for p in (stage.out, stage.out_grad)]
+        memory = {
+            id(a if a.base is None else a.base): a if a.base is None else a.base for a in (self.input.array, *there)
+        }
+        return sum(each.nbytes for each in memory.values())
 
     def _forward(self, images_NCHW: Array, rng: Rng | None) -> Array:
         count = len(images_NCHW)
@@ -134,8 +137,9 @@ def _wired(
     x = first = layout.plane(batch, channels, height, width, *_wish(steps[0], channels), precision)
     x_grad: Planes | None = None
     stages: list[Stage] = []
+    pool = Pool()
     for step, following in zip(steps, [*steps[1:], None], strict=True):
-        stage = _stage(step, following, batch, shapes[step.name][1], x, x_grad, space)
+        stage = _stage(step, following, batch, shapes[step.name][1], x, x_grad, pool, space)
         stages.append(stage)
         x, x_grad = stage.out, stage.out_grad
     return first, stages
@@ -148,6 +152,7 @@ def _stage(
     out_shape: Shape,
     x: Planes,
     x_grad: Planes | None,
+    pool: Pool,
     space: Space | None,
 ) -> Stage:
     if isinstance(step, Weighted) and isinstance(step.layer, Linear):
@@ -162,13 +167,13 @@ def _stage(
     channels, height, width = out_shape
     out = layout.plane(batch, channels, height, width, *_wish(following, channels), x.precision)
     if isinstance(step, MaxPooling):
-        return MaxPoolStage(step.name, step.size, step.stride, step.padding, step.response, x, x_grad, out)
+        return MaxPoolStage(step.name, step.size, step.stride, step.padding, step.response, x, x_grad, out, pool)
     if isinstance(step, AvgPooling):
-        return AvgPoolStage(step.name, step.size, step.stride, step.padding, x, x_grad, out)
+        return AvgPoolStage(step.name, step.size, step.stride, step.padding, x, x_grad, out, pool)
     assert isinstance(step.layer, Conv2d)
     if space is not None and (choice := chosen(step.layer, height, width)) != DIRECT:
-        return WinogradConvStage(step.name, step.layer, step.relu, x, x_grad, out, choice, space)
-    return ConvStage(step.name, step.layer, step.relu, x, x_grad, out)
+        return WinogradConvStage(step.name, step.layer, step.relu, x, x_grad, out, choice, space, pool)
+    return ConvStage(step.name, step.layer, step.relu, x, x_grad, out, pool)
 
 
 def _wish(step: Step | None, channels: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,7 +19,7 @@ from mlcore.kernels.planes import CHUNK, Grid
 from mlcore.kernels.winograd import Cut, Ways
 from mlcore.layers import Conv2d
 from mlcore.planned import layout
-from mlcore.planned.layout import Blocks, Planes
+from mlcore.planned.layout import Blocks, Planes, Pool
 from mlcore.planned.stages import NO_FLOOR, ConvStage
 from mlcore.rng import Rng
 from mlcore.tensor import Array
@@ -31,9 +32,9 @@ POINTS = {
     7: (Fraction(0), Fraction(1), Fraction(-1), HALF, Fraction(-2, 3), Fraction(3)),
 }
 TILES = 64  # in a turn, forward: enough to use the weights' points for, few enough to stay in the cache
-TOGETHER = 4  # blocks of panels in a turn
-LEAST_CHANNELS = 32  # of either side of a group; below, the transforms cost what the products save
-LEAST_SAVING = 1.7  # times fewer multiplications
+TOGETHER = 2  # blocks of panels in a turn: no slower than 4, and takes less memory
+LEAST_CHANNELS = 32  # of either side of a group: a guess from counting operations, not yet measured
+LEAST_SAVING = 1.7  # times fewer multiplications: a guess as well
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Choice:
 
 DIRECT = Choice()
 
-# By kernel. How many times faster than the direct way (forward, to the input, to the weights), 16 images, one thread:
+# By kernel. How many times faster than the direct way (forward, to the input, to the weights), 16 images, one thread
+# (best of some turns on a busy machine, and before some of these settings were final: a tenth or two either way):
 # conv2 of AlexNet 3.1, 4.0, 3.0; conv3 2.2, 2.2, 2.4; conv4 2.1, 1.5, 2.1; conv5 1.8, 1.9, 2.1.
 # Largest error of conv2 to conv5 in parts of the largest value: forward 4e-6, to the input 6e-6, to the weights 4e-6
 # (direct: 1e-6, 2e-6, 1e-6). Five outputs for kernels of three lose too many digits, but in sums over many pixels.
@@ -76,22 +78,31 @@ def _saving(outputs: int, kernel: int, height: int, width: int) -> float:
 
 
 class Space:
-    """Room for points, of which each thread has its own; all stages of a plan share it, since one works at a time."""
+    """Room for points: of the weights, and of images, where each thread has its own.
+
+    All stages of a plan share it, since one works at a time; points of the weights are made when they are needed.
+    """
 
     def __init__(self) -> None:
-        self._size, self._array = 0, np.empty((0, 0), np.float32)
+        self._size, self._images = 0, np.empty((0, 0), np.float32)
+        self._weights = np.empty(0, np.float32)
 
-    def ask(self, numbers: int) -> None:
-        """Each thread will need so many."""
+    def ask(self, numbers: int, weights: int = 0) -> None:
+        """Each thread will need so many numbers for images, all together so many for weights."""
         self._size = max(self._size, numbers)
+        if weights > self._weights.size:
+            self._weights = np.empty(weights, np.float32)
 
     @property
-    def array(self) -> Array:
+    def images(self) -> Array:
         """[threads, numbers]"""
         shape = numba.get_num_threads(), self._size
-        if self._array.shape != shape:
-            self._array = np.empty(shape, np.float32)
-        return self._array
+        if self._images.shape != shape:
+            self._images = np.empty(shape, np.float32)
+        return self._images
+
+    def weights(self, shape: tuple[int, ...]) -> Array:
+        return self._weights[: math.prod(shape)].reshape(shape)
 
 
 def _transform(outputs: int, taps: int, which: str) -> int:
@@ -108,7 +119,7 @@ def _transform(outputs: int, taps: int, which: str) -> int:
 
 
 class _Correlation:
-    """One direction of a convolution from planes to planes: its weights as points."""
+    """A convolution from planes to planes."""
 
     def __init__(self, outputs: int, kernel: int, blocks: Blocks, x: Planes, out: Grid, space: Space) -> None:
         side = outputs + kernel - 1
@@ -116,21 +127,20 @@ class _Correlation:
         together = min(TOGETHER, len(blocks.spans) // x.groups)
         self.kernel, self.blocks, self.x = kernel, blocks, x
         self.cut = Cut(side, outputs, down, across, -(-TILES // across), together)
+        self.points = side**2, len(blocks.spans), x.per_group, blocks.columns
         self.space = space
-        space.ask(winograd.correlation_room(self.cut, x.per_group, blocks.columns))
-        self.points = np.zeros((side**2, len(blocks.spans), x.per_group, blocks.columns), np.float32)
+        space.ask(winograd.correlation_room(self.cut, x.per_group, blocks.columns), math.prod(self.points))
         self.into_weight = _transform(outputs, kernel, "weight")
         self.ways = Ways(_transform(outputs, kernel, "image"), _transform(outputs, kernel, "output"))
 
-    def pack(self, panels: Array) -> None:
-        winograd.weight_points(panels, self.kernel, self.into_weight, self.points)
-
-    def run(self, start: Array, floor: float, out: Planes, images: int) -> None:
+    def run(self, panels: Array, start: Array, floor: float, out: Planes, images: int) -> None:
+        points = self.space.weights(self.points)
+        winograd.weight_points(panels, self.kernel, self.into_weight, points)
         rows = images * self.cut.down
         whole, rest = (self._tiles(count) for count in (self.cut.rows, rows % self.cut.rows or self.cut.rows))
         winograd.convolve(
-            self.x.array, self.points, start, self.blocks.table, self.cut, self.ways, whole, rest, floor,
-            out.array, out.grid, self.space.array, images,
+            self.x.array, points, start, self.blocks.table, self.cut, self.ways, whole, rest, floor,
+            out.array, out.grid, self.space.images, images,
         )  # fmt: skip
 
     def _tiles(self, rows: int) -> Tiles:
@@ -157,7 +167,7 @@ class _WeightGradient:
     def run(self, sums: Array, images: int) -> None:
         winograd.weight_gradient(
             self.x.array, self.grad.array, self.grad.grid, self.blocks.table, self.cut, self.ways, self.grad_into,
-            self.tiles, self.blocks.columns, sums, self.space.array, images,
+            self.tiles, self.blocks.columns, sums, self.space.images, images,
         )  # fmt: skip
 
 
@@ -174,8 +184,9 @@ class WinogradConvStage(ConvStage):
         out: Planes,
         choice: Choice,
         space: Space,
+        pool: Pool | None = None,
     ) -> None:
-        super().__init__(name, layer, relu, x, x_grad, out)
+        super().__init__(name, layer, relu, x, x_grad, out, pool)
         size = layer.kernel
         self.space, self.ahead, self.back_to_input, self.to_weights = space, None, None, None
         if choice.forward:
@@ -189,23 +200,16 @@ class WinogradConvStage(ConvStage):
         if self.ahead is None:
             super().forward(images, rng)
         else:
-            self.ahead.run(self.start, self.floor, self.out, images)
+            self.ahead.run(self.panels, self.start, self.floor, self.out, images)
 
-    def _gradient_of_weights(self, images: int) -> None:
+    def _gradient_of_weights(self, sums: Array, images: int) -> None:
         if self.to_weights is None:
-            super()._gradient_of_weights(images)
+            super()._gradient_of_weights(sums, images)
         else:
-            self.to_weights.run(self.sums, images)
+            self.to_weights.run(sums, images)
 
     def _gradient_of_input(self, x_grad: Planes, images: int) -> None:
         if self.back_to_input is None:
             super()._gradient_of_input(x_grad, images)
         else:
-            self.back_to_input.run(self.back_start, NO_FLOOR, x_grad, images)
-
-    def _pack(self) -> None:
-        super()._pack()
-        if self.ahead is not None:
-            self.ahead.pack(self.panels)
-        if self.back_to_input is not None:
-            self.back_to_input.pack(self.back_panels)
+            self.back_to_input.run(self.back_panels, self.back_start, NO_FLOOR, x_grad, images)
