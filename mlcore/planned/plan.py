@@ -29,18 +29,25 @@ class Plan:
     """The stages of `model` for batches of up to `batch` images of `input_shape` (channels, height, width).
 
     precision: "fp32", or "bf16" for activations, gradients and the weights that are multiplied; sums, the weights that
-    are moved, loss and logits stay float32. Unplannable when a layer has no planned form or kernels are not compiled.
+    are moved, loss and logits stay float32. winograd: convolutions with fewer multiplications where that pays, in fp32;
+    they lose about two bits. Unplannable when a layer has no planned form or kernels are not compiled.
     """
 
     def __init__(
-        self, model: Sequential, optimiser: Optimiser, batch: int, input_shape: Shape, precision: str = "fp32"
+        self,
+        model: Sequential,
+        optimiser: Optimiser,
+        batch: int,
+        input_shape: Shape,
+        precision: str = "fp32",
+        winograd: bool = True,
     ) -> None:
         if getattr(numba.config, "DISABLE_JIT"):  # noqa: B009  numba makes its settings at import
             raise Unplannable("the kernels of a plan exist in compiled form only")
         if not isinstance(optimiser, SGD) or optimiser.nesterov:
             raise Unplannable("only SGD with plain momentum has a planned form")
         self.model, self.optimiser, self.batch = model, optimiser, batch
-        self.input, self.stages = wired(model, batch, input_shape, PRECISIONS[precision])
+        self.input, self.stages = wired(model, batch, input_shape, PRECISIONS[precision], winograd)
         self._count = 0
         self.take()
 
@@ -91,8 +98,11 @@ class Plan:
     @property
     def buffer_bytes(self) -> int:
         """What the planes between the stages take."""
-        buffers = {id(p.array): p.array.nbytes for stage in self.stages for p in (stage.out, stage.out_grad)}
-        return sum(buffers.values()) + self.input.array.nbytes
+        there = [p.array for stage in self.stages for p in (stage.out, stage.out_grad)]
+        memory = {
+            id(a if a.base is None else a.base): a if a.base is None else a.base for a in (self.input.array, *there)
+        }
+        return sum(each.nbytes for each in memory.values())
 
     def _forward(self, images_NCHW: Array, rng: Rng | None) -> Array:
         count = len(images_NCHW)

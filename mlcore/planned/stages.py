@@ -21,7 +21,7 @@ from mlcore.kernels.response import Response
 from mlcore.layers import Conv2d, Linear
 from mlcore.planned import layout
 from mlcore.planned.fuse import Unplannable
-from mlcore.planned.layout import Blocks, Planes
+from mlcore.planned.layout import Blocks, Planes, Pool
 from mlcore.rng import Rng
 from mlcore.tensor import Array
 
@@ -71,18 +71,28 @@ class Bias:
 class ConvStage:
     """Convolution, bias and perhaps ReLU, on planes."""
 
-    def __init__(self, name: str, layer: Conv2d, relu: bool, x: Planes, x_grad: Planes | None, out: Planes) -> None:
+    def __init__(
+        self,
+        name: str,
+        layer: Conv2d,
+        relu: bool,
+        x: Planes,
+        x_grad: Planes | None,
+        out: Planes,
+        pool: Pool | None = None,
+    ) -> None:
         self.name, self.layer, self.x, self.x_grad, self.out = name, layer, x, x_grad, out
         images, groups = x.array.shape[1], layer.groups
         self.precision = x.precision
         self.relu, self.channels, self.outputs = relu, layer.channels // groups, layer.outputs // groups
         self.floor = 0.0 if relu else NO_FLOOR
-        source = None if x_grad is None else x
-        self.out_grad = layout.gradient_plane(out, groups, layer.kernel, layer.stride, layer.padding, source)
+        how = layer.kernel, layer.stride, layer.padding
+        self.pool = pool or Pool()
+        self.out_grad = layout.gradient_plane(out, groups, *how, x, x_grad, self.pool)
         run = layer.kernel * self.channels
         self.weight = np.zeros((groups, layer.kernel, run, self.outputs), np.float32)
         self.velocity = np.zeros_like(self.weight)
-        self.sums = np.zeros((-(-images // CHUNK), *self.weight.shape), np.float32)
+        self.slope = np.zeros_like(self.weight)
         self.bias = Bias(layer.outputs, images)
         if x.grid.border < layer.padding:
             raise Unplannable(f"layer '{name}': its input has no room for a padding of {layer.padding}")
@@ -115,19 +125,28 @@ class ConvStage:
         )  # fmt: skip
 
     def backward(self, images: int) -> None:
-        grad = self.out_grad
         if self.relu or self.layer.bias:
-            self.bias.collect(grad, self.out, self.relu, images)
-        planes.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, self.sums, images)
+            self.bias.collect(self.out_grad, self.out, self.relu, images)
+        sums = self.pool.sums((-(-images // CHUNK), *self.weight.shape))
+        self._gradient_of_weights(sums, images)
+        np.add.reduce(sums, axis=0, out=self.slope)  # chunk after chunk
         if self.x_grad is not None:
-            planes.correlate(
-                grad.array, self.back_panels, self.back_start, self.back.table, self.back_walk, NO_FLOOR,
-                self.x_grad.array, self.x_grad.grid, images,
-            )  # fmt: skip
+            layout.clear_border(self.out_grad)
+            self._gradient_of_input(self.x_grad, images)
+
+    def _gradient_of_weights(self, sums: Array, images: int) -> None:
+        grad = self.out_grad
+        planes.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, sums, images)
+
+    def _gradient_of_input(self, x_grad: Planes, images: int) -> None:
+        planes.correlate(
+            self.out_grad.array, self.back_panels, self.back_start, self.back.table, self.back_walk, NO_FLOOR,
+            x_grad.array, x_grad.grid, images,
+        )  # fmt: skip
 
     def update(self, images: int, moves: dict[str, Move]) -> None:
-        sums = self.sums[: -(-images // CHUNK)].reshape(-1, self.weight.size)
-        panels.move_weights(self.weight.reshape(-1), self.velocity.reshape(-1), sums, moves["weight"])
+        slope = self.slope.reshape(1, -1)
+        panels.move_weights(self.weight.reshape(-1), self.velocity.reshape(-1), slope, moves["weight"])
         if self.layer.bias:
             self.bias.update(images, moves["bias"])
         self._pack()
@@ -182,11 +201,12 @@ class MaxPoolStage(Weightless):
         x: Planes,
         x_grad: Planes | None,
         out: Planes,
+        pool: Pool,
     ) -> None:
         self.name, self.size, self.stride, self.padding, self.response = name, size, stride, padding, response
         self.x, self.x_grad, self.out = x, x_grad, out
         images, channels, height, width = x.array.shape[1], out.channels, out.grid.height, out.grid.width
-        self.out_grad = layout.plane(images, channels, height, width, precision=out.precision)
+        self.out_grad = layout.pooled_plane(images, channels, height, width, out.precision, x_grad, pool)
         self.winner = np.zeros((images, height, width, channels), np.uint8)
 
     def forward(self, images: int, rng: Rng | None) -> None:
@@ -214,13 +234,21 @@ class AvgPoolStage(Weightless):
     """Average pooling."""
 
     def __init__(
-        self, name: str, size: int, stride: int, padding: int, x: Planes, x_grad: Planes | None, out: Planes
+        self,
+        name: str,
+        size: int,
+        stride: int,
+        padding: int,
+        x: Planes,
+        x_grad: Planes | None,
+        out: Planes,
+        pool: Pool,
     ) -> None:
         self.name, self.size, self.stride, self.padding = name, size, stride, padding
         self.x, self.x_grad, self.out = x, x_grad, out
         images = x.array.shape[1]
         shape = out.channels, out.grid.height, out.grid.width
-        self.out_grad = layout.plane(images, *shape, precision=out.precision)
+        self.out_grad = layout.pooled_plane(images, *shape, out.precision, x_grad, pool)
 
     def forward(self, images: int, rng: Rng | None) -> None:
         plane_pool.avg_pool_forward(

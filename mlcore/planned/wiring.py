@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlcore.kernels.precision import Precision
+from mlcore.kernels.precision import FP32, Precision
 from mlcore.layers import Conv2d, Linear, Sequential
 from mlcore.planned import layout
 from mlcore.planned.fuse import (
@@ -24,9 +24,10 @@ from mlcore.planned.fuse import (
     Weighted,
     fused,
 )
-from mlcore.planned.layout import Planes
+from mlcore.planned.layout import Planes, Pool
 from mlcore.planned.norm_stages import BatchNormStage, BlockStage
 from mlcore.planned.stages import AvgPoolStage, ConvStage, DropoutStage, LinearStage, MaxPoolStage, Stage
+from mlcore.planned.winograd_stage import DIRECT, Space, WinogradConvStage, chosen
 
 Shape = tuple[int, ...]
 
@@ -40,23 +41,30 @@ class Ends:
     side: Planes | None = None
 
 
-def wired(model: Sequential, batch: int, input_shape: Shape, precision: Precision) -> tuple[Planes, list[Stage]]:
-    """The input's planes, and the stages in the order of the way forward."""
+def wired(
+    model: Sequential, batch: int, input_shape: Shape, precision: Precision, winograd: bool
+) -> tuple[Planes, list[Stage]]:
+    """The input's planes, and the stages in the order of the way forward. winograd: where it pays, in fp32."""
     shapes = {name: out for name, _, _, out in model.unfolded("", input_shape)}
     steps = fused(list(model.layers.items()))
     if not steps or not isinstance(steps[-1], Weighted) or not isinstance(steps[-1].layer, Linear):
         raise Unplannable("the last layer with an effect must be Linear")
     channels, height, width = input_shape
     first = layout.plane(batch, channels, height, width, *_wish(steps[0]), precision)
-    return first, _Wiring(batch, shapes).chain(steps, Ends(first, None), None)
+    pool = Pool(chain=not any(isinstance(step, Block) for step in steps))
+    space = Space() if winograd and precision is FP32 else None
+    return first, _Wiring(batch, shapes, pool, space).chain(steps, Ends(first, None), None)
 
 
 @dataclass(frozen=True)
 class _Wiring:
-    """Makes stages for a batch; shapes: of each layer's output."""
+    """Makes stages for a batch; shapes: of each layer's output; space: room for Winograd's points, None for the direct
+    way."""
 
     batch: int
     shapes: dict[str, Shape]
+    pool: Pool
+    space: Space | None
 
     def chain(self, steps: Sequence[Step], ends: Ends, following: Step | None) -> list[Stage]:
         """The stages of steps one after the other; the last of them adds `ends.side`, if there is one."""
@@ -89,18 +97,27 @@ class _Wiring:
             return LinearStage(step.name, step.layer, step.relu, x, x_grad, last=following is None)
         out = layout.plane(self.batch, *self._out_shape(step, x), *_wish(following), x.precision)
         if isinstance(step, MaxPooling):
-            return MaxPoolStage(step.name, step.size, step.stride, step.padding, step.response, x, x_grad, out)
+            return MaxPoolStage(
+                step.name, step.size, step.stride, step.padding, step.response, x, x_grad, out, self.pool
+            )
         if isinstance(step, AvgPooling):
-            return AvgPoolStage(step.name, step.size, step.stride, step.padding, x, x_grad, out)
+            return AvgPoolStage(step.name, step.size, step.stride, step.padding, x, x_grad, out, self.pool)
         if isinstance(step, GlobalPooling):
-            return AvgPoolStage(step.name, _side(step, x), 1, 0, x, x_grad, out)
+            return AvgPoolStage(step.name, _side(step, x), 1, 0, x, x_grad, out, self.pool)
         if isinstance(step, Normalising):
             if x_grad is None or not x.is_plain or x_grad.groups > 1 or out.groups > 1:
                 raise Unplannable(f"layer '{step.name}': BatchNorm2d needs layers of one group around it")
             return BatchNormStage(step.name, step.layer, step.relu, x, x_grad, ends.side, out)
         assert isinstance(step, Weighted), "all other steps are above"
         assert isinstance(step.layer, Conv2d), "linear layers are above"
-        return ConvStage(step.name, step.layer, step.relu, x, x_grad, out)
+        return self._conv(step, step.layer, ends, out)
+
+    def _conv(self, step: Weighted, layer: Conv2d, ends: Ends, out: Planes) -> Stage:
+        x, x_grad = ends.x, ends.x_grad
+        choice = chosen(layer, out.grid.height, out.grid.width)
+        if self.space is None or choice == DIRECT or x.grid.border != layer.padding:
+            return ConvStage(step.name, layer, step.relu, x, x_grad, out, self.pool)
+        return WinogradConvStage(step.name, layer, step.relu, x, x_grad, out, choice, self.space, self.pool)
 
     def _out_shape(self, step: Step, x: Planes) -> tuple[int, int, int]:
         if isinstance(step, MaxPooling):  # its name is the normalisation's before it
