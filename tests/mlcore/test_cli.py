@@ -53,7 +53,7 @@ def test_help_answers_at_once_and_names_every_command() -> None:
         start = time.perf_counter()
         done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
         times.append(time.perf_counter() - start)
-    for name in ("train", "evaluate", "predict", "summary", "fetch", "gradcheck", "check"):
+    for name in ("train", "evaluate", "predict", "summary", "fetch", "gradcheck", "bench", "profile", "warm", "check"):
         assert f"\n  {name} " in done.stdout
     assert "Exit codes" in done.stdout
     assert min(times) < 1.0  # 0.12 s alone; the tests share the cores
@@ -62,7 +62,7 @@ def test_help_answers_at_once_and_names_every_command() -> None:
 def test_help_shows_each_commands_line_whole() -> None:
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
     commands = shown.partition("Commands:")[2]
-    assert len(commands.split("\n  ")) == 12
+    assert len(commands.split("\n  ")) == 11
     assert "..." not in commands
 
 
@@ -84,7 +84,10 @@ def test_help_loads_no_kernels() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "summary", "fetch", "gradcheck", "check"])
+COMMANDS = ("train", "evaluate", "predict", "summary", "fetch", "gradcheck", "bench", "profile", "warm", "check")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_teaches_with_an_example(name: str) -> None:
     assert f"Example: mlcore {name}" in call(name, "--help")
 

@@ -13,6 +13,7 @@ from tests.mlcore.helpers import needs_compiler, run_python
 
 CODE = """
 from mlcore.kernels.native import this_machine
+from mlcore.kernels.precision import BF16, FP32
 from mlcore.kernels.response import Response
 from tests.mlcore import test_planned_kernels as planned
 
@@ -20,17 +21,25 @@ def run(test, *arguments):
     test.hypothesis.inner_test(*arguments)
 
 how = {"kernel": 3, "stride": 2, "padding": 1, "groups": 2}
-run(planned.test_a_planned_convolution_equals_its_slow_twin, ((3, 10, 11, 9), how, 36), True, 2)
-run(planned.test_a_planned_linear_layer_equals_its_slow_twin, 19, 45, 70)
 pooling = ((2, 18, 9, 8), (3, 2, 1), 2), Response(5, 2.0, 0.1, 0.75), False
-run(planned.test_planned_max_pooling_with_normalisation_equals_its_slow_twins, *pooling)
+for precision in [PRECISIONS]:
+    run(planned.test_a_planned_convolution_equals_its_slow_twin, ((3, 10, 11, 9), how, 36), True, 2, precision)
+    run(planned.test_a_planned_linear_layer_equals_its_slow_twin, 19, 45, 70, False, precision)
+    run(planned.test_planned_max_pooling_with_normalisation_equals_its_slow_twins, *pooling, precision)
 machine = this_machine()
 print(machine.lanes, machine.has_bf16)
 """
 
 
 @needs_compiler
-@pytest.mark.parametrize(("processor", "lanes"), [("haswell", 8), ("generic", 4)])
-def test_the_planned_kernels_equal_their_slow_twins_without_avx512(processor: str, lanes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("processor", "lanes", "precisions"),
+    [("haswell", 8, "FP32, BF16"), ("generic", 4, "FP32")],
+    ids=["haswell", "generic"],
+)
+def test_the_planned_kernels_equal_their_slow_twins_without_avx512(
+    processor: str, lanes: int, precisions: str, tmp_path: Path
+) -> None:
     older = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_OPT": "1"}
-    assert run_python(CODE, **older, NUMBA_CACHE_DIR=str(tmp_path)).split() == [str(lanes), "False"]
+    said = run_python(CODE.replace("PRECISIONS", precisions), **older, NUMBA_CACHE_DIR=str(tmp_path))
+    assert said.split() == [str(lanes), "False"]
