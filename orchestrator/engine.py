@@ -24,7 +24,11 @@ POLL_S = 0.05
 
 
 class Paused(Exception):
-    """The run was stopped where it is, on purpose; `resume` goes on from there."""
+    """The run was stopped where it is, on purpose; `resume` goes on from there. `code`: with which to exit."""
+
+    def __init__(self, reason: str, code: int = 5) -> None:
+        self.code = code
+        super().__init__(reason)
 
 
 class Engine:
@@ -34,7 +38,7 @@ class Engine:
         self._database = database
         self._workflows = workflows
         self._registered: dict[str, Workflow] = {}
-        self._paused: asyncio.Future[str] | None = None
+        self._paused: asyncio.Future[Paused] | None = None
 
     def __enter__(self) -> Engine:
         from dbos import DBOS, DBOSConfig
@@ -74,7 +78,7 @@ class Engine:
         await asyncio.wait([finished, self._paused], return_when=asyncio.FIRST_COMPLETED)
         if self._paused.done():
             finished.cancel()
-            raise Paused(self._paused.result())
+            raise self._paused.result()
         return await finished
 
     async def spawn(self, name: str, workflow_id: str, *args: Json) -> None:
@@ -93,10 +97,10 @@ class Engine:
 
         return await DBOS.run_step_async({"name": name}, call)
 
-    async def pause(self, reason: str) -> Json:
+    async def pause(self, reason: str, code: int = 5) -> Json:
         """Stop the run from inside a step: the step stays unfinished, as after a crash. Does not return."""
         if self._paused is not None and not self._paused.done():
-            self._paused.get_loop().call_soon_threadsafe(_settle, self._paused, reason)
+            self._paused.get_loop().call_soon_threadsafe(_settle, self._paused, Paused(reason, code))
         await asyncio.Event().wait()
 
 
@@ -109,7 +113,7 @@ def _function(do: Workflow) -> Workflow:
     return call
 
 
-def _settle(future: asyncio.Future[str], reason: str) -> None:
+def _settle(future: asyncio.Future[Paused], reason: Paused) -> None:
     if not future.done():
         future.set_result(reason)
 

@@ -141,6 +141,7 @@ class Skill(Record):
     writes: tuple[str, ...]
     commands: tuple[str, ...]
     risk: RiskLevel
+    tools: tuple[str, ...] = ()  # those that it needs; an agent has no others while it works by the skill. (): its own
     minutes: float
     procedure: str | None  # path of the procedure, relative to the repository's root
     body: str
@@ -157,6 +158,7 @@ class Assignment(Record):
     tiers: tuple[Tier, ...]
     writes: tuple[str, ...]
     why: str
+    brief: str = ""  # what the agent above says to whoever does it
 
     @property
     def agent(self) -> str:

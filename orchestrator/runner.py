@@ -18,11 +18,13 @@ from typing import Any, cast
 
 from orchestrator import attempt as attempts
 from orchestrator import publish, risk
+from orchestrator.calls import Calls, Json
 from orchestrator.engine import Engine
 from orchestrator.forge.base import Forge
 from orchestrator.gate import Gate
 from orchestrator.house import Run
-from orchestrator.loop import Json, Loop, Outcome
+from orchestrator.loop import Loop, Outcome
+from orchestrator.providers.base import Provider
 from orchestrator.records import Change, Judgement, Plan, Task, Tier
 
 DONE = ("accepted", "missed", "unmeasured")  # published: what needs them may go on
@@ -119,13 +121,17 @@ class Runner:
         worktree = Path(opened["worktree"])
         provider = attempts.brain(self._run, task, number, tier, feedback)
         assert provider is not None, "checked by _climb"
-        loop = Loop(provider, self._run.ledger, self._run.repository, self._engine)
+        loop = Loop(self._calls(task.id, provider), self._run.repository, self._engine)
         outcome = await loop.work(attempts.prepare(self._run, task, number, tier, worktree, feedback))
         frozen = await self._engine.step("freeze", partial(self._freeze, task, number, tier, worktree, opened["base"]))
         change = Change.model_validate(frozen)
         if not outcome.finished:
             return Tried(change, self._unfinished(task, change, outcome), outcome)
         return Tried(change, await self._judge(task, change), outcome)
+
+    def _calls(self, task_id: str, provider: Provider) -> Calls:
+        run = self._run
+        return Calls(provider, run.ledger, self._engine, run.settings.prices, tell=partial(run.say, task_id))
 
     def _unfinished(self, task: Task, change: Change, outcome: Outcome) -> Judgement:
         found = risk.assess(change, self._run.skill(task.id).risk)
@@ -149,7 +155,10 @@ class Runner:
     async def _out_of_brains(self, task: Task, tier: Tier, last: Tried | None) -> Json:
         if last and last.judgement.outcome == "missed":
             return await self._publish(task, last)
-        need = f"it needs a model of tier {tier}, and there is none: this version runs procedures only"
+        need = (
+            f"it needs a language model (tier {tier}), and this run has none; start it with --provider anthropic and "
+            "ANTHROPIC_API_KEY set, or with --provider mailbox to have the questions answered by whoever you like"
+        )
         why = f"its procedure was refused: {last.judgement.feedback}\n" if last else ""
         return await self._end(task, "blocked", why + need)
 

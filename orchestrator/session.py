@@ -84,11 +84,21 @@ def latest(state: State, unfinished: bool = False) -> str:
     return str(rows[-1]["id"])
 
 
-def extend_budget(state: State, run_id: str, minutes: float | None, usd: float | None) -> None:
+def extend_budget(state: State, run_id: str, minutes: float | None, usd: float | None, tokens: int | None) -> None:
     """More of what ran out, added to what the run had."""
     budget = Budget.model_validate_json(state.ledger.run(run_id)["budget"])
     more = {"minutes": budget.minutes + (minutes or 0), "usd": budget.usd + (usd or 0)}
+    more |= {"tokens": budget.tokens + (tokens or 0)}
     state.ledger.set_run(run_id, budget=budget.model_copy(update=more).model_dump_json())
+
+
+def change_provider(state: State, run_id: str, provider: str | None) -> None:
+    """Another brain for what is left of a run; what was answered stays answered."""
+    if provider is None:
+        return
+    settings = config.Settings.model_validate_json(state.ledger.run(run_id)["settings"])
+    changed = config.Settings.model_validate({**settings.model_dump(), "provider": provider})
+    state.ledger.set_run(run_id, settings=changed.model_dump_json(), provider=provider)
 
 
 def _sandbox(settings: config.Settings) -> Sandbox:
@@ -117,6 +127,7 @@ def _record(run: Run, todo: list[str]) -> None:
         base_branch=run.base_branch,
         budget=run.plan.budget.model_dump_json(),
         settings=run.settings.model_dump_json(),
+        provider=run.settings.provider,
         sandbox=run.sandbox.tier,
         dataset=json.dumps(described),
     )

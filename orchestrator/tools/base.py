@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.sandbox.base import Limits, Mount, OnOutput, Sandbox
+from orchestrator.tools.turns import Alone, Turn
 
 CONTENT_CHARS = 24_000  # of one result: what a model reads is paid for at every later turn
 SCRATCH = "runs"
@@ -30,6 +31,7 @@ class ToolContext:
     writes: globs relative to the worktree; commands: patterns (see `commands.py`).
     mounts: read-only extras such as datasets. env: for its commands. outputs: where whole results are kept, outside.
     limits: of each command; `wall_s` is the most that a command may ask for. on_output: hears commands as they run.
+    turn: this call's place among others that run at the same time. skills: name -> body, those that may be read.
     """
 
     worktree: Path
@@ -41,6 +43,8 @@ class ToolContext:
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     on_output: OnOutput | None = None
+    turn: Turn = field(default_factory=Alone)
+    skills: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
