@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from orchestrator.errors import InputError
 from orchestrator.prices import Usage
@@ -43,15 +44,19 @@ class MessagesApi:
         self._base_url = base_url or "https://api.anthropic.com"
         self._call_s = call_s
         self._silence_s = silence_s
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncAnthropic] = WeakKeyDictionary()
 
     def _client(self) -> AsyncAnthropic:
-        """A client a call: sends are seconds apart, and an event loop that ended leaves no connection behind."""
+        """One client an event loop: making it takes longer than a turn of ours may."""
         from anthropic import AsyncAnthropic, Timeout
 
-        timeout = Timeout(self._silence_s, connect=min(20.0, self._silence_s))
-        return AsyncAnthropic(
-            api_key=self._key, base_url=self._base_url, max_retries=0, timeout=timeout, open_telemetry=False
-        )
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            timeout = Timeout(self._silence_s, connect=min(20.0, self._silence_s))
+            self._clients[loop] = AsyncAnthropic(
+                api_key=self._key, base_url=self._base_url, max_retries=0, timeout=timeout, open_telemetry=False
+            )
+        return self._clients[loop]
 
     async def reply(self, request: Request) -> Reply:
         """One send. Raises CallFailed with what is known of it."""
@@ -59,12 +64,12 @@ class MessagesApi:
 
         heard = _Stream()
         try:
-            async with asyncio.timeout(self._call_s), self._client() as client:
-                async with client.messages.stream(**self._arguments(request)) as stream:
+            async with asyncio.timeout(self._call_s):
+                async with self._client().messages.stream(**self._arguments(request)) as stream:
                     heard.begun = True
                     async for event in stream:
                         heard.hear(event)
-                return heard.reply()
+            return heard.reply()
         except (TimeoutError, APITimeoutError) as error:
             raise CallFailed("timeout", f"no answer in time ({error})", passing=True, doubtful=True) from error
         except APIStatusError as error:
@@ -127,8 +132,7 @@ class MessagesApi:
         from anthropic import APIConnectionError, APIStatusError
 
         try:
-            async with self._client() as client:
-                found = {each.id: each async for each in client.models.list()}
+            found = {each.id: each async for each in self._client().models.list()}
         except (APIStatusError, APIConnectionError) as error:
             if isinstance(error, APIStatusError) and error.status_code in (401, 403):
                 raise InputError(
