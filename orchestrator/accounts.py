@@ -89,6 +89,10 @@ class Accounts(Book):
             self._connection.execute("UPDATE starts SET count = count + 1 WHERE key = ?", [key])
             return int(self._rows("SELECT count FROM starts WHERE key = ?", key)[0]["count"]) - 1
 
+    def begun(self, key: str) -> int:
+        """How many different things beneath a key were started."""
+        return len(self._rows("SELECT 1 FROM starts WHERE key GLOB ?", f"{key}/*"))
+
     # Budgets: checked before anything is dispatched
 
     def limit(self, run: str, node: str, budget: Budget) -> None:

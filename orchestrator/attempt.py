@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from orchestrator.globs import narrows
 from orchestrator.house import Run
 from orchestrator.library import PEOPLE_TOOLS
 from orchestrator.loop import Attempt
+from orchestrator.prices import price_of
 from orchestrator.providers import procedure
 from orchestrator.providers.anthropic import MessagesApi
 from orchestrator.providers.base import Provider
@@ -82,6 +84,24 @@ def model(run: Run, tell: Any) -> Provider | None:
     if kind == "replay":
         return Replay(Recording(Path(rest)), tell)
     return None
+
+
+def check_models(run: Run) -> list[str]:
+    """Before anything is asked: every tier has a model that is there and a price; what to tell the operator.
+
+    Raises InputError. Also says so when the repository would have the calls go elsewhere, which is never heeded.
+    """
+    notes = []
+    file = run.state.folder.parent / ".env"
+    if file.is_file() and "ANTHROPIC_" in file.read_text(errors="replace"):
+        notes.append("the repository's .env is not read: key and endpoint come from your own environment")
+    if run.settings.provider != "anthropic":
+        return notes
+    endpoint = config.endpoint()
+    models: dict[str, str] = {tier: name for tier, name in run.settings.models.items() if tier != "procedure"}
+    for name in models.values():
+        price_of(name, run.settings.prices)
+    return notes + asyncio.run(MessagesApi(endpoint.key, endpoint.base_url).check(models))
 
 
 def reach(run: Run, task: Task, skill: Skill, number: int, worktree: Path) -> ToolContext:

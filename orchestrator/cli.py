@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from orchestrator import commands
+from orchestrator.commands import here as _here
 from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ Exit codes:
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 pr = typer.Typer(help="Read, approve and merge the pull requests that runs have made.", no_args_is_help=True)
 app.add_typer(pr, name="pr")
+app.add_typer(commands.mailbox, name="mailbox")
+app.command()(commands.record)
 
 PlanPath = Annotated[Path, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")]
 RunId = Annotated[str | None, typer.Argument(help="a run's id; the latest if left out", metavar="RUN")]
@@ -79,7 +83,7 @@ def run(
         display = _display(as_json)
         flags: dict[str, Any] = {"parallel": parallel, "data": data.resolve() if data else None}
         flags["unsafe_no_sandbox"] = unsafe_no_sandbox or None
-        flags["provider"] = provider
+        flags["provider"] = _provider(provider)
         job = session.start(checkout, state, _relative(plan, checkout), flags, display.say, again)
         if checkout.dirty:
             display.say(
@@ -105,7 +109,7 @@ def resume(
         display = _display(as_json)
         chosen = run_id or session.latest(state, unfinished=True)
         session.extend_budget(state, chosen, minutes, usd, tokens)
-        session.change_provider(state, chosen, provider)
+        session.change_provider(state, chosen, _provider(provider))
         display.say("", "resume", f"going on with {chosen}; what ended is not done again")
         job = session.again(checkout, state, chosen, display.say)
         _go(checkout, state, job, display, as_json)
@@ -274,19 +278,17 @@ def _options(
 # Helpers, in reading order
 
 
-def _here() -> tuple[Checkout, State]:
-    from orchestrator.house import State
-    from orchestrator.workspace import find_checkout
-
-    checkout = find_checkout(Path.cwd())
-    return checkout, State.of(checkout.root)
-
-
 def _relative(path: Path, checkout: Checkout) -> str:
     try:
         return path.resolve().relative_to(checkout.root.resolve()).as_posix()
     except ValueError:
         raise InputError(f"{path} is outside the repository {checkout.root}; keep plans inside it") from None
+
+
+def _provider(name: str | None) -> str | None:
+    """A recording's path is found again wherever the run is resumed from."""
+    kind, colon, path = (name or "").partition(":")
+    return f"{kind}:{Path(path).resolve()}" if colon else name
 
 
 def _display(as_json: bool) -> Any:
@@ -297,10 +299,13 @@ def _display(as_json: bool) -> Any:
 
 def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool) -> NoReturn:
     from orchestrator import documents, views
+    from orchestrator.attempt import check_models
     from orchestrator.engine import Paused
     from orchestrator.forge.local import LocalForge
     from orchestrator.runner import Runner
 
+    for note in check_models(job):
+        display.say("", "note", note)
     resume_with = f"orchestrate resume {job.id}"
     _exit_on_signals(resume_with)
     state.repository.recover()

@@ -19,7 +19,7 @@ from typing import Any
 Json = Any
 Workflow = Callable[..., Coroutine[Any, Any, Json]]
 
-APPLICATION_VERSION = "odyssey-1"  # change when workflows change shape; old runs are then left to the old version
+APPLICATION_VERSION = "odyssey-2"  # change when workflows change shape; old runs are then left to the old version
 POLL_S = 0.05
 
 
@@ -65,24 +65,30 @@ class Engine:
 
         DBOS.destroy(destroy_registry=True)
 
-    async def run(self, name: str, workflow_id: str, *args: Json) -> Json:
-        """Start the workflow, or go on with it, and whatever it started, if it is there. Raises Paused."""
-        from dbos import DBOS, SetWorkflowID
+    async def drive(self, main: Coroutine[Any, Any, Json]) -> Json:
+        """Go on with every workflow that a dead process left, and run `main` beside them. Raises Paused."""
+        from dbos import DBOS
 
         self._paused = asyncio.get_running_loop().create_future()
         for status in await DBOS.list_workflows_async(status="PENDING"):
             await DBOS.resume_workflow_async(status.workflow_id)
-        with SetWorkflowID(workflow_id):
-            handle = await DBOS.start_workflow_async(self._registered[name], *args)
-        finished = asyncio.ensure_future(handle.get_result(polling_interval_sec=POLL_S))
+        finished = asyncio.ensure_future(main)
         await asyncio.wait([finished, self._paused], return_when=asyncio.FIRST_COMPLETED)
         if self._paused.done():
             finished.cancel()
             raise self._paused.result()
         return await finished
 
+    async def finish(self, name: str, workflow_id: str, *args: Json) -> Json:
+        """What a workflow returns: started, gone on with, or given back if it is done."""
+        from dbos import DBOS, SetWorkflowID
+
+        with SetWorkflowID(workflow_id):
+            handle = await DBOS.start_workflow_async(self._registered[name], *args)
+        return await handle.get_result(polling_interval_sec=POLL_S)
+
     async def spawn(self, name: str, workflow_id: str, *args: Json) -> None:
-        """Start a child workflow; does nothing if it was started before."""
+        """Start a workflow; does nothing if it was started before."""
         from dbos import DBOS, SetWorkflowID
 
         with SetWorkflowID(workflow_id):

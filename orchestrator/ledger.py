@@ -59,6 +59,17 @@ class Ledger(Accounts):
     def set_task(self, run: str, task: str, **fields: Any) -> None:
         self._update("tasks", {"run": run, "id": task}, fields)
 
+    # Delegations: planned once
+
+    def delegation(self, key: str) -> str | None:
+        rows = self._rows("SELECT body FROM delegations WHERE key = ?", key)
+        return str(rows[0]["body"]) if rows else None
+
+    def keep_delegation(self, key: str, run: str, body: str) -> str:
+        """The first one stays, whoever plans again."""
+        self._insert("delegations", key=key, run=run, body=body, at=self.time())
+        return self.delegation(key) or body
+
     # Receipts: a signed chain
 
     def add_receipt(self, key: str, receipt: Receipt) -> Receipt:

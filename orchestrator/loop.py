@@ -34,7 +34,7 @@ class Attempt:
     """One try at a task: who answers, with which tools, where.
 
     helper: a sub-agent's place beneath the attempt, "" for the agent itself. window: tokens of conversation after which
-    it is handed over to a fresh one.
+    it is handed over to a fresh one. answer_schema: the shape of its last word, where it is not prose.
     """
 
     run: str
@@ -51,6 +51,7 @@ class Attempt:
     agent: str = ""
     helper: str = ""
     window: int = 160_000
+    answer_schema: dict[str, Any] | None = None
 
     @property
     def node(self) -> str:
@@ -72,7 +73,8 @@ class Outcome:
 class Colleagues(Protocol):
     """Who answers the calls that ask another agent."""
 
-    names: frozenset[str]
+    @property
+    def names(self) -> frozenset[str]: ...
 
     def specs(self, attempt: Attempt) -> list[dict[str, Any]]: ...
 
@@ -137,6 +139,7 @@ class Loop:
             messages=tuple(talk),
             tools=(*tools.specs(attempt.allowed), *self.colleagues.specs(attempt)),
             max_tokens=room,
+            answer_schema=attempt.answer_schema,
         )
         return await self.calls.reply(Place(attempt.run, attempt.task, attempt.node, attempt.number), request)
 

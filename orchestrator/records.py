@@ -252,6 +252,7 @@ class Judgement(Record):
     verdicts: tuple[Verdict, ...] = ()
     receipts: tuple[str, ...] = ()
     feedback: str = ""  # for the next attempt, when not accepted
+    review: tuple[str, ...] = ()  # findings of whoever handed the task down, worst first
 
 
 class PullRequest(Record):

@@ -153,7 +153,7 @@ def understood(text: str, request: Request) -> Reply:
     except ValueError as error:
         raise InputError(f"the reply {error}; write one JSON object, as the request's last lines show") from None
     wanted = request.answer_schema
-    if wanted and not (isinstance(found, dict) and found.keys() & {"answer", "refuse"}):
+    if wanted and not (isinstance(found, dict) and found.keys() & {"answer", "refuse", "calls"}):
         found = {"answer": found}
     try:
         answer = Answer.model_validate(found)
@@ -169,7 +169,7 @@ def understood(text: str, request: Request) -> Reply:
 def _problems(answer: Answer, request: Request) -> list[str]:
     if answer.refuse:
         return ["refuse: can't go with calls or an answer"] if answer.calls or answer.answer is not None else []
-    if request.answer_schema:
+    if request.answer_schema and not answer.calls:
         return misfits(answer.answer, request.answer_schema, "answer")
     if not answer.calls and not answer.text.strip():
         return ["text: is empty, and there are no calls; say what was done, or call a tool"]
@@ -188,7 +188,7 @@ def _call_problems(call: Call, place: str, request: Request) -> list[str]:
 def _reply(answer: Answer, request: Request) -> Reply:
     if answer.refuse:
         return Reply(content=({"type": "text", "text": answer.refuse},), stop_reason="refusal", detail="by mail")
-    words = json.dumps(answer.answer) if request.answer_schema else answer.text
+    words = json.dumps(answer.answer) if request.answer_schema and not answer.calls else answer.text
     text: tuple[Block, ...] = ({"type": "text", "text": words},) if words.strip() else ()
     calls: tuple[Block, ...] = tuple(
         {"type": "tool_use", "id": f"mail_{request.turn}_{number}", "name": call.tool, "input": call.input}
@@ -213,7 +213,7 @@ def rendered(name: str, subject: str, request: Request) -> str:
         "request": request,
         "messages": [(each["role"], message(each)) for each in request.messages],
         "tools": [{**tool, "schema": json.dumps(tool["input_schema"])} for tool in request.tools],
-        "schema": json.dumps(request.answer_schema, indent=1) if request.answer_schema else "",
+        "schema": json.dumps(request.answer_schema) if request.answer_schema else "",
     }
     return prompts.render("mail.md.j2", words)
 
