@@ -65,6 +65,33 @@ def record(
         print(line)
 
 
+def bench(
+    tasks: Annotated[str, typer.Option(help="sizes of the plans, separated by commas")] = "10,100,1000",
+    turns: Annotated[int, typer.Option(help="turns of the conversation", min=20)] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")] = False,
+) -> None:
+    """What the orchestrator itself costs: time and memory of plans that do nothing, and of a turn without its model."""
+    from dataclasses import asdict
+
+    from orchestrator import bench as measured
+    from orchestrator import documents
+
+    per_turn = measured.measure_turns(turns)
+    per_task = []
+    for size in tasks.split(","):
+        per_task.append(measured.measure_tasks(int(size)))
+        one = per_task[-1]
+        words = f"{one.tasks} tasks: {one.seconds:.1f} s, {one.ms_per_task:.0f} ms a task, {one.peak_mb:.0f} MB"
+        print(words, file=sys.stderr, flush=True)
+    if as_json:
+        print(documents.document("bench", turn=asdict(per_turn), tasks=[asdict(each) for each in per_task]))
+        return
+    print(f"a turn: {per_turn.median_ms:.1f} ms, 95 % within {per_turn.p95_ms:.1f} ms ({per_turn.turns} turns)")
+    print("| tasks | seconds | ms a task | peak MB |\n|---|---|---|---|")
+    for one in per_task:
+        print(f"| {one.tasks} | {one.seconds:.1f} | {one.ms_per_task:.1f} | {one.peak_mb:.0f} |")
+
+
 def here() -> tuple[Checkout, State]:
     """The repository around the working directory, and its state folder."""
     from orchestrator.house import State

@@ -34,7 +34,8 @@ class Attempt:
     """One try at a task: who answers, with which tools, where.
 
     helper: a sub-agent's place beneath the attempt, "" for the agent itself. window: tokens of conversation after which
-    it is handed over to a fresh one. answer_schema: the shape of its last word, where it is not prose.
+    it is handed over to a fresh one. answer_schema: the shape of its last word, where it is not prose. tree: the
+    worktree as it is now, when that is known.
     """
 
     run: str
@@ -52,6 +53,7 @@ class Attempt:
     helper: str = ""
     window: int = 160_000
     answer_schema: dict[str, Any] | None = None
+    tree: str = ""
 
     @property
     def node(self) -> str:
@@ -68,6 +70,7 @@ class Outcome:
     finished: bool  # the agent says that it is done; the gate decides whether that is so
     text: str
     turns: int
+    tree: str = field(default="", compare=False)  # the worktree as the last turn left it
 
 
 class Colleagues(Protocol):
@@ -105,7 +108,7 @@ class Loop:
     async def work(self, attempt: Attempt) -> Outcome:
         """Let the provider and the tools take turns until the agent ends its turn."""
         talk: list[Message] = [user(attempt.brief)]
-        tree = await self.durable.step(f"{attempt.node} snapshot", lambda: self._snapshot(attempt))
+        tree = attempt.tree or await self.durable.step(f"{attempt.node} snapshot", lambda: self._snapshot(attempt))
         room = ROOM
         for turn in range(attempt.max_turns):
             reply = await self._reply(attempt, turn, talk, room)
@@ -114,9 +117,9 @@ class Loop:
                     results, tree = await self._results(attempt, turn, reply, tree)
                     talk += [assistant(reply), user(results)]
                     if why := stuck(talk):
-                        return Outcome(False, why, turn + 1)
+                        return Outcome(False, why, turn + 1, tree)
                 case "end_turn" | "stop_sequence":
-                    return Outcome(True, reply.text, turn + 1)
+                    return Outcome(True, reply.text, turn + 1, tree)
                 case "pause_turn" | "compaction":
                     talk += [assistant(reply)]
                 case "max_tokens" if room < MOST_ROOM:
@@ -124,10 +127,10 @@ class Loop:
                 case "model_context_window_exceeded" if len(talk) > 1:
                     talk = await self._hand_over(attempt, turn, talk)
                 case _:
-                    return Outcome(False, _stopped(reply), turn + 1)
+                    return Outcome(False, _stopped(reply), turn + 1, tree)
             if too_long(reply, talk, attempt.window):
                 talk = await self._hand_over(attempt, turn, talk)
-        return Outcome(False, f"no end after {attempt.max_turns} turns", attempt.max_turns)
+        return Outcome(False, f"no end after {attempt.max_turns} turns", attempt.max_turns, tree)
 
     async def _reply(self, attempt: Attempt, turn: int, talk: list[Message], room: int) -> Reply:
         request = Request(

@@ -12,7 +12,7 @@ import asyncio
 import json
 import shutil
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -150,8 +150,8 @@ class Runner:
         assert provider is not None, "checked by _climb"
         loop = self._agents(task, provider)
         attempt = attempts.prepare(self._run, task, number, tier, worktree, feedback)
-        outcome = await loop.work(attempt)
-        frozen = await self._engine.step("freeze", partial(self._freeze, task, number, tier, worktree, opened["base"]))
+        outcome = await loop.work(replace(attempt, tree=opened["tree"]))
+        frozen = await self._engine.step("freeze", partial(self._freeze, task, number, tier, outcome, opened["base"]))
         change = Change.model_validate(frozen)
         if not outcome.finished:
             return Tried(change, self._unfinished(task, change, outcome), outcome)
@@ -231,13 +231,13 @@ class Runner:
         worktree, base = await asyncio.to_thread(run.repository.open, branch, head)
         self._set(task.id, status="running", attempt=number, tier=tier, started_at=run.ledger.time())
         run.say(task.id, "attempt", f"{number}, tier {tier}, {run.assignments[task.id].agent}")
-        return {"worktree": str(worktree), "base": base}
+        return {"worktree": str(worktree), "base": base, "tree": run.repository.tree(base)}
 
-    async def _freeze(self, task: Task, number: int, tier: Tier, worktree: Path, base: str) -> Json:
+    async def _freeze(self, task: Task, number: int, tier: Tier, outcome: Outcome, base: str) -> Json:
         run = self._run
         author = f"{run.assignments[task.id].agent} ({tier})"
         message = f"{task.title}\n\nPlan: {run.plan.path}\nTask: {task.id}, attempt {number}"
-        commit = await asyncio.to_thread(run.repository.commit, worktree, base, message, author)
+        commit = await asyncio.to_thread(run.repository.commit_snapshot, outcome.tree, base, message, author)
         return run.repository.change(task.id, number, tier, base, commit).model_dump(mode="json")
 
     async def _publish_once(self, task: Task, tried: Tried) -> Json:

@@ -1,0 +1,125 @@
+"""Killed at any boundary (before and after each send, tool, commit, merge and record), a run goes on where it was.
+
+The server counts what it is asked. No call whose reply was on record is bought again; one that was on its way when the
+process died is, and is charged. What comes out is, file by file, what an undisturbed run makes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.house import State
+from tests.orchestrator import brains
+from tests.orchestrator.endtoend import has_bubblewrap
+from tests.orchestrator.fakeapi import FakeApi, serving
+
+pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
+# How many boundaries the nth process may pass: one that gets nowhere (a call has six), then one that does.
+AFTER = (0, 6, 1, 7, 2, 6, 3, 8, 4, 6, 5, 7)
+ON_ITS_WAY = ("after intent", "before send", "after send", "before paid")
+COST = re.compile(r"\$[\d.]+, [\d.]+ min")
+RUN = ["run", "plans/p.md", "--provider", "anthropic"]
+
+
+@dataclass
+class Forks:
+    process: subprocess.Popen[str]
+    url: str
+
+    def run(self, repo: Path, kill: int = -1) -> dict[str, Any]:
+        """Start the run, or go on with it; what the fork came to."""
+        begun = (repo / ".odyssey/ledger.db").exists() and State.of(repo).ledger.runs()
+        env = {"ANTHROPIC_BASE_URL": self.url, "ANTHROPIC_API_KEY": "k"}
+        job = {"cwd": str(repo), "argv": ["resume", "p-1"] if begun else RUN, "kill": kill, "env": env}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return found
+
+
+@contextmanager
+def forks(api: FakeApi) -> Iterator[Forks]:
+    argv = [sys.executable, "-m", "tests.orchestrator.zygote"]
+    pipe = subprocess.PIPE
+    with serving(api), subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        yield Forks(process, api.url)
+        process.stdin.close()
+
+
+def outcome(repo: Path) -> dict[str, Any]:
+    """What a run leaves behind: the files of its stack, its pull requests, its tasks; without what it cost."""
+    state = State.of(repo)
+    stack = state.repository.resolve("refs/heads/odyssey/p-1/stack")
+    assert stack is not None
+    names = [file.path for file in state.repository.changed(state.ledger.run("p-1")["base_commit"], stack)]
+    texts = {name: COST.sub("COST", state.repository.read(stack, name) or "") for name in names}
+    pulls = [(pull.number, pull.task, pull.title, pull.status) for pull in state.ledger.pulls()]
+    tasks = [(task["id"], task["status"], task["attempt"], task["tier"]) for task in state.ledger.tasks("p-1")]
+    return {"files": texts, "pulls": pulls, "tasks": tasks, "run": state.ledger.run("p-1")["status"]}
+
+
+def doubts(repo: Path) -> int:
+    rows = State.of(repo).ledger._rows("SELECT COUNT(*) n FROM spending WHERE kind = 'in doubt'")
+    return int(rows[0]["n"])
+
+
+def bought_again(api: FakeApi) -> int:
+    return sum(count - 1 for count in Counter(json.dumps(each, sort_keys=True) for each in api.requests).values())
+
+
+def undisturbed(forks: Forks, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    done = forks.run(brains.repository(folder))
+    assert done["code"] == 0, done["err"]
+    return outcome(folder), done["passed"]
+
+
+def test_killed_at_forty_boundaries_one_after_the_other_a_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    api = brains.api()
+    with forks(api) as made:
+        expected, passed = undisturbed(made, tmp_path / "whole")
+        api.requests.clear()
+        repo = brains.repository(tmp_path / "cut")
+        deaths: list[str] = []
+        while (done := made.run(repo, kill=AFTER[len(deaths) % len(AFTER)]))["code"] == -9:
+            deaths.append(done["passed"][-1])
+
+    assert len(deaths) >= 40, "the run was over before it could be killed often enough"
+    assert {"before send", "after send", "before tool", "after tool", "before commit", "after merge"} <= {*deaths}
+    assert done["code"] == 0, done["err"]
+    assert outcome(repo) == expected
+    assert bought_again(api) == doubts(repo)
+    assert len(api.requests) - bought_again(api) == passed.count("before send")
+
+
+@pytest.mark.slow
+def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path) -> None:
+    api = brains.api()
+    with forks(api) as made:
+        expected, passed = undisturbed(made, tmp_path / "whole")
+        for kill, name in enumerate(passed):
+            api.requests.clear()
+            repo = brains.repository(tmp_path / "cut")
+            assert made.run(repo, kill)["code"] == -9, name
+            done = made.run(repo)
+            assert done["code"] == 0, (kill, name, done["err"])
+            assert outcome(repo) == expected, (kill, name)
+            assert bought_again(api) <= doubts(repo) <= 1, (kill, name)
+            if name not in ON_ITS_WAY:
+                assert doubts(repo) == 0, (kill, name)
+            shutil.rmtree(repo)
+    assert len(passed) >= 40
