@@ -37,6 +37,7 @@ app.add_typer(pr, name="pr")
 app.add_typer(commands.mailbox, name="mailbox")
 app.command()(commands.record)
 app.command()(commands.bench)
+app.command()(commands.demo)
 
 PlanPath = Annotated[Path, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")]
 RunId = Annotated[str | None, typer.Argument(help="a run's id; the latest if left out", metavar="RUN")]

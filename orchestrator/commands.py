@@ -65,6 +65,32 @@ def record(
         print(line)
 
 
+def demo(
+    recording: Annotated[Path | None, typer.Argument(help="a recording of plans/recordings")] = None,
+    prepare: Annotated[Path | None, typer.Option(help="only make the clone to record in, in this new folder")] = None,
+    tests: Annotated[str, typer.Option(help="with --prepare: what its gate runs, separated by spaces")] = "",
+) -> None:
+    """Play a recorded run again in a clone, offline: the tools really run, and it must end in the same pull request."""
+    import tempfile
+
+    from orchestrator import demo as demos
+    from orchestrator.errors import InputError
+
+    checkout, _ = here()
+    if prepare:
+        commit = demos.prepare(checkout.root, checkout.commit, prepare, tuple(tests.split()))
+        print(f"{prepare} stands at {commit[:12]}; run a plan in it, then `orchestrate record`", file=sys.stderr)
+        return
+    if recording is None:
+        raise InputError("name a recording, such as plans/recordings/warmup.jsonl, or give --prepare FOLDER")
+    with tempfile.TemporaryDirectory(prefix="odyssey-demo-") as folder:
+        wrong = demos.play(recording, checkout.root, Path(folder) / "repo")
+    for line in wrong:
+        print(line)
+    print("it ended otherwise than recorded" if wrong else "the same pull requests as recorded", file=sys.stderr)
+    raise typer.Exit(3 if wrong else 0)
+
+
 def bench(
     tasks: Annotated[str, typer.Option(help="sizes of the plans, separated by commas")] = "10,100,1000",
     turns: Annotated[int, typer.Option(help="turns of the conversation", min=20)] = 200,

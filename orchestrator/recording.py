@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from orchestrator import demo
 from orchestrator.errors import InputError
 from orchestrator.house import State
 from orchestrator.providers.replay import VERSION
@@ -24,6 +25,8 @@ def lines(state: State, run_id: str, how: str) -> Iterator[str]:
         "provider": row["provider"],
         "recorded_at": row["created_at"],
         "how": how,
+        "demo": demo.trailers(state.folder.parent, row["base_commit"]),
+        "pulls": demo.pulls(state, run_id),
     }
     yield json.dumps(head)
     for call in calls:
