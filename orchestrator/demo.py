@@ -31,7 +31,7 @@ def prepare(source: Path, commit: str, folder: Path, tests: tuple[str, ...]) -> 
         raise InputError(f"commit {commit[:12]} is not in this clone; fetch the whole history first") from error
     folder.mkdir(parents=True, exist_ok=True)
     git(folder, "init", "--quiet", "--initial-branch=main", ".")
-    git(folder, "fetch", "--quiet", "--no-tags", "--", str(source), f"{full}:refs/heads/main")
+    git(folder, "fetch", "--quiet", "--no-tags", "--", str(source), f"{full}:refs/remotes/source/main")
     git(folder, "reset", "--quiet", "--hard", full)
     project = folder / "pyproject.toml"
     listed = ", ".join(f'"{path}"' for path in tests)
@@ -76,7 +76,7 @@ def play(recording: Path, source: Path, folder: Path) -> list[str]:
 
 def pulls(state: State, run_id: str) -> list[dict[str, object]]:
     """The run's pull requests as far as two runs share them: titles, and what they make of each file but the plan."""
-    found = []
+    found: list[dict[str, object]] = []
     for pull in state.ledger.pulls(run_id):
         changed = state.repository.changed(pull.base_commit, pull.commit)
         files = {file.path: _blob(state, pull.commit, file.path) for file in changed if file.path != pull.plan}
