@@ -59,6 +59,14 @@ class Ledger(Accounts):
     def set_task(self, run: str, task: str, **fields: Any) -> None:
         self._update("tasks", {"run": run, "id": task}, fields)
 
+    def inputs(self, plan: str) -> dict[str, str]:
+        """The hashes of inputs with which each task of a plan was last accepted, as JSON."""
+        sql = (
+            "SELECT tasks.id id, tasks.inputs inputs FROM tasks JOIN runs ON runs.id = tasks.run WHERE runs.plan = ? "
+            "AND tasks.status = 'accepted' AND tasks.inputs IS NOT NULL ORDER BY runs.rowid"
+        )
+        return {row["id"]: row["inputs"] for row in self._rows(sql, plan)}
+
     # Delegations: planned once
 
     def delegation(self, key: str) -> str | None:

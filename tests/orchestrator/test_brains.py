@@ -210,3 +210,19 @@ def test_a_task_may_not_be_handed_to_somebody_who_cannot_do_it(tmp_path: Path, w
     code, err = run(warm, repo, api, *RUN)
     assert code == 0, err
     assert "so the planner's stands: `reader` has not the skill `note`" in err
+
+
+def test_a_plan_that_changed_does_again_only_what_depends_on_it(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 2), brains.api(2)
+    assert run(warm, repo, api, *RUN)[0] == 0
+    for command in (["approve", "1"], ["approve", "2"], ["merge", "2"]):
+        done = warm.run(repo, ["pr", *command])
+        assert done["code"] == 0, done["err"]
+    plan = repo / "plans/p.md"
+    code, err = run(warm, repo, api, *RUN)
+    assert (code, "every task is ticked" in err) == (0, True)
+    plan.write_text(plan.read_text().replace("Write the note b", "Write the other note b"))
+    brains.helpers.commit(repo, {})
+    code, err = run(warm, repo, api, *RUN)
+    assert "b: stale is done again: changed since it was done: the task itself" in err
+    assert [row["id"] for row in State.of(repo).ledger.tasks("p-2")] == ["b"]

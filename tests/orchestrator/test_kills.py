@@ -9,12 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +19,7 @@ from orchestrator.house import State
 from tests.orchestrator import brains
 from tests.orchestrator.endtoend import has_bubblewrap
 from tests.orchestrator.fakeapi import FakeApi, serving
+from tests.orchestrator.forks import Forks, forks
 
 pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
 # How many boundaries the nth process may pass: two that get nowhere (a call has six), then one that does.
@@ -33,32 +29,10 @@ COST = re.compile(r"\$[\d.]+, [\d.]+ min")
 RUN = ["run", "plans/p.md", "--provider", "anthropic"]
 
 
-@dataclass
-class Forks:
-    process: subprocess.Popen[str]
-    url: str
-
-    def run(self, repo: Path, kill: int = -1) -> dict[str, Any]:
-        """Start the run, or go on with it; what the fork came to."""
-        begun = (repo / ".odyssey/ledger.db").exists() and State.of(repo).ledger.runs()
-        env = {"ANTHROPIC_BASE_URL": self.url, "ANTHROPIC_API_KEY": "k"}
-        job = {"cwd": str(repo), "argv": ["resume", "p-1"] if begun else RUN, "kill": kill, "env": env}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        found: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return found
-
-
-@contextmanager
-def forks(api: FakeApi) -> Iterator[Forks]:
-    argv = [sys.executable, "-m", "tests.orchestrator.zygote"]
-    pipe = subprocess.PIPE
-    with serving(api), subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdin is not None
-        yield Forks(process, api.url)
-        process.stdin.close()
+def run(made: Forks, repo: Path, kill: int = -1) -> dict[str, Any]:
+    """Start the run, or go on with it; what the fork came to."""
+    begun = (repo / ".odyssey/ledger.db").exists() and State.of(repo).ledger.runs()
+    return made.run(repo, ["resume", "p-1"] if begun else RUN, kill)
 
 
 def outcome(repo: Path) -> dict[str, Any]:
@@ -82,24 +56,25 @@ def bought_again(api: FakeApi) -> int:
     return sum(count - 1 for count in Counter(json.dumps(each, sort_keys=True) for each in api.requests).values())
 
 
-def undisturbed(forks: Forks, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    done = forks.run(brains.repository(folder))
+def undisturbed(made: Forks, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    done = run(made, brains.repository(folder))
     assert done["code"] == 0, done["err"]
     return outcome(folder), done["passed"]
 
 
 def test_killed_at_forty_boundaries_one_after_the_other_a_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     api = brains.api()
-    with forks(api) as made:
+    with serving(api), forks() as made:
+        made.url = api.url
         expected, passed = undisturbed(made, tmp_path / "whole")
         api.requests.clear()
         repo = brains.repository(tmp_path / "cut")
         deaths: list[str] = []
-        while (done := made.run(repo, kill=AFTER[len(deaths) % len(AFTER)]))["code"] == -9:
+        while (done := run(made, repo, kill=AFTER[len(deaths) % len(AFTER)]))["code"] == -9:
             deaths.append(done["passed"][-1])
 
     assert len(deaths) >= 40, "the run was over before it could be killed often enough"
-    assert {"before send", "after send", "before tool", "after tool", "before commit", "after merge"} <= {*deaths}
+    assert {"send", "paid", "tool", "commit", "merge"} <= {name.partition(" ")[2] for name in deaths}
     assert done["code"] == 0, done["err"]
     assert outcome(repo) == expected
     assert bought_again(api) == deaths.count("after send") + deaths.count("before paid") <= doubts(repo)
@@ -109,13 +84,14 @@ def test_killed_at_forty_boundaries_one_after_the_other_a_run_ends_as_if_nothing
 @pytest.mark.slow
 def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path) -> None:
     api = brains.api()
-    with forks(api) as made:
+    with serving(api), forks() as made:
+        made.url = api.url
         expected, passed = undisturbed(made, tmp_path / "whole")
         for kill, name in enumerate(passed):
             api.requests.clear()
             repo = brains.repository(tmp_path / "cut")
-            assert made.run(repo, kill)["code"] == -9, name
-            done = made.run(repo)
+            assert run(made, repo, kill)["code"] == -9, name
+            done = run(made, repo)
             assert done["code"] == 0, (kill, name, done["err"])
             assert outcome(repo) == expected, (kill, name)
             assert bought_again(api) <= doubts(repo) <= 1, (kill, name)
