@@ -96,8 +96,9 @@ class Ledger(Accounts):
         return Receipt.model_validate_json(rows[0]["body"]) if rows else None
 
     def receipts(self, run: str, task: str | None = None) -> list[Receipt]:
-        rows = self._rows("SELECT body, task FROM receipts WHERE run = ? ORDER BY position", run)
-        return [Receipt.model_validate_json(row["body"]) for row in rows if task in (None, row["task"])]
+        where, args = ("run = ?", [run]) if task is None else ("run = ? AND task = ?", [run, task])
+        rows = self._rows(f"SELECT body FROM receipts WHERE {where} ORDER BY position", *args)
+        return [Receipt.model_validate_json(row["body"]) for row in rows]
 
     def head(self) -> str:
         """The chain's newest link. It is written into commits and pull requests, out of this file's reach."""
@@ -158,9 +159,11 @@ class Ledger(Accounts):
         rows = self._rows("SELECT body FROM pulls WHERE run = ? AND task = ?", run, task)
         return PullRequest.model_validate_json(rows[0]["body"]) if rows else None
 
-    def pulls(self, run: str | None = None) -> list[PullRequest]:
-        rows = self._rows("SELECT body, run FROM pulls ORDER BY number")
-        return [PullRequest.model_validate_json(row["body"]) for row in rows if run in (None, row["run"])]
+    def pulls(self, run: str | None = None, newest: int = -1) -> list[PullRequest]:
+        """Pull requests, newest last: all, or a run's, or of these the `newest` so many."""
+        where, args = ("1", []) if run is None else ("run = ?", [run])
+        rows = self._rows(f"SELECT body FROM pulls WHERE {where} ORDER BY number DESC LIMIT ?", *args, newest)
+        return [PullRequest.model_validate_json(row["body"]) for row in reversed(rows)]
 
     def set_pull(self, number: int, **fields: Any) -> PullRequest:
         pull = self.pull(number).model_copy(update=fields)

@@ -107,7 +107,7 @@ def verdicts_of(run: Run) -> dict[str, Verdict]:
 
 
 def _top(run: Run) -> PullRequest | None:
-    pulls = run.ledger.pulls(run.id)
+    pulls = run.ledger.pulls(run.id, newest=1)
     return pulls[-1] if pulls else None
 
 

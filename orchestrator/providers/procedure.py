@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError
@@ -38,6 +39,7 @@ class Procedure(Record):
     finish: Finish
 
 
+@lru_cache(maxsize=64)
 def parse(path: str, text: str) -> Procedure:
     """A procedure from its TOML, its templates compiled. Raises InputError with every problem found."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ class Tool:
 
     def spec(self) -> dict[str, Any]:
         """The tool as Anthropic's Messages API takes it."""
-        schema = _without_titles(self.arguments.model_json_schema())
-        return {"name": self.name, "description": self.description, "input_schema": schema}
+        return {"name": self.name, "description": self.description, "input_schema": _schema(self.arguments)}
 
 
 def cut(result: ToolResult, name: str, context: ToolContext) -> ToolResult:
@@ -92,6 +92,12 @@ def _kept(content: str, name: str, outputs: Path) -> Path:
             continue
         return path
     raise AssertionError("numbers don't end")
+
+
+@lru_cache(maxsize=64)
+def _schema(arguments: type[Arguments]) -> dict[str, Any]:
+    found: dict[str, Any] = _without_titles(arguments.model_json_schema())
+    return found
 
 
 def _without_titles(schema: Any) -> Any:
