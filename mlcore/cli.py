@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlcore import __version__
-from mlcore.errors import Interrupted, MlcoreError
+from mlcore.errors import Interrupted, MlcoreError, RecipeError
 
 if TYPE_CHECKING:
     pass
@@ -30,7 +30,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RECIPE_HELP = "A .toml file, or a shipped recipe: lenet5_mnist, mlp_mnist."  # a listing would read at import
+RECIPE_HELP = (
+    "A .toml file, or a shipped recipe: lenet5_mnist, lenet5_mnist_fast, mlp_mnist."  # a listing would read at import
+)
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
@@ -173,25 +175,86 @@ def gradcheck(
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="For example alexnet.")],
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="For example alexnet.")] = None,
     against: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="torch (two modes), or a contender by its full name.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="torch or torch-bf16 (all its modes), or a contender by its full name."),
     ] = None,
+    forward: Annotated[bool, typer.Option("--forward", help="Evaluation instead of training steps.")] = False,
     batch: Annotated[int, typer.Option(min=1)] = 128,
     threads: Annotated[int, typer.Option(min=1)] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Steps of each contender.")] = 9,
+    rounds: Annotated[int, typer.Option(min=1, help="Undisturbed turns wanted of each contender.")] = 9,
+    the_set: Annotated[
+        Path | None, typer.Option("--set", metavar="DIR", help="All races of the documentation, kept in DIR.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="With --set: a page whose tables to renew.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the JSON document there.")] = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Race training steps against PyTorch, in turns.
 
     Medians, ratios, CPU time, memory, share of the machine's measured peak.
 
-    Example: mlcore bench alexnet --against torch --against "torch without LRN"
+    Example: mlcore bench alexnet --against torch --against torch-bf16
+
+    Example: mlcore bench --set build/bench --page docs/performance.md
     """
-    from mlcore.commands import bench_command
+    from mlcore.bench import Order
+    from mlcore.benchset import page as markdown
+    from mlcore.commands import bench_command, bench_set_command
     from mlcore.tables import bench_table
 
-    _print(bench_command(model, against or [], batch, threads, rounds), as_json, bench_table)
+    if (model is None) == (the_set is None):
+        raise RecipeError("one of MODEL and --set is wanted", place="mlcore bench", fix="write: mlcore bench alexnet")
+    order = Order(model or "", against or (), batch, threads, rounds, forward)
+    if the_set:
+        _print(bench_set_command(order, the_set, page, quiet), as_json, markdown)
+    else:
+        _print(bench_command(order, out, quiet), as_json, bench_table)
+
+
+@app.command()
+def profile(
+    name: RecipeOrModel,
+    batch: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's, or 128.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Default: the recipe's.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that medians are taken of.")] = 7,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where a training step's time goes.
+
+    Per layer and direction: ms, GFLOP/s, GB/s, share of the measured peak.
+
+    Example: mlcore profile alexnet --threads 2
+    """
+    from mlcore.commands import profile_command
+    from mlcore.tables import profile_table
+
+    _print(profile_command(name, batch, threads, steps, quiet), as_json, profile_table)
+
+
+@app.command()
+def warm(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE|MODEL]...", help="All shipped recipes without."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="As in training. Default: the recipe's.")] = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile a network's kernels ahead of its training.
+
+    Two processes share the work; training then starts from the cache.
+
+    Example: mlcore warm lenet5_mnist alexnet
+    """
+    from mlcore.commands import warm_command
+    from mlcore.tables import warm_table
+
+    _print(warm_command(names or [], threads, quiet), as_json, warm_table)
 
 
 @app.command()

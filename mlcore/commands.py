@@ -1,9 +1,10 @@
 """What each command does once it was parsed; every function returns the document that the command prints."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mlcore.data.dataset import MNIST, SURROGATE, Dataset, read_dataset
 from mlcore.data.fetch import Places, copy_to, find
 from mlcore.data.images import Normaliser
 from mlcore.data.pictures import read_pictures
-from mlcore.display import Plain, choose, passing_line
+from mlcore.display import Plain, choose, now_and_then, passing_line
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
 TRAIN_COUNT = 60_000
@@ -145,12 +146,73 @@ def gradcheck_command(model: str | None) -> dict[str, Any]:
     return {"schema": "mlcore.gradcheck/1", "passed": all(row["passed"] for row in rows), "rows": rows}
 
 
-def bench_command(model: str, against: Sequence[str], batch: int, threads: int, rounds: int) -> dict[str, Any]:
-    """A race of training steps; "torch" stands for PyTorch in both memory formats."""
+def bench_command(order: Any, out: Path | None, quiet: bool) -> dict[str, Any]:
+    """A race; its document is also written to `out`."""
     from mlcore.bench import bench
+    from mlcore.files import write_json
 
-    names = [name for given in against for name in (("torch", "torch channels_last") if given == "torch" else (given,))]
-    return bench(model, names, batch, threads, rounds)
+    with _telling(quiet) as tell:
+        document = bench(order, tell)
+    if out:
+        write_json(out, document)
+    return document
+
+
+def bench_set_command(order: Any, folder: Path, page: Path | None, quiet: bool) -> dict[str, Any]:
+    """All races of the documentation; with `page`, its tables are rewritten."""
+    from mlcore.benchset import run_set, write_page
+
+    with _telling(quiet) as tell:
+        document = run_set(folder, order, tell)
+    if page:
+        write_page(page, document)
+    return document
+
+
+def profile_command(name: str, batch: int | None, threads: int, steps: int, quiet: bool) -> dict[str, Any]:
+    """The time of each layer and direction of a recipe's or a model's training."""
+    from mlcore.profile import profile
+    from mlcore.session import use_threads
+
+    wanted, own_threads = _wanted(name)
+    used = use_threads(threads or own_threads)
+    with _telling(quiet) as tell:
+        return profile(replace(wanted, batch=batch or wanted.batch), used, steps, tell)
+
+
+@contextlib.contextmanager
+def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Progress on stderr: one line that moves on a terminal, else a line now and then."""
+    with passing_line(quiet) as show:
+        yield show if sys.stderr.isatty() or quiet else now_and_then(_say)
+
+
+def warm_command(names: Sequence[str], threads: int, quiet: bool) -> dict[str, Any]:
+    """Compile the kernels of recipes and models; of all shipped recipes without names."""
+    from mlcore.session import use_threads
+    from mlcore.warm import warm
+
+    rows = []
+    with _telling(quiet) as tell:
+        for name in names or sorted(path.stem for path in config.RECIPES.glob("*.toml")):
+            wanted, own_threads = _wanted(name)
+            use_threads(threads or own_threads)
+            tell(f"looking at {name}")
+            rows.append({"name": name, **asdict(warm(wanted, tell, again=True))})
+    return {"schema": "mlcore.warm/1", "rows": rows}
+
+
+def _wanted(name: str) -> tuple[Any, int]:
+    """The network of a recipe or a model, and the recipe's number of threads (0: all)."""
+    from mlcore.data.dataset import CLASSES
+    from mlcore.models import INPUTS
+    from mlcore.session import INPUT_SHAPE
+    from mlcore.warm import Wanted
+
+    if name in INPUTS:
+        return Wanted.of_model(name, MODEL_BATCH), 0
+    recipe = config.load(name, [])
+    return Wanted.of_recipe(recipe, INPUT_SHAPE, CLASSES), recipe.threads
 
 
 def check_command(recipe: str, overrides: Sequence[str], data: Path | None, quiet: bool) -> dict[str, Any]:

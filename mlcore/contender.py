@@ -1,22 +1,31 @@
-"""One side of a benchmark: a process that is ready for training steps and runs one for each line it reads.
+"""One side of a benchmark: a process that is ready for steps and runs as many as each line it reads says.
 
-    python -m mlcore.contender MODEL CONTENDER BATCH THREADS
+    python -m mlcore.contender MODEL CONTENDER BATCH THREADS train|forward
 
-It writes one JSON line when it is ready and one after each step: {"wall_s", "cpu_s", "loss"}.
+It writes one JSON line when it is ready ({"first_s", "step_s", "peak_mib"}, or {"error"} when it can't be) and one
+after each turn: {"wall_s", "cpu_s", "peak_mib"}, the times of one step.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from mlcore import kernels, models, ops
+from mlcore.autograd import no_grad
+from mlcore.config import Precision
+from mlcore.engines import AnyPlan, planned
 from mlcore.layers import LocalResponseNorm, Sequential
 from mlcore.optim import SGD
 from mlcore.peers import peer_of, torch_module
@@ -25,92 +34,146 @@ from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
 
 RATE, MOMENTUM, DECAY = 1e-4, 0.9, 5e-4
-Step = Callable[[int], float]
+Step = Callable[[int], object]
 
 
-def plan_step(model: Sequential, x: Array, labels: Array, threads: int) -> Step:
-    """mlcore on its plan."""
-    kernels.prepare(threads)
-    plan = Plan(model, SGD(model.parameters(), MOMENTUM, DECAY), len(x), x.shape[1:])
-    return lambda number: plan.step(x, labels, RATE, Rng(number))[0]
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What every side does: steps of training, or with `forward` evaluations, on one batch."""
+
+    model: Sequential
+    images: Array
+    labels: Array
+    threads: int
+    forward: bool
 
 
-def tape_step(model: Sequential, x: Array, labels: Array, threads: int) -> Step:
+def chosen_step(task: Task, precision: Precision = "fp32") -> Step:
+    """mlcore as it trains: on the plan that pays, else on the tape."""
+    kernels.prepare(task.threads)
+    plan = planned(task.model, _optimiser(task), len(task.images), task.images.shape[1:], precision)
+    return _planned_step(plan, task) if plan else tape_step(task)
+
+
+def planes_step(task: Task) -> Step:
+    """mlcore on planes, whether they pay or not."""
+    kernels.prepare(task.threads)
+    return _planned_step(Plan(task.model, _optimiser(task), len(task.images), task.images.shape[1:]), task)
+
+
+def _planned_step(plan: AnyPlan, task: Task) -> Step:
+    if task.forward:
+        return lambda number: plan.logits(task.images)
+    return lambda number: plan.step(task.images, task.labels, RATE, Rng(number))
+
+
+def _optimiser(task: Task) -> SGD:
+    return SGD(task.model.parameters(), MOMENTUM, DECAY)
+
+
+def tape_step(task: Task) -> Step:
     """mlcore on its tape."""
-    kernels.prepare(threads)
-    optimiser = SGD(model.parameters(), MOMENTUM, DECAY)
+    kernels.prepare(task.threads)
+    optimiser = _optimiser(task)
 
-    def step(number: int) -> float:
+    def forward(number: int) -> None:
+        with no_grad():
+            task.model(Tensor(task.images), None)
+
+    def step(number: int) -> None:
         optimiser.zero_grad()
-        loss = ops.cross_entropy(model(Tensor(x), Rng(number)), labels)
-        loss.backward()
+        ops.cross_entropy(task.model(Tensor(task.images), Rng(number)), task.labels).backward()
         optimiser.step(RATE)
-        return loss.item()
 
-    return step
+    return forward if task.forward else step
 
 
-def torch_step(
-    model: Sequential,
-    x: Array,
-    labels: Array,
-    threads: int,
-    last: bool = False,
-    lrn: bool = True,
-    compiled: bool = False,
-) -> Step:
-    """PyTorch. last: channels_last; lrn: with the normalisation; compiled: by torch.compile."""
+def torch_step(task: Task, bf16: bool, compiled: bool, last: bool, lrn: bool) -> Step:
+    """PyTorch. bf16: by autocast; compiled: by torch.compile; last: channels_last; lrn: with the normalisation."""
     torch = torch_module()
-    torch.set_num_threads(threads)
-    net = peer_of(model, () if lrn else (LocalResponseNorm,))
-    images, classes = torch.from_numpy(x), torch.from_numpy(labels)
+    torch.set_num_threads(task.threads)
+    net = peer_of(task.model, () if lrn else (LocalResponseNorm,))
+    images, classes = torch.from_numpy(task.images), torch.from_numpy(task.labels)
     if last:
         net, images = net.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
+    net.train(not task.forward)
     run = torch.compile(net) if compiled else net
 
-    def step(number: int) -> float:
+    def cast() -> Any:
+        return torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext()
+
+    def forward(number: int) -> None:
+        with torch.inference_mode(), cast():
+            run(images)
+
+    def step(number: int) -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(run(images), classes)
+        with cast():
+            loss = torch.nn.functional.cross_entropy(run(images), classes)
         loss.backward()
         optimiser.step()
-        return float(loss.item())
 
-    return step
+    return forward if task.forward else step
 
 
-CONTENDERS: dict[str, Callable[[Sequential, Array, Array, int], Step]] = {
-    "mlcore": plan_step,
+def _torch_modes() -> dict[str, Callable[[Task], Step]]:
+    """PyTorch in every combination, by names such as "torch bf16 compiled channels_last without LRN"."""
+    words = ("bf16", "compiled", "channels_last", "without LRN")
+    modes: dict[str, Callable[[Task], Step]] = {}
+    for chosen in itertools.product((False, True), repeat=len(words)):
+        bf16, compiled, last, without = chosen
+        name = " ".join(["torch", *itertools.compress(words, chosen)])
+        modes[name] = partial(torch_step, bf16=bf16, compiled=compiled, last=last, lrn=not without)
+    return modes
+
+
+CONTENDERS: dict[str, Callable[[Task], Step]] = {
+    "mlcore": chosen_step,
+    "mlcore bf16": partial(chosen_step, precision="bf16"),
+    "mlcore planes": planes_step,
     "mlcore tape": tape_step,
-    "torch": torch_step,
-    "torch channels_last": partial(torch_step, last=True),
-    "torch without LRN": partial(torch_step, last=True, lrn=False),
-    "torch compiled": partial(torch_step, compiled=True),
+    **_torch_modes(),
 }
 
 
-def serve(model: str, contender: str, batch: int, threads: int) -> None:
-    """Make the network, run two steps to warm up, then one per line on stdin."""
+def serve(model: str, contender: str, batch: int, threads: int, forward: bool) -> None:
+    """Make the network, run two steps to warm up, then as many as each line on stdin says."""
     shape, classes = models.INPUTS[model]
-    x = Rng(1).child("images").generator().standard_normal((batch, *shape), np.float32)
-    step = CONTENDERS[contender](models.build(model, {}, Rng(1)), x, np.arange(batch) % classes, threads)
-    began = time.perf_counter()
-    step(0)
-    first_s = time.perf_counter() - began
-    step(1)
-    _say({"ready": True, "first_s": first_s})
-    for number, _ in enumerate(sys.stdin):
-        wall, cpu = time.perf_counter(), time.process_time()
-        loss = step(number + 2)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        _say({"wall_s": wall, "cpu_s": cpu, "loss": loss, "peak_mib": peak})
+    images = Rng(1).child("images").generator().standard_normal((batch, *shape), np.float32)
+    task = Task(models.build(model, {}, Rng(1)), images, np.arange(batch) % classes, threads, forward)
+    try:
+        began = time.perf_counter()
+        step = CONTENDERS[contender](task)
+        step(0)
+        first_s = time.perf_counter() - began
+        step_s = _timed(step, 1, 1)["wall_s"]
+    except Exception as error:  # whatever keeps PyTorch or its compiler from running here
+        _say({"error": f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}"})
+        return
+    _say({"first_s": first_s, "step_s": step_s, "peak_mib": _peak_mib()})
+    done = 2
+    for line in sys.stdin:
+        _say(_timed(step, done, int(line)))
+        done += int(line)
 
 
-def _say(document: dict[str, object]) -> None:
+def _timed(step: Step, first: int, count: int) -> dict[str, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    for number in range(first, first + count):
+        step(number)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"wall_s": wall / count, "cpu_s": cpu / count, "peak_mib": _peak_mib()}
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _say(document: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "forward")

@@ -5,7 +5,6 @@ Everything here goes to stderr: stdout is for data. On a surrogate every line sa
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Protocol, TextIO
 PLAIN_EVERY_S = 10.0
 REDRAW_EVERY_S = 0.1
 SLOW_S = 1.0
+SAY_EVERY_S = 3.0
 WIDE = 100  # columns
 SURROGATE_LABEL = "[SURROGATE digits, not MNIST] "
 SHORT_LABEL = "[SURROGATE] "  # leaves the moving line room on 80 columns
@@ -127,16 +127,22 @@ def choose(quiet: bool, surrogate: bool = False, stream: TextIO | None = None) -
     return display
 
 
-@contextlib.contextmanager
-def telling_if_slow(say: Callable[[str], None], text: str, after_s: float = SLOW_S) -> Iterator[None]:
-    """Say `text` when what is done inside takes longer than `after_s`, as soon as it does."""
-    timer = threading.Timer(after_s, say, (text,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def now_and_then(
+    say: Callable[[str], None],
+    after_s: float = SLOW_S,
+    every_s: float = SAY_EVERY_S,
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[str], None]:
+    """`say` for something that happens often: silent for `after_s`, then one text every `every_s`."""
+    due = clock() + after_s
+
+    def tell(text: str) -> None:
+        nonlocal due
+        if clock() >= due:
+            due = clock() + every_s
+            say(text)
+
+    return tell
 
 
 @contextlib.contextmanager

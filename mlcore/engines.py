@@ -1,25 +1,34 @@
 """How a step of training is run: on the tape, or on a plan where the network has one that pays.
 
-A plan owns the weights while it trains; `give` brings the session's model and optimiser up to date, before they are
-saved, evaluated or looked at.
+There are two kinds of plan: in lanes, where small networks run fastest, and on planes, for the wide ones. A plan owns
+the weights while it trains; `give` brings the session's model and optimiser up to date, before they are saved or
+looked at.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from mlcore.config import Precision
 from mlcore.data.loader import Batch
+from mlcore.errors import RecipeError
+from mlcore.evaluate import on_tape
+from mlcore.finite import all_finite
+from mlcore.lanes.layout import group_images
+from mlcore.lanes.plan import LanePlan
 from mlcore.layers import Conv2d, Sequential
 from mlcore.optim import Optimiser
 from mlcore.planned.fuse import Unplannable
 from mlcore.planned.plan import Plan
-from mlcore.rng import Rng
 from mlcore.session import Session, forward_backward
 from mlcore.tensor import Array
 
-WIDE = 32  # maps of a convolution from which on a plan was measured to beat the tape
+AnyPlan: TypeAlias = Plan | LanePlan
+
+LANES_BYTES = 24 << 20  # of a group's activations, up to which lanes were measured to beat planes
+WIDE = 32  # maps of a convolution from which on planes were measured to beat the tape
 
 
 class Engine(Protocol):
@@ -28,8 +37,14 @@ class Engine(Protocol):
     def step(self, batch: Batch, number: int) -> tuple[float, Array]:
         """Loss and logits [N, classes] of a batch, and all that leads up to moving the weights."""
 
+    def is_finite(self) -> bool:
+        """Whether the gradients of the last step are, as far as the loss does not tell."""
+
     def move(self, number: int) -> None:
         """Finish the step: move the weights."""
+
+    def logits(self, images: Array) -> Array:
+        """The network's output [N, classes] in evaluation, by the present weights."""
 
     def give(self) -> None:
         """Bring the session's model and optimiser up to date."""
@@ -44,8 +59,15 @@ class TapeEngine:
     def step(self, batch: Batch, number: int) -> tuple[float, Array]:
         return forward_backward(self.session, batch, number)
 
+    def is_finite(self) -> bool:
+        parameters = self.session.model.parameters().values()
+        return all(tensor.grad is None or all_finite(tensor.grad) for tensor in parameters)
+
     def move(self, number: int) -> None:
         self.session.optimiser.step(self.session.rate(number))
+
+    def logits(self, images: Array) -> Array:
+        return on_tape(self.session.model)(images)
 
     def give(self) -> None:
         """The model is what was trained."""
@@ -54,7 +76,7 @@ class TapeEngine:
 class PlanEngine:
     """A plan. A step whose loss is not finite leaves the weights as they were."""
 
-    def __init__(self, session: Session, plan: Plan) -> None:
+    def __init__(self, session: Session, plan: AnyPlan) -> None:
         self.session, self.plan = session, plan
 
     def step(self, batch: Batch, number: int) -> tuple[float, Array]:
@@ -65,8 +87,16 @@ class PlanEngine:
             self.plan.give()
         return loss, logits
 
+    def is_finite(self) -> bool:
+        """A plan leaves its gradients where it needs them; what they break is seen in the next step's loss."""
+        return True
+
     def move(self, number: int) -> None:
         self.plan.update(self.session.rate(number))
+
+    def logits(self, images: Array) -> Array:
+        starts = range(0, len(images), self.plan.batch)
+        return np.concatenate([self.plan.logits(images[start : start + self.plan.batch]) for start in starts])
 
     def give(self) -> None:
         self.plan.give()
@@ -75,21 +105,43 @@ class PlanEngine:
 def engine_for(session: Session) -> Engine:
     """The plan, where it pays, holding the session's present weights; else the tape."""
     shape = session.loader.take(session.loader.part.index[:1]).images.shape[1:]
-    plan = planned(session.model, session.optimiser, session.recipe.train.batch, shape)
+    recipe = session.recipe
+    plan = planned(session.model, session.optimiser, recipe.train.batch, shape, recipe.precision)
     return PlanEngine(session, plan) if plan else TapeEngine(session)
 
 
-def planned(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> Plan | None:
-    """A plan, if there is one and it pays."""
-    if not any(isinstance(layer, Conv2d) and layer.outputs >= WIDE for layer in model.layers.values()):
+def planned(
+    model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...], precision: Precision = "fp32"
+) -> AnyPlan | None:
+    """A plan, if there is one and it pays. bf16 has no other form: RecipeError where planes have none."""
+    if precision == "bf16":
+        return _in_bf16(model, optimiser, batch, input_shape)
+    return _in_lanes(model, optimiser, batch, input_shape) or _on_planes(model, optimiser, batch, input_shape)
+
+
+def _in_bf16(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> Plan:
+    try:
+        return Plan(model, optimiser, batch, input_shape, "bf16")
+    except Unplannable as error:
+        raise RecipeError(f"no training in bf16: {error}", place="precision", fix='set precision = "fp32"') from error
+
+
+def _in_lanes(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> LanePlan | None:
+    """Where a batch fills the lanes, and the activations of a group stay near the processor."""
+    if batch < group_images():
+        return None
+    try:
+        plan = LanePlan(model, optimiser, batch, input_shape)
+    except Unplannable:
+        return None
+    return plan if plan.group_bytes <= LANES_BYTES else None
+
+
+def _on_planes(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> Plan | None:
+    layers = [layer for _, layer, _, _ in model.unfolded("", input_shape)]
+    if not any(isinstance(layer, Conv2d) and layer.outputs >= WIDE for layer in layers):
         return None
     try:
         return Plan(model, optimiser, batch, input_shape)
     except Unplannable:
         return None
-
-
-def compile_plan(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> None:
-    """Run one step on blank images with a network that is thrown away, so that training starts compiled."""
-    if plan := planned(model, optimiser, batch, input_shape):
-        plan.step(np.zeros((batch, *input_shape), np.float32), np.zeros(batch, np.int64), 0.0, Rng(0))

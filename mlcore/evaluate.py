@@ -1,21 +1,23 @@
 """What a trained network says about images, and how often it is wrong."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from mlcore import ops
 from mlcore.autograd import no_grad
-from mlcore.data.images import Bytes, Normaliser
+from mlcore.data.images import Bytes, Floats, Normaliser
 from mlcore.errors import NotFinite
+from mlcore.kernels.loss import cross_entropy_forward
 from mlcore.layers import Layer
-from mlcore.tensor import Tensor
+from mlcore.tensor import Array, Tensor
 
 BATCH = 500
 
 Classes: TypeAlias = npt.NDArray[np.int64]
+Logits: TypeAlias = Callable[[Floats], Array]  # images float32 [N,1,H,W] to [N, classes]
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,36 @@ def evaluate(
     model: Layer, normaliser: Normaliser, images_NHW: Bytes, labels_N: Bytes | None, step: int = 0
 ) -> Evaluation:
     """Run `model` over all images without a tape; NotFinite (naming `step`) when its outputs are not numbers."""
+    return evaluate_by(on_tape(model), normaliser, images_NHW, labels_N, step)
+
+
+def evaluate_by(
+    logits_of: Logits, normaliser: Normaliser, images_NHW: Bytes, labels_N: Bytes | None, step: int = 0
+) -> Evaluation:
+    """The same for whatever gives logits."""
     predictions = np.empty(len(images_NHW), dtype=np.int64)
     loss = 0.0
     for start in range(0, len(images_NHW), BATCH):
         part = slice(start, start + BATCH)
-        with no_grad():
-            logits = model(Tensor(normaliser.apply(images_NHW[part])), None)
-        if not np.isfinite(logits.data).all():
+        logits = logits_of(normaliser.apply(images_NHW[part]))
+        if not np.isfinite(logits).all():
             raise NotFinite("the evaluated network's outputs are not finite", step=step, layer="output")
-        predictions[part] = logits.data.argmax(axis=1)
+        predictions[part] = logits.argmax(axis=1)
         if labels_N is not None:
-            loss += ops.cross_entropy(logits, labels_N[part].astype(np.int64)).item() * len(logits.data)
+            loss += float(cross_entropy_forward(logits, labels_N[part].astype(np.int64))[0]) * len(logits)
     if labels_N is None:
         return Evaluation(predictions, None, None)
     return Evaluation(predictions, loss / len(labels_N), error_pct(predictions, labels_N))
+
+
+def on_tape(model: Layer) -> Logits:
+    """A model's logits, without dropout and without keeping a tape."""
+
+    def logits(images: Floats) -> Array:
+        with no_grad():
+            return model(Tensor(images), None).data
+
+    return logits
 
 
 def error_pct(predictions_N: npt.NDArray[np.integer], labels_N: npt.NDArray[np.integer]) -> float:

@@ -12,16 +12,16 @@ from mlcore import result as results
 from mlcore import runs
 from mlcore.checkpoint import Checkpoint, State, newest, save
 from mlcore.config import Recipe
-from mlcore.data.dataset import Dataset
-from mlcore.display import Display, telling_if_slow
-from mlcore.engines import compile_plan
+from mlcore.data.dataset import CLASSES, Dataset
+from mlcore.display import Display, now_and_then
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
-from mlcore.evaluate import Evaluation, evaluate
+from mlcore.evaluate import Evaluation
 from mlcore.files import replacing, write_json
 from mlcore.monitor import Monitor
-from mlcore.session import INPUT_SHAPE, Session, assemble, compile_kernels, load_weights, network, use_threads
+from mlcore.session import INPUT_SHAPE, Session, assemble, load_weights, use_threads
 from mlcore.stop import Halted, Stop
-from mlcore.train import Trainer, validate
+from mlcore.train import Trainer
+from mlcore.warm import Wanted, warm
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ def execute(
         threads = use_threads(recipe.threads)
         session = assemble(recipe, dataset)
         state = _restored(run, session, dataset, order, display)  # first: stopped while compiling it can be resumed
-        with telling_if_slow(display.say, "loading the kernels (compiled on the first run on a machine, then cached)"):
-            compile_kernels(recipe)
-            compile_plan(*network(recipe), recipe.train.batch, INPUT_SHAPE)
+        warm(Wanted.of_recipe(recipe, INPUT_SHAPE, CLASSES), now_and_then(display.say))
         trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began)
         return _Ending(trainer, dataset, order, threads).run_to_result()
 
@@ -145,11 +143,11 @@ class _Ending:
             trainer.display.close()
 
     def _finish(self, state: State) -> dict[str, Any]:
-        session, run, data = self.trainer.session, self.trainer.run, self.dataset
-        seen = evaluate(session.model, session.normaliser, data.test_images, data.test_labels, state.step)
+        trainer, run, data = self.trainer, self.trainer.run, self.dataset
+        seen = trainer.evaluate(data.test_images, data.test_labels)
         validation = _last(state, "validation_error_pct")
         if validation is None:
-            validation = validate(session, state.step)[1]
+            validation = trainer.validate()[1]
         try:
             with replacing(run.predictions) as stream:
                 np.save(stream, seen.predictions, allow_pickle=False)

@@ -4,8 +4,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from mlcore import kernels, models, ops
 from mlcore import schedule as schedules
 from mlcore.checkpoint import Arrays
@@ -108,15 +106,6 @@ def forward_backward(session: Session, batch: Batch, step: int) -> tuple[float, 
     loss = ops.cross_entropy(logits, batch.labels)
     loss.backward()
     return loss.item(), scores
-
-
-def compile_kernels(recipe: Recipe) -> None:
-    """Run one step on blank images with a network that is thrown away, so that training starts compiled."""
-    rng = Rng(recipe.seed)
-    model, optimiser = network(recipe, rng)
-    logits = model(Tensor(np.zeros((recipe.train.batch, *INPUT_SHAPE), np.float32)), rng)
-    ops.cross_entropy(logits, np.zeros(recipe.train.batch, np.int64)).backward()
-    optimiser.step(0.0)
 
 
 def use_threads(wanted: int, environ: Mapping[str, str] = os.environ) -> int:

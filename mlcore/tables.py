@@ -31,23 +31,77 @@ def check_table(document: dict[str, Any]) -> str:
 
 
 def bench_table(document: dict[str, Any]) -> str:
-    """A race: times are medians, the ratio is to mlcore's wall time."""
-    head = ("contender", "ms/step", "CPU ms", "images/s", "ratio", "% of peak", "peak MiB", "first step s")
-    rows = [
+    """A race: times are medians, the ratio is to mlcore's wall time; PyTorch's best modes have a star."""
+    head, rows = bench_cells(document)
+    lines = [columns([head, *rows]), *bench_ratios(document)]
+    lines += [f"left out: {name}: {why}" for name, why in document["left_out"].items()]
+    return "\n".join([bench_title(document), *lines])
+
+
+def bench_title(document: dict[str, Any]) -> str:
+    """What was raced, and the peaks that shares are of."""
+    peaks = ", ".join(f"{kind} {gflops:.0f}" for kind, gflops in document["peak_gflops"].items())
+    what = "forward only" if document["forward"] else "whole training step"
+    head = f"{document['model']}, {what}, batch {document['batch']}, {document['threads']} threads"
+    return f"{head}; measured peak GFLOP/s: {peaks}"
+
+
+def bench_cells(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The head and the rows of a race's table."""
+    head = ("contender", "ms/step", "CPU ms", "images/s", "ratio", "% of peak", "peak MiB", "first step s", "quiet")
+    return head, [
         (
-            row["contender"],
+            row["contender"] + (" *" if row["best"] else ""),
             f"{row['wall_ms']:,.1f}",
             f"{row['cpu_ms']:,.1f}",
             f"{row['images_per_s']:,.1f}",
             f"{row['ratio']:.2f}",
-            f"{row['share_pct']:.0f}",
+            "-" if row["share_pct"] is None else f"{row['share_pct']:.0f}",
             f"{row['peak_mib']:,.0f}",
             f"{row['first_s']:.1f}",
+            f"{row['quiet']}/{row['turns']}",
         )
         for row in document["rows"]
     ]
-    title = f"{document['model']}, batch {document['batch']}, {document['threads']} threads, "
-    return title + f"measured peak {document['peak_gflops']:.0f} GFLOP/s\n" + columns([head, *rows])
+
+
+def bench_ratios(document: dict[str, Any]) -> list[str]:
+    """How many times faster mlcore is than PyTorch's best modes, in the same precision where it has it."""
+    ours = {row["precision"]: row for row in document["rows"] if row["contender"] in ("mlcore", "mlcore bf16")}
+    lines = []
+    for row in document["rows"]:
+        if row["best"]:
+            mine = ours.get(row["precision"], ours["fp32"])
+            times = f"{row['ratio'] / mine['ratio']:.2f} times as fast"
+            lines.append(f"{mine['contender']} is {times} as the best of its kind: {row['contender']}")
+    return lines
+
+
+def warm_table(document: dict[str, Any]) -> str:
+    """What was compiled or found compiled."""
+    rows = [(row["name"], f"{row['kernels']:,}", f"{row['seconds']:.1f}") for row in document["rows"]]
+    return columns([("network", "kernels", "seconds"), *rows])
+
+
+def profile_table(document: dict[str, Any]) -> str:
+    """A step, layer by layer and direction by direction."""
+    rows = [
+        (
+            row["layer"],
+            row["direction"],
+            f"{row['ms']:,.2f}",
+            f"{row['share_pct']:.1f}",
+            f"{row['gflops']:,.1f}" if row["gflops"] else "",
+            f"{row['gbytes_per_s']:,.1f}",
+            f"{row['peak_pct']:.0f}" if row["gflops"] else "",
+        )
+        for row in document["rows"]
+    ]
+    peaks = ", ".join(f"{kind} {gflops:.0f}" for kind, gflops in document["peak_gflops"].items())
+    title = f"{document['model']}, batch {document['batch']}, {document['threads']} threads, by {document['engine']}: "
+    title += f"{document['step_ms']:,.1f} ms a step, measured peak GFLOP/s: {peaks}"
+    head = ("layer", "direction", "ms", "% of step", "GFLOP/s", "GB/s", "% of peak")
+    return f"{title}\n{columns([head, *rows])}"
 
 
 def gradcheck_table(document: dict[str, Any]) -> str:

@@ -4,16 +4,18 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from mlcore.checkpoint import Checkpoint, Row, State, save
+from mlcore.data.images import Bytes
 from mlcore.data.loader import Batch
 from mlcore.display import Display, View
 from mlcore.engines import Engine, engine_for
 from mlcore.errors import CheckpointError, Interrupted, NotFinite
-from mlcore.evaluate import evaluate
-from mlcore.finite import find_non_finite
+from mlcore.evaluate import Evaluation, evaluate_by
+from mlcore.finite import all_finite, find_non_finite
 from mlcore.monitor import LOG_EVERY, Monitor
 from mlcore.runs import Run
 from mlcore.session import Session
@@ -36,7 +38,8 @@ def fit(session: Session, start: int, engine: Engine | None = None) -> Iterator[
     engine = engine or engine_for(session)
     for number, batch in enumerate(session.loader.batches(start, session.total_steps), start):
         loss, logits = engine.step(batch, number)
-        _demand_finite(session, batch, number, loss)
+        if not (np.isfinite(loss) and engine.is_finite()):
+            raise _where_not_finite(session, batch, number)
         engine.move(number)
         wrong = int(np.count_nonzero(logits.argmax(axis=1) != batch.labels))
         yield Step(number, loss, len(batch.labels), wrong, session.rate(number))
@@ -55,11 +58,15 @@ class Trainer:
     began: tuple[float, float]
     saved_at: float = field(default_factory=time.monotonic)
 
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the steps."""
+        return engine_for(self.session)
+
     def train(self) -> State:
         """Train to the end; raises Interrupted (checkpoint written) or NotFinite (the last one stays)."""
         start, first, clock = time.perf_counter(), self.state.step, time.perf_counter()
-        engine = engine_for(self.session)
-        for step in fit(self.session, first, engine):
+        for step in fit(self.session, first, self.engine):
             self._count(step, time.perf_counter() - clock)
             self._log(step)
             pace = (time.perf_counter() - start) / (self.state.step - first)
@@ -67,7 +74,7 @@ class Trainer:
             ended = self._at_epoch_end()
             due = ended or self.stop.signal or self._is_due()
             if due:
-                engine.give()
+                self.engine.give()
             if ended:
                 self._close_epoch()
             if due:
@@ -85,6 +92,18 @@ class Trainer:
             save(self.run.checkpoints, Checkpoint(self.timed(), self.session.arrays()))
         except CheckpointError as error:
             self.warn(str(error))
+
+    def evaluate(self, images_NHW: Bytes, labels_N: Bytes | None) -> Evaluation:
+        """What the network says about images now."""
+        return evaluate_by(self.engine.logits, self.session.normaliser, images_NHW, labels_N, self.state.step)
+
+    def validate(self) -> tuple[float | None, float | None]:
+        """(loss, error in percent) on the validation part; (None, None) when there is none."""
+        part = self.session.validation
+        if not len(part):
+            return None, None
+        seen = self.evaluate(part.images[part.index], part.labels[part.index])
+        return seen.loss, seen.error_pct
 
     def warn(self, text: str) -> None:
         """Tell now and in the result."""
@@ -157,7 +176,7 @@ class Trainer:
             "wall_s": self.timed().wall_s,
         }
         if epoch % self.session.recipe.train.eval_every == 0 or state.step == self.session.total_steps:
-            row["validation_loss"], row["validation_error_pct"] = validate(self.session, state.step)
+            row["validation_loss"], row["validation_error_pct"] = self.validate()
         self._row(row)
         self._update(epoch_loss_sum=0.0, epoch_wrong=0, epoch_images=0)
         self.display.say(_epoch_line(row, -(-self.session.total_steps // self.session.loader.steps_per_epoch)))
@@ -173,15 +192,6 @@ class Trainer:
         )
 
 
-def validate(session: Session, step: int) -> tuple[float | None, float | None]:
-    """(loss, error in percent) on the validation part; (None, None) when there is none."""
-    part = session.validation
-    if not len(part):
-        return None, None
-    seen = evaluate(session.model, session.normaliser, part.images[part.index], part.labels[part.index], step)
-    return seen.loss, seen.error_pct
-
-
 def _epoch_line(row: Row, epochs: int) -> str:
     validation = row["validation_error_pct"]
     shown = "" if validation is None else f"  validation error {validation:.2f} %"
@@ -191,25 +201,17 @@ def _epoch_line(row: Row, epochs: int) -> str:
     )
 
 
-def _demand_finite(session: Session, batch: Batch, number: int, loss: float) -> None:
-    """Raise NotFinite, naming the first layer at fault, when the loss or a gradient is NaN or infinite."""
-    if np.isfinite(loss) and all(_finite(p.grad) for p in session.model.parameters().values()):
-        return
+def _where_not_finite(session: Session, batch: Batch, number: int) -> NotFinite:
+    """The error that names the first layer at fault for a NaN or an infinity."""
     rng = session.rng.child("step", number)
     found = find_non_finite(session.model, batch.images, batch.labels, rng) or "loss: not finite"
-    raise _not_finite(found, number)
+    return _not_finite(found, number)
 
 
 def _demand_finite_weights(session: Session, step: int) -> None:
     for name, tensor in session.model.state().items():
-        if not _finite(tensor.data):
+        if not all_finite(tensor.data):
             raise _not_finite(f"layer '{name.rpartition('.')[0]}': weight {name} is not finite", step)
-
-
-def _finite(array: "np.typing.NDArray[np.float32] | None") -> bool:
-    """A sum is not finite when a term is not; only an odd overflow needs the second look."""
-    with np.errstate(all="ignore"):
-        return array is None or bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
 
 
 def _not_finite(found: str, step: int) -> NotFinite:

@@ -18,6 +18,14 @@ from orchestrator.records import Budget
 WARN_AT = 0.8
 UNITS = ("dollars", "tokens", "minutes")
 ADD = "UPDATE totals SET usd = usd + ?, tokens = tokens + ?, seconds = seconds + ? WHERE run = ? AND node = ?"
+ATTEMPTS = """
+SELECT task, attempt, MAX(CASE WHEN node IS NULL OR node IN (task, task || '/' || attempt) THEN tier END) AS tier,
+    SUM(CASE state WHEN 'done' THEN usd WHEN 'started' THEN max_usd ELSE 0 END) + SUM((
+        SELECT COALESCE(SUM(usd), 0) FROM spending AS doubt
+        WHERE doubt.run = calls.run AND doubt.kind = 'in doubt' AND doubt.key GLOB 'doubt:' || calls.key || '/*'
+    )) AS usd
+FROM calls WHERE run = ? AND task != '' GROUP BY task, attempt HAVING tier IS NOT NULL ORDER BY task, attempt
+"""
 NOTHING = {"usd": 0.0, "tokens": 0, "seconds": 0.0}
 
 
@@ -77,6 +85,13 @@ class Accounts(Book):
 
     def calls(self, run: str) -> list[Row]:
         return self._rows("SELECT * FROM calls WHERE run = ? ORDER BY started_at, rowid", run)
+
+    def attempts(self, run: str) -> list[Row]:
+        """Each task's attempts that called a brain: task, attempt, tier, usd, with helpers and reviews paid for.
+
+        Calls under way count at their maximum, and so do those in doubt.
+        """
+        return self._rows(ATTEMPTS, run)
 
     def sends(self, key: str) -> list[Row]:
         """The sends of a call that failed, oldest first."""

@@ -117,28 +117,89 @@ def resume(
         _go(checkout, state, job, display, as_json)
 
 
+PAPER, ISSUES = "A plan from a paper", "Plans and issues"
+
+
 @app.command()
 def plan(
-    plan: PlanPath,
+    plan: Annotated[Path | None, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")] = None,
     write: Annotated[bool, typer.Option("--write", help="write the tree into the plan file")] = False,
+    from_paper: Annotated[
+        Path | None, typer.Option(metavar="PDF", help="find the numbers that a paper claims", rich_help_panel=PAPER)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="write a draft plan there", rich_help_panel=PAPER)] = None,
+    confirm: Annotated[
+        str | None, typer.Option(metavar="ID", help="make a candidate a target", rich_help_panel=PAPER)
+    ] = None,
+    margin: Annotated[float | None, typer.Option(help="how close is close enough", rich_help_panel=PAPER)] = None,
+    recipe: Annotated[str | None, typer.Option(help="what is trained", rich_help_panel=PAPER)] = None,
+    seeds: Annotated[int, typer.Option(help="trainings of a measurement", rich_help_panel=PAPER)] = 3,
+    dataset: Annotated[str, typer.Option(help="if the paper's words name none", rich_help_panel=PAPER)] = "",
+    reject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="drop a candidate; `all`: what is left", rich_help_panel=PAPER),
+    ] = None,
+    import_issues: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="owner/repo, or a JSON export", rich_help_panel=ISSUES)
+    ] = None,
+    export_issues: Annotated[
+        str | None, typer.Option(metavar="DEST", help="owner/repo, or a JSON export", rich_help_panel=ISSUES)
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="export for real; without it only shown", rich_help_panel=ISSUES)
+    ] = False,
+    take: Annotated[
+        str, typer.Option(help="where both changed, whose word counts: issues or plan", rich_help_panel=ISSUES)
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show who would do what and what it would cost, without running anything."""
-    from orchestrator import documents, planfile, planner, views
-    from orchestrator.lint import read_plan
+    """Show who would do what and what it would cost, without running; or make a plan.
+
+    \b
+    who does what
+      orchestrate plan plans/mnist.md
+    what a paper claims, with pages and quotes; the same as a draft plan
+      orchestrate plan --from-paper lenet.pdf
+      orchestrate plan --from-paper lenet.pdf --out plans/lenet.md
+    decide on each candidate of a draft
+      orchestrate plan plans/lenet.md --confirm ID --margin 0.05 --recipe FILE
+      orchestrate plan plans/lenet.md --reject ID
+    issues become tasks (again: brings the news in); tasks become issues
+      orchestrate plan plans/issues.md --import-issues owner/repo
+      orchestrate plan plans/mnist.md --export-issues owner/repo --apply
+
+    \b
+    What a program finds in a paper are candidates. Only you make a target of
+    one, after reading its page; a draft with undecided candidates does not
+    lint, so it can't be run.
+
+    \b
+    Issues come over the network (GITHUB_TOKEN, GITHUB_API_URL), or from a file:
+      gh issue list --state all --limit 5000 \\
+         --json number,title,body,state,labels,milestone,url > issues.json
+    What one side changed since the last time is taken over; what both changed
+    stays, is named, and gives exit code 2.
+    """
+    from orchestrator import planning
 
     checkout, state = _here()
-    path = _relative(plan, checkout)
-    loaded, library, assignments = read_plan(checkout.root, path)
-    estimates = views.estimates(state, library, assignments)
-    if write:
-        text = planfile.set_block(loaded.text, "tree", planner.tree(loaded, assignments.values()))
-        (checkout.root / path).write_text(text)
-    if as_json:
-        tasks = [{**each.model_dump(mode="json"), **estimates[each.task]} for each in assignments.values()]
-        print(documents.document("plan", plan=path, sha256=loaded.sha256, tasks=tasks))
+    if from_paper:
+        place = _relative(out, checkout) if out else None
+        planning.from_paper(checkout.root, from_paper, place, as_json)
+    elif import_issues:
+        place = _relative(plan or Path("plans/issues.md"), checkout)
+        planning.import_issues(checkout.root, place, import_issues, take, as_json)
+    elif plan is None:
+        raise InputError(
+            "which plan? name one, as in `orchestrate plan plans/mnist.md`, or see `orchestrate plan --help`"
+        )
+    elif export_issues:
+        planning.export_issues(checkout.root, _relative(plan, checkout), export_issues, take, apply, as_json)
+    elif confirm or reject:
+        wanted = planning.Wanted(confirm, tuple(reject or ()), margin, recipe, seeds, dataset)
+        planning.decide(checkout.root, _relative(plan, checkout), wanted)
     else:
-        print(views.plan(loaded, assignments, estimates))
+        _show_plan(checkout, state, _relative(plan, checkout), write, as_json)
 
 
 @app.command()
@@ -196,6 +257,64 @@ def report(
             print(line, file=sys.stderr)
     if wrong:
         raise typer.Exit(1)
+
+
+@app.command()
+def tiers(as_json: AsJson = False) -> None:
+    """Which tier does what: attempts, accepted, cost per accepted change, and what the router would choose now.
+
+    \b
+    The router tries what is free first, then the ladder of models that costs
+    least per accepted change, counting what a refusal leads to: the next tier,
+    and in the end a person. It learns from every finished run here.
+    """
+    from orchestrator import documents, library, outcomes
+    from orchestrator import tiers as shown
+
+    checkout, state = _here()
+    content = shown.document(library.load(checkout.root), outcomes.history(state))
+    print(documents.document("tiers", **content) if as_json else shown.table(content))
+
+
+@app.command()
+def compare(
+    plan: PlanPath,
+    without: Annotated[str, typer.Option(help="the layer to take off: hierarchy, skills or tiers")],
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="runs of each side")] = 3,
+    usd: Annotated[float, typer.Option(help="what all runs together may cost, by the plan's budget")] = 20.0,
+    data: Annotated[Path | None, typer.Option(help="the datasets' folder (else MLCORE_DATA, cache, download)")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep the repositories that the runs were made in")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Does a layer earn its keep? A plan with and without it, over several seeds.
+
+    \b
+      orchestrate compare plans/mnist.md --without tiers --seeds 5
+
+    \b
+    hierarchy  one generalist does every task, right under the chief
+    skills     no instructions and no procedures; reviewers keep theirs
+    tiers      every task on its dearest tier: nothing free, nothing cheaper first
+
+    \b
+    Every run is made in a repository of its own under .odyssey/compare, from
+    HEAD's commit; yours is not touched. An interrupted comparison goes on where
+    it was. Procedures need no model; a task that needs one and has none is
+    blocked on either side, and the comparison says so. Differences come with
+    95 % intervals: exact for what passed, resampled for dollars and seconds.
+    """
+    from orchestrator import compare as comparing
+    from orchestrator import documents
+    from orchestrator.lint import read_plan
+
+    checkout, state = _here()
+    path, layer = _relative(plan, checkout), _layer(without)
+    loaded, _, _ = read_plan(checkout.root, path)
+    comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)
+    folder = data.resolve() if data else None
+    experiment = comparing.Experiment(checkout, state, path, layer, folder, lambda text: print(text, file=sys.stderr))
+    content = experiment.run(seeds, keep)
+    print(documents.document("compare", **content) if as_json else comparing.table(content))
 
 
 @app.command()
@@ -291,6 +410,33 @@ def _provider(name: str | None) -> str | None:
     """A recording's path is found again wherever the run is resumed from."""
     kind, colon, path = (name or "").partition(":")
     return f"{kind}:{Path(path).resolve()}" if colon else name
+
+
+def _show_plan(checkout: Checkout, state: State, path: str, write: bool, as_json: bool) -> None:
+    from orchestrator import documents, planfile, planner, views
+    from orchestrator.lint import read_plan
+
+    loaded, library, assignments = read_plan(checkout.root, path)
+    estimates = views.estimates(state, library, assignments)
+    if write:
+        text = planfile.set_block(loaded.text, "tree", planner.tree(loaded, assignments.values()))
+        (checkout.root / path).write_text(text)
+    if as_json:
+        tasks = [{**each.model_dump(mode="json"), **estimates[each.task]} for each in assignments.values()]
+        print(documents.document("plan", plan=path, sha256=loaded.sha256, tasks=tasks))
+    else:
+        print(views.plan(loaded, assignments, estimates))
+
+
+def _layer(name: str) -> Any:
+    from orchestrator.ablation import LAYERS
+    from orchestrator.frontmatter import did_you_mean
+
+    if name not in LAYERS:
+        raise InputError(
+            f"--without {name}: no such layer; {did_you_mean(name, LAYERS) or 'layers: ' + ', '.join(LAYERS)}"
+        )
+    return name
 
 
 def _display(as_json: bool) -> Any:

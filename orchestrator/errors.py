@@ -2,9 +2,10 @@
 
 OrchestratorError          1   a defect, or something nobody planned for
 ├── InputError             2   a plan, agent, skill, setting or argument is wrong; carries every Problem found
+│   └── PaperError         2   a paper can't be read: encrypted, scanned, broken, too large
 ├── NotFound               2   no such run, task or pull request
 ├── NothingToDo            0   every task of the plan is ticked
-├── ForgeError             2   a pull request can't be approved, merged or closed as asked
+├── ForgeError             2   a pull request or an issue can't be read or changed as asked
 ├── SandboxUnavailable     4   nothing may run, because nothing would contain it
 ├── BudgetExhausted        5   paused: resume with a larger budget
 ├── CallFailed             6   a language model gave no reply (providers/base.py); paused where trying again may help
@@ -64,6 +65,10 @@ class InputError(OrchestratorError):
 
     def __str__(self) -> str:
         return "\n".join(str(problem).removeprefix(": ") for problem in self.problems)
+
+
+class PaperError(InputError):
+    """A PDF that gives no text; the fix is a command that a person can type."""
 
 
 class NotFound(OrchestratorError):

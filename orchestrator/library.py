@@ -1,8 +1,9 @@
 """agents/ and skills/ -> records, and the graph that they form.
 
 An agent file is Claude Code's subagent format with `level` and `delegates_to`; a skill is an Agent Skills folder whose
-`metadata` carries what we enforce: `writes`, `commands`, `risk`, `procedure`, `minutes`. Our own library loads
-strictly: a bad file stops the run before any money is spent.
+`metadata` carries what we enforce: `writes`, `commands`, `risk`, `procedure`, `minutes`, and `floor` and `ceiling`, the
+cheapest and the dearest model that may use it. Our own library loads strictly: a bad file stops the run before any
+money is spent.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from orchestrator.errors import InputError, Problem
 from orchestrator.frontmatter import Document, did_you_mean, parse, read_text, validate
 from orchestrator.globs import matches, narrows
 from orchestrator.planfile import inside, stands
-from orchestrator.records import Agent, Plan, Record, RiskLevel, Skill
+from orchestrator.records import TIERS, Agent, Plan, Record, RiskLevel, Skill, Tier
+from orchestrator.router import between
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 TOOL_NAMES = ("read", "list", "write", "edit", "search", "run", "skill", "delegate")
 PEOPLE_TOOLS = frozenset({"skill", "delegate"})  # an agent's own; no skill takes them away
+MODELS = TIERS[1:]  # the tiers that are language models
 WRITING_TOOLS = frozenset({"write", "edit"})
-METADATA_KEYS = ("writes", "commands", "risk", "procedure", "minutes")
+METADATA_KEYS = ("writes", "commands", "risk", "procedure", "minutes", "floor", "ceiling")
 MAX_BODY_LINES = 500
 
 
@@ -55,6 +58,7 @@ class AgentFront(Record):
     color: str = ""
     level: int = Field(ge=0, le=5)
     delegates_to: tuple[str, ...] = ()
+    ceiling: Literal["haiku", "sonnet", "opus"] | None = None
 
     @field_validator("tools", "disallowed_tools", "skills", "delegates_to", mode="before")
     @classmethod
@@ -132,6 +136,7 @@ def parse_agent(path: str, text: str) -> tuple[Agent | None, list[Problem]]:
         delegates_to=front.delegates_to,
         prompt=document.body.strip(),
         path=path,
+        ceiling=front.ceiling,
     )
     return agent, problems
 
@@ -169,8 +174,14 @@ def parse_skill(path: str, text: str) -> tuple[Skill | None, list[Problem]]:
         procedure=f"{folder}/{meta['procedure']}" if "procedure" in meta else None,
         body=document.body.strip(),
         path=path,
+        floor=_model(meta, "floor"),
+        ceiling=_model(meta, "ceiling"),
     )
     return skill, []
+
+
+def _model(meta: dict[str, str], key: str) -> Tier | None:
+    return next((tier for tier in MODELS if tier == meta.get(key)), None)
 
 
 def _check_skill(document: Document, front: SkillFront) -> Iterator[Problem]:
@@ -188,6 +199,9 @@ def _check_skill(document: Document, front: SkillFront) -> Iterator[Problem]:
     if meta.get("risk", "medium") not in ("low", "medium", "high"):
         what = f"unknown risk `{meta['risk']}`"
         yield Problem(path, document.line("metadata", "risk"), what, "low, medium or high")
+    for key in ("floor", "ceiling"):
+        if meta.get(key, MODELS[0]) not in MODELS:
+            yield Problem(path, document.line("metadata", key), f"unknown model `{meta[key]}`", ", ".join(MODELS))
     if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", meta.get("minutes", "5")):
         yield Problem(
             path, document.line("metadata", "minutes"), "minutes is not a number", "for example `minutes: '5'`"
@@ -271,6 +285,15 @@ def _all_reachable(library: Library) -> Iterator[Problem]:
             yield Problem(agent.path, 0, f"`{agent.name}` is not reachable from level 0", fix)
 
 
+def _tiers_are_left(library: Library) -> Iterator[Problem]:
+    """Floors and ceilings of an agent and each skill that it holds must leave a tier that can do the work."""
+    for agent in library.agents.values():
+        for skill in (library.skills[name] for name in agent.skills if name in library.skills):
+            if not between(skill, agent):
+                what = f"model `{agent.model}` and `{skill.name}` leave no tier between their floors and ceilings"
+                yield Problem(agent.path, 0, what, "lower a `floor`, raise a `ceiling`, or take the skill away")
+
+
 def _skills_are_held(library: Library) -> Iterator[Problem]:
     held = {name for agent in library.agents.values() for name in agent.skills}
     for skill in library.skills.values():
@@ -286,6 +309,7 @@ GRAPH_RULES = (
     _runners_have_a_shell,
     _reviewers_cannot_write,
     _all_reachable,
+    _tiers_are_left,
     _skills_are_held,
 )
 

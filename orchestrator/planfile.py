@@ -26,7 +26,7 @@ from pydantic import Field
 
 from orchestrator.errors import InputError, Problem
 from orchestrator.frontmatter import Document, did_you_mean, parse, read_text, unknown_key, validate
-from orchestrator.records import TIERS, Budget, Paper, Plan, Record, Target, Task
+from orchestrator.records import TIERS, Budget, Candidate, Paper, Plan, Record, Target, Task
 
 TASK_LINE = re.compile(r"^- \[(?P<tick>[ xX])\] (?:`(?P<id>[^`]*)`)?\s*(?P<title>.*)$")
 KEY_LINE = re.compile(r"^\s{2,}- (?P<key>[a-z_]+):(?:\s+(?P<value>.*))?$")
@@ -44,6 +44,7 @@ class Front(Record):
     title: str = Field(min_length=1, max_length=200)
     paper: Paper | None = None
     targets: tuple[Target, ...] = ()
+    candidates: tuple[Candidate, ...] = ()  # of a draft: numbers from a paper that nobody has confirmed
     budget: Budget = Budget()
 
 
@@ -69,6 +70,22 @@ class _Raw:
         return self.keys[key][0][0] if key in self.keys else self.line
 
 
+@dataclass(frozen=True)
+class Located:
+    """A task by its place in the text, whatever else is wrong with it."""
+
+    id: str
+    title: str
+    section: str
+    done: bool
+    line: int
+
+
+def located(text: str) -> list[Located]:
+    """Every task's place, in order; for those who edit the text around it."""
+    return [Located(raw.id, raw.title, raw.section, raw.done, raw.line) for raw in _tasks(parse("", text)[0])]
+
+
 def load(root: Path, path: str) -> Plan:
     """The plan at `root/path`. Raises InputError with every problem found."""
     text, problems = read_text(root, path)
@@ -90,6 +107,7 @@ def read(path: str, text: str) -> tuple[Plan | None, list[Problem]]:
     if front is None:
         return None, problems
     problems += _check_targets(document, front, raws)
+    problems += _unconfirmed(document, front)
     plan = Plan(
         path=path,
         title=front.title,
@@ -277,6 +295,15 @@ def _check_keys(path: str, raw: _Raw) -> Iterator[Problem]:
     tier = raw.text("tier")
     if tier and tier not in TIERS:
         yield Problem(path, raw.line_of("tier"), f"unknown tier `{tier}`", f"tiers: {', '.join(TIERS)}")
+
+
+def _unconfirmed(document: Document, front: Front) -> Iterator[Problem]:
+    """A draft is no plan: each number that a program found needs a person who has read its page."""
+    for index, each in enumerate(front.candidates):
+        decide = (f"orchestrate plan {document.path} --{what} {each.id}" for what in ("confirm", "reject"))
+        fix = "read the page, then `{} --margin M --recipe R` or `{}`".format(*decide)
+        what = f"candidate `{each.id}` (page {each.page}) is unconfirmed"
+        yield Problem(document.path, document.line("candidates", index), what, fix)
 
 
 def _check_targets(document: Document, front: Front, raws: list[_Raw]) -> list[Problem]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from orchestrator import router
 from orchestrator.errors import InputError, Problem
 from orchestrator.library import Library
-from orchestrator.records import TIERS, Agent, Assignment, Plan, Skill, Task, Tier
+from orchestrator.records import Agent, Assignment, Plan, Skill, Task
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,10 @@ def _assignment(task: Task, chain: tuple[str, ...], library: Library) -> Assignm
         section=task.section,
         chain=chain,
         skill=skill.name,
-        tiers=_tiers(task, skill, agent),
+        tiers=router.permitted(task, skill, agent),
         writes=task.writes,
         why=why,
     )
-
-
-def _tiers(task: Task, skill: Skill, agent: Agent) -> tuple[Tier, ...]:
-    """The ladder: a procedure if the skill carries one, then from the agent's own model upwards."""
-    if task.tier:
-        return (task.tier,)
-    models = TIERS[TIERS.index(agent.model) :]
-    return (("procedure", *models)) if skill.procedure else models
 
 
 def _lead(library: Library, tasks: list[Task]) -> str:

@@ -61,6 +61,19 @@ class Target(Record):
         return abs(mean - self.value) <= self.margin + slack
 
 
+class Candidate(Record):
+    """A number that a program found in a paper. It becomes a target when a person has read the page, never before."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    value: float = Field(allow_inf_nan=False)
+    unit: str = Field(default="", max_length=20)
+    metric: str = Field(default="", max_length=100)  # the paper's own words
+    dataset: str = Field(default="", max_length=64)
+    page: int = Field(ge=1)
+    place: str = Field(default="", max_length=100)  # e.g. `Table 2, LeNet-5`
+    quote: str = Field(min_length=1, max_length=600)
+
+
 class Paper(Record):
     title: str = Field(min_length=1)
     authors: str = ""
@@ -133,6 +146,7 @@ class Agent(Record):
     delegates_to: tuple[str, ...]
     prompt: str
     path: str
+    ceiling: Tier | None = None  # the dearest tier that may speak for it; its own model is the cheapest
 
 
 class Skill(Record):
@@ -146,6 +160,8 @@ class Skill(Record):
     procedure: str | None  # path of the procedure, relative to the repository's root
     body: str
     path: str
+    floor: Tier | None = None  # the cheapest and the dearest model that may use it
+    ceiling: Tier | None = None
 
 
 class Assignment(Record):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrator import attempt as attempts
-from orchestrator import publish, review, risk
+from orchestrator import outcomes, publish, review, risk
 from orchestrator.calls import Calls, Json
 from orchestrator.colleagues import Team
 from orchestrator.engine import Engine
@@ -131,7 +131,8 @@ class Runner:
     async def _climb(self, task: Task) -> Json:
         """The ladder of tiers: each attempt starts afresh from files, with the last failure as evidence."""
         feedback, last = "", cast(Tried | None, None)
-        for number, tier in enumerate(self._run.assignments[task.id].tiers, 1):
+        ladder = await self._engine.step("route", partial(self._route, task))
+        for number, tier in enumerate(ladder, 1):
             if not await self._engine.step("brain", partial(self._has_brain, task, number, tier)):
                 return await self._out_of_brains(task, tier, last)
             last = await self._try(task, number, tier, feedback)
@@ -220,6 +221,12 @@ class Runner:
         return await self._end(task, "blocked", why + need)
 
     # Steps
+
+    async def _route(self, task: Task) -> list[Tier]:
+        """The router's ladder for this task, and on record why."""
+        decision = outcomes.route(self._run, task)
+        self._run.say(task.id, "router", decision.why)
+        return list(decision.tiers)
 
     async def _has_brain(self, task: Task, number: int, tier: Tier) -> bool:
         return attempts.brain(self._run, task, number, tier, "") is not None

@@ -111,7 +111,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 return
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
-                yield cast(BinaryIO, io.BufferedReader(unpacked)), capacity * DEFLATE_MAX_RATIO
+                yield cast(BinaryIO, io.BufferedReader(unpacked, CHUNK_BYTES)), capacity * DEFLATE_MAX_RATIO
     except FileNotFoundError as error:
         raise DatasetMissing("no such file", place=str(path), fix="run `mlcore fetch` to get it") from error
     except EOFError as error:

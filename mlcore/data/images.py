@@ -6,9 +6,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mlcore.kernels.bytes import histogram, look_up
+
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
-CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,9 @@ class Normaliser:
     @staticmethod
     def of(images_NHW: Bytes) -> "Normaliser":
         """The mean and standard deviation of `images_NHW`; of blank images the deviation is taken as 1."""
-        total = squares = 0.0  # whole numbers below 2**53: exact in float64
-        for start in range(0, len(images_NHW), CHUNK):
-            values = images_NHW[start : start + CHUNK].reshape(-1).astype(np.float64)
-            total, squares = total + float(values.sum()), squares + float(values @ values)
-        mean = total / images_NHW.size
-        variance = max(squares / images_NHW.size - mean**2, 0.0)
+        counts, values = histogram(images_NHW), np.arange(256)
+        mean = int(counts @ values) / images_NHW.size
+        variance = max(int(counts @ values**2) / images_NHW.size - mean**2, 0.0)
         return Normaliser(mean / 255, variance**0.5 / 255 or 1.0)
 
     def table(self) -> Floats:
@@ -35,7 +33,7 @@ class Normaliser:
 
     def apply(self, images_NHW: Bytes) -> Floats:
         """uint8 [N,H,W] to float32 [N,1,H,W]."""
-        return np.take(self.table(), images_NHW)[:, None]
+        return look_up(self.table(), images_NHW)[:, None]
 
     def undo(self, x_NCHW: Floats) -> Bytes:
         """float32 [N,1,H,W] back to uint8 [N,H,W]; exact for what `apply` gave, else the nearest byte."""

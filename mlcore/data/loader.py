@@ -1,11 +1,9 @@
-"""Batches in a seeded order, made ready by a thread while the network works on the one before.
+"""Batches in a seeded order.
 
 The order is a pure function of the seed and the epoch, and a place in it is a number of steps: a loader resumed
 at a step gives bit for bit what it would have given.
 """
 
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,7 +15,6 @@ from mlcore.data.images import Bytes, Floats, Normaliser
 from mlcore.rng import Rng
 
 Indices: TypeAlias = npt.NDArray[np.int64]
-AHEAD = 3  # batches made ready before they are asked for
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,10 @@ class Loader:
         return self.part.index[self.rng.child("epoch", epoch).generator().permutation(len(self.part))]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of the steps `start` (inclusive) to `stop` (exclusive), made ahead by a thread."""
-        return prefetched(self._make(start, stop))
+        """The batches of the steps `start` (inclusive) to `stop` (exclusive).
 
-    def _make(self, start: int, stop: int) -> Iterator[Batch]:
+        Made when asked for: that takes some hundredths of a small network's step, less than a thread's handing over.
+        """
         epoch, order = -1, self.part.index
         for step in range(start, stop):
             if step // self.steps_per_epoch != epoch:
@@ -87,45 +84,3 @@ def shuffled(part: Part, rng: Rng) -> Part:
     labels = part.labels.copy()
     labels[part.index] = rng.child("shuffled labels").generator().permutation(part.labels[part.index])
     return Part(part.images, labels, part.index)
-
-
-def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Run `batches` in a thread, at most AHEAD in front; its errors surface here, and it ends with its reader."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
-    closed = threading.Event()
-    thread = threading.Thread(target=_feed, args=(batches, ready, closed), name="mlcore-loader", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        thread.join()
-
-
-def _feed(
-    batches: Iterator[Batch], ready: "queue.Queue[Batch | BaseException | None]", closed: threading.Event
-) -> None:
-    last: BaseException | None = None
-    try:
-        for batch in batches:
-            if not _put(ready, batch, closed):
-                return
-    except BaseException as error:
-        last = error
-    _put(ready, last, closed)
-
-
-def _put(
-    ready: "queue.Queue[Batch | BaseException | None]", item: Batch | BaseException | None, closed: threading.Event
-) -> bool:
-    """Put, unless the reader has gone; returns whether it was put."""
-    while not closed.is_set():
-        try:
-            ready.put(item, timeout=0.05)
-            return True
-        except queue.Full:
-            continue
-    return False

@@ -103,11 +103,11 @@ def _relu(values: Array, gate: Array, out: Array) -> None:
     """out = values where gate is above zero (or NaN), else zero."""
     for block in prange(-(-out.size // BLOCK)):
         part = slice(block * BLOCK, (block + 1) * BLOCK)
-        _relu_block(values[part], gate[part], out[part])
+        relu_block(values[part], gate[part], out[part])
 
 
 @kernel
-def _relu_block(values: Array, gate: Array, out: Array) -> None:
+def relu_block(values: Array, gate: Array, out: Array) -> None:
     nothing = out.dtype.type(0)
     for i in range(out.size):
         value = values[i]  # read it in any case: a conditional read can't be vectorised
@@ -125,11 +125,11 @@ def _dropout_row(x: Array, out: Array, order: Array, first: int, limit: int, see
     nothing = x.dtype.type(0)
     for i in range(x.size):
         value = narrow(widen(x[i]) * scale, out)
-        out[i] = value if _mixed(seed ^ _mixed(first + order[i])) >= limit else nothing
+        out[i] = value if mixed(seed ^ mixed(first + order[i])) >= limit else nothing
 
 
 @kernel
-def _mixed(number: int) -> int:
+def mixed(number: int) -> int:
     """32 bits that look random for every number: a multiply-and-shift hash, in 64-bit arithmetic.
 
     Source: the lowbias32 family of C. Wellons' hash-prospector, with two multipliers below 2^31.
@@ -144,11 +144,11 @@ def _mixed(number: int) -> int:
 def _tanh_float32(x: Array, out: Array) -> None:
     for block in prange(-(-out.size // BLOCK)):
         part = slice(block * BLOCK, (block + 1) * BLOCK)
-        _tanh_block(x[part], out[part])
+        tanh_block(x[part], out[part])
 
 
 @kernel
-def _tanh_block(x: Array, out: Array) -> None:
+def tanh_block(x: Array, out: Array) -> None:
     """An odd polynomial over an even one, which vectorises where a library call does not.
 
     Source: the minimax approximation of the Eigen library (MathFunctionsImpl.h), clamped where tanh rounds to 1.
@@ -175,11 +175,11 @@ def _tanh_block(x: Array, out: Array) -> None:
 def _tanh_slope(grad: Array, out: Array, grad_x: Array) -> None:
     for block in prange(-(-out.size // BLOCK)):
         part = slice(block * BLOCK, (block + 1) * BLOCK)
-        _tanh_slope_block(grad[part], out[part], grad_x[part])
+        tanh_slope_block(grad[part], out[part], grad_x[part])
 
 
 @kernel
-def _tanh_slope_block(grad: Array, out: Array, grad_x: Array) -> None:
+def tanh_slope_block(grad: Array, out: Array, grad_x: Array) -> None:
     one = out.dtype.type(1)
     for i in range(out.size):
         grad_x[i] = grad[i] * (one - out[i] * out[i])

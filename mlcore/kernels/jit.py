@@ -3,18 +3,24 @@
 Fast-math may assume that no NaN exists, and then hides one; the kernels get their speed from `simd` instead.
 Compiled code is cached beside the sources (or in NUMBA_CACHE_DIR). Numba only looks at the file a function stands
 in before it trusts that cache, but kernels call into one another across files: here any change to any kernel file
-makes all of them compile anew.
+(or to one beside the function) makes all of them compile anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from numba import get_num_threads, njit
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, two processes don't compile side by side
+    fcntl = None  # type: ignore[assignment]
 
 WORTH_SHARING = 1 << 22
 
@@ -37,9 +43,26 @@ class SharedKernel:
         self.parallel = _compile(_twin(function), parallel=True)
 
     def __call__(self, work: int, *arguments: Any) -> Any:
-        if work < WORTH_SHARING or get_num_threads() == 1:
-            return self.serial(*arguments)
-        return self.parallel(*arguments)
+        chosen = self.serial if work < WORTH_SHARING or get_num_threads() == 1 else self.parallel
+        if _noted is not None:
+            _noted.append((chosen, arguments))
+            return None
+        return chosen(*arguments)
+
+
+Call = tuple[Any, tuple[Any, ...]]  # a dispatcher of numba's and what it was called with
+_noted: list[Call] | None = None
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[Call]]:
+    """Inside, shared kernels are noted instead of run: what they should have filled is left as it was."""
+    global _noted
+    before, _noted = _noted, []
+    try:
+        yield _noted
+    finally:
+        _noted = before
 
 
 def _twin(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,18 +74,53 @@ def _twin(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compile(function: Callable[..., Any], parallel: bool) -> Any:
+    how: dict[str, Any] = {"nogil": True, "parallel": parallel, "error_model": "numpy", "no_cfunc_wrapper": True}
     try:
-        dispatcher = njit(nogil=True, parallel=parallel, error_model="numpy", cache=True)(function)
+        dispatcher = njit(**how, cache=True)(function)
     except RuntimeError:  # nowhere to write a cache: compile in every process
-        return njit(nogil=True, parallel=parallel, error_model="numpy")(function)
+        return njit(**how)(function)
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if cache_file is not None:
-        cache_file._source_stamp = _stamp()
+        cache_file._source_stamp = stamp(Path(function.__code__.co_filename).parent)
+        cache_file.save = functools.partial(_save_alone, cache_file.save, Path(dispatcher._cache.cache_path))
     return dispatcher
 
 
+def _save_alone(save: Callable[..., None], folder: Path, key: Any, data: Any) -> None:
+    """Save compiled code while no other process does.
+
+    Numba first notes in an index which file will hold the code, then writes the file: two processes at once, with
+    different argument types, could note one name for both and then run one's code for the other.
+    """
+    with _alone_in(folder):
+        save(key, data)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((folder / "saving.lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @functools.cache
-def _stamp() -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of every file in this folder."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept; None when there is nowhere, or with NUMBA_DISABLE_JIT=1."""
+    cache = getattr(_compile(_nothing, parallel=False), "_cache", None)
+    path = getattr(cache, "cache_path", None)
+    return Path(path) if path else None
+
+
+def _nothing() -> None:
+    """Is never compiled: numba is asked where it would be kept."""
+
+
+@functools.cache
+def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every file in this folder, and in `folder`."""
+    files = sorted({file for place in (Path(__file__).parent, folder) for file in place.glob("*.py")})
     return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)

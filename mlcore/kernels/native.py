@@ -1,17 +1,29 @@
 """Machine code from LLVM text: what the processor offers, and functions compiled for it that are reached by address.
 
 The innermost loops are written as LLVM text for one shape and this machine's vectors, compiled in some hundredths of a
-second when a plan first asks for the shape, and called from Numba kernels by their address.
+second when a plan first asks for the shape, and called from Numba kernels by their address. What was compiled is kept
+beside Numba's own cache, in a folder of the user's that nobody else can write to: loading it is running it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import os
+import stat
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import llvmlite
 import llvmlite.binding as llvm
 import numba
+
+from mlcore.kernels.jit import cache_folder
+
+DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -51,15 +63,79 @@ def this_machine() -> Machine:
 
 def compiled(text: str, name: str, machine: Machine) -> int:
     """The address of function `name` of a module of LLVM text; the code stays as long as the process."""
-    module = llvm.parse_assembly(text)
-    module.triple = llvm.get_process_triple()
-    target = llvm.Target.from_default_triple().create_target_machine(machine.cpu, machine.features, opt=3)
-    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
-    passes.getModulePassManager().run(module, passes)
-    engine = llvm.create_mcjit_compiler(module, target)
+    shelf = Shelf.of(cache_folder())
+    key = _key(text, machine)
+    code = shelf.find(key) if shelf else None
+    if code is None:
+        code = _machine_code(text, machine)
+        if shelf:
+            shelf.keep(key, code)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target(machine))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _ENGINES.append(engine)
     return int(engine.get_function_address(name))
 
 
 _ENGINES: list[Any] = []  # compiled code lives as long as its engine
+
+
+def _key(text: str, machine: Machine) -> str:
+    """What the machine code depends on, as a name for a file."""
+    parts = (text, machine.cpu, machine.features, llvmlite.__version__, llvm.get_process_triple())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _machine_code(text: str, machine: Machine) -> bytes:
+    """An object file with the module's functions."""
+    module, target = llvm.parse_assembly(text), _target(machine)
+    module.triple = llvm.get_process_triple()
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes.getModulePassManager().run(module, passes)
+    return bytes(target.emit_object(module))
+
+
+def _target(machine: Machine) -> Any:
+    return llvm.Target.from_default_triple().create_target_machine(machine.cpu, machine.features, opt=3, jit=True)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A folder of object files, each behind its SHA-256, so that a torn or damaged one is known before it is run."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, parent: Path | None) -> Shelf | None:
+        """The shelf in `parent`, made if need be; None unless it is this user's and only this user can write to it."""
+        if parent is None or not hasattr(os, "getuid"):
+            return None
+        folder = parent / "native"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            seen = folder.lstat()
+        except OSError:
+            return None
+        private = stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid() and not seen.st_mode & 0o022
+        return cls(folder) if private else None
+
+    def find(self, key: str) -> bytes | None:
+        """The code kept under `key`, if it is there and whole."""
+        try:
+            data = (self.folder / key).read_bytes()
+        except OSError:
+            return None
+        digest, code = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+        return code if hashlib.sha256(code).digest() == digest else None
+
+    def keep(self, key: str, code: bytes) -> None:
+        """Put code there for the next process, whole or not at all; a full or read-only disk costs nothing else."""
+        with contextlib.suppress(OSError):
+            number, name = tempfile.mkstemp(dir=self.folder)
+            try:
+                with os.fdopen(number, "wb") as stream:
+                    stream.write(hashlib.sha256(code).digest() + code)
+                Path(name).replace(self.folder / key)
+            except OSError:
+                Path(name).unlink(missing_ok=True)
+                raise

@@ -120,7 +120,7 @@ def _parts(move: Move) -> tuple[Any, Any, Any]:
 def _forward(x: Array, weight: Array, bias: Array, tiles: Tiles, floor: Any, out: Array) -> None:
     for b in prange(weight.shape[0]):
         for first in range(0, weight.shape[1], DEPTH):
-            _forward_block(x, weight, bias, tiles, floor, out, b, first)
+            _forward_block(x, weight, bias, tiles, floor, out, np.int64(b), first)
 
 
 @kernel
@@ -198,7 +198,7 @@ def _update(
     for b in prange(weight.shape[0]):
         slope = np.empty(max(tiles.rows, tiles.last_rows) * weight.shape[2], np.float32)
         for i in range(tiles.times + tiles.last_times):
-            _update_tile(x_IN, grad, tiles, i, nothing, weight, velocity, rate, momentum, decay, b, slope)
+            _update_tile(x_IN, grad, tiles, i, nothing, weight, velocity, rate, momentum, decay, np.int64(b), slope)
 
 
 @SharedKernel
@@ -218,7 +218,7 @@ def _update_rounding(
     for b in prange(weight.shape[0]):
         slope = np.empty(max(tiles.rows, tiles.last_rows) * weight.shape[2], np.float32)
         for i in range(tiles.times + tiles.last_times):
-            _update_tile(x_IN, grad, tiles, i, nothing, weight, velocity, rate, momentum, decay, b, slope)
+            _update_tile(x_IN, grad, tiles, i, nothing, weight, velocity, rate, momentum, decay, np.int64(b), slope)
             _, rows, row = _tile_at(tiles, i)
             _round_rows(weight[b], row, row + rows, by_input[b], by_output[b])
 

@@ -82,7 +82,7 @@ def _max_forward(
     images: int,
 ) -> None:
     for n in prange(images):
-        _max_forward_image(x[0, n], response, size, stride, padding, out, grid, winner[n], n)
+        _max_forward_image(x[0, n], response, size, stride, padding, out, grid, winner[n], np.int64(n))
 
 
 @kernel
@@ -103,7 +103,8 @@ def _max_forward_image(
             ready += 1
         for q in range(winner.shape[1]):
             _window_winner(ring, top, q * stride - padding, height, best, which)
-            winner[p, q] = which
+            for c in range(channels):
+                winner[p, q, c] = which[c]
             _write(best, out, n, grid.border + p * grid.step, grid.border + q * grid.step)
 
 
@@ -112,8 +113,9 @@ def _window_winner(ring: Array, top: int, left: int, height: int, best: Array, w
     """The window whose corner is (top, left); what lies outside of the image takes no part."""
     size, width = ring.shape[:2]
     first_i, first_j = max(0, -top), max(0, -left)
-    best[:] = ring[(top + first_i) % size, left + first_j]
-    which[:] = first_i * size + first_j
+    corner, place = ring[(top + first_i) % size, left + first_j], np.uint8(first_i * size + first_j)
+    for c in range(best.size):
+        best[c], which[c] = corner[c], place
     for i in range(first_i, min(size, height - top)):
         for j in range(first_j, min(size, width - left)):
             candidate, place = ring[(top + i) % size, left + j], np.uint8(i * size + j)
@@ -138,7 +140,7 @@ def _max_backward(
     images: int,
 ) -> None:
     for n in prange(images):
-        _max_backward_image(grad[0, n], winner[n], x[0, n], response, size, stride, padding, out, grid, n)
+        _max_backward_image(grad[0, n], winner[n], x[0, n], response, size, stride, padding, out, grid, np.int64(n))
 
 
 @kernel
@@ -190,7 +192,7 @@ def _back_to_winners(grad: Array, winner: Array, i: int, size: int, stride: int,
 @SharedKernel
 def _avg_forward(x: Array, size: int, stride: int, padding: int, out: Array, grid: Grid, images: int) -> None:
     for n in prange(images):
-        _avg_forward_image(x[0, n], size, stride, padding, out, grid, n)
+        _avg_forward_image(x[0, n], size, stride, padding, out, grid, np.int64(n))
 
 
 @kernel
@@ -214,7 +216,7 @@ def _avg_forward_image(x: Array, size: int, stride: int, padding: int, out: Arra
 @SharedKernel
 def _avg_backward(grad: Array, size: int, stride: int, padding: int, out: Array, grid: Grid, images: int) -> None:
     for n in prange(images):
-        _avg_backward_image(grad[0, n], size, stride, padding, out, grid, n)
+        _avg_backward_image(grad[0, n], size, stride, padding, out, grid, np.int64(n))
 
 
 @kernel

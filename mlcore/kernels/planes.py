@@ -49,13 +49,14 @@ class Grid(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """How a window moves: kernel height, run (and its words), stride, and how many blocks share the cache while images
-    pass."""
+    """How a window moves: kernel height, run (and its words), stride, where in the plane's border its first row and
+    column are, and how many blocks share the cache while images pass."""
 
     kernel: int
     run: int
     words: int
     stride: int
+    first: int
     together: int
 
 
@@ -147,7 +148,8 @@ def _correlate_image(
         out_y = grid.border + y * grid.step
         for b in range(first, last):
             block = blocks[b]
-            a = address_of(x) + ((block[GROUP] * count + n) * height + y * walk.stride) * width * pixel
+            row = (block[GROUP] * count + n) * height + walk.first + y * walk.stride
+            a = address_of(x) + (row * width + walk.first) * pixel
             at = ((block[PLANE] * count + n) * out_height + out_y) * out_width + grid.border
             c = address_of(out) + (at * out_channels + block[CHANNEL]) * out.itemsize
             panel = address_of(panels) + b * panels.shape[1] * columns * WORD_BYTES
@@ -286,7 +288,7 @@ def _weight_gradient_rows(
     pixel, out_row = channels * WORD_BYTES, outputs * WORD_BYTES
     step = WORD_BYTES // x.itemsize * walk.stride * pixel
     for r in range(walk.kernel):
-        a = source + (y * walk.stride + r) * width * pixel
+        a = source + ((walk.first + y * walk.stride + r) * width + walk.first) * pixel
         c = address_of(sums) + (r * walk.run * outputs + block[CHANNEL]) * WORD_BYTES
         for size in (0, 3):
             tile, run = block[TILE + size], block[ROWS + size]

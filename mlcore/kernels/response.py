@@ -45,7 +45,7 @@ def respond(x: Array, response: Response, space: Array, out: Array) -> None:
             out[c] = widen(x[c])
         return
     sums = _sums(x, response, space)
-    _to_minus_beta(sums, response.beta)
+    to_minus_beta(sums, response.beta)
     for c in range(x.size):
         out[c] = widen(x[c]) * sums[c]
 
@@ -83,7 +83,7 @@ def _over_neighbours(padded: Array, size: int, sums: Array) -> None:
 
 
 @kernel
-def _to_minus_beta(sums: Array, beta: float) -> None:
+def to_minus_beta(sums: Array, beta: float) -> None:
     """s ^ -0.75 is two square roots and a division; other powers take the long way."""
     if beta == 0.75:
         one = np.float32(1)
@@ -109,7 +109,7 @@ def respond_back(x: Array, grad: Array, response: Response, space: Array, out: A
     inner = pull[half : half + x.size]
     for c in range(x.size):
         out[c] = sums[c]
-    _to_minus_beta(sums, response.beta)
+    to_minus_beta(sums, response.beta)
     for c in range(x.size):
         weighed = grad[c] * sums[c]
         inner[c] = weighed * widen(x[c]) / out[c]

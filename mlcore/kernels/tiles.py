@@ -47,7 +47,8 @@ def pad_rows(matrix: Array, padded: Array) -> None:
     rows, columns = matrix.shape
     padded[rows:] = 0
     for i in range(rows):
-        padded[i, :columns] = matrix[i]
+        for j in range(columns):
+            padded[i, j] = matrix[i, j]
         padded[i, columns:] = 0
 
 

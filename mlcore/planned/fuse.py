@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlcore.kernels.response import NO_RESPONSE, Response
-from mlcore.layers import AvgPool2d, Conv2d, Dropout, Flatten, Layer, Linear, LocalResponseNorm, MaxPool2d, ReLU
+from mlcore.layers import (
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+    Residual,
+)
 
 Named = tuple[str, Layer]
 
@@ -53,7 +66,32 @@ class Dropping:
     probability: float
 
 
-Step = Weighted | MaxPooling | AvgPooling | Dropping
+@dataclass(frozen=True)
+class GlobalPooling:
+    """The mean of each map."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Normalising:
+    """Batch normalisation, with the ReLU behind it or without."""
+
+    name: str
+    layer: BatchNorm2d
+    relu: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block: `body` ends in a batch normalisation, to which `side` (nothing: the input itself) is added."""
+
+    name: str
+    body: tuple[Step, ...]
+    side: tuple[Step, ...]
+
+
+Step = Weighted | MaxPooling | AvgPooling | Dropping | GlobalPooling | Normalising | Block
 
 
 def fused(layers: Sequence[Named]) -> list[Step]:
@@ -85,16 +123,40 @@ def _first_step(layers: list[Named]) -> tuple[Step | None, int]:
         return Dropping(name, layer.probability), 1
     if isinstance(layer, Flatten):
         return None, 1
+    if isinstance(layer, GlobalAvgPool):
+        return GlobalPooling(name), 1
+    if isinstance(layer, BatchNorm2d):
+        relu = isinstance(following, ReLU)
+        return Normalising(name, layer, relu), 2 if relu else 1
+    if isinstance(layer, Residual):
+        relu = isinstance(following, ReLU)
+        return _block(name, layer, relu), 2 if relu else 1
     raise Unplannable(f"layer '{name}': there is no planned {type(layer).__name__} at this place")
 
 
 def _weighted(name: str, layer: Conv2d | Linear, following: list[Named]) -> tuple[Step, int]:
     if isinstance(layer, Conv2d) and layer.padding >= layer.kernel:
         raise Unplannable(f"layer '{name}': a padding of {layer.padding} is wider than its window")
-    if layer.bias is None:
-        raise Unplannable(f"layer '{name}': a convolution without biases has no planned form")
     relu = bool(following) and isinstance(following[0][1], ReLU)
     return Weighted(name, layer, relu), 2 if relu else 1
+
+
+def _block(name: str, layer: Residual, relu: bool) -> Block:
+    """The ReLU behind the sum goes to the normalisation that the sum is fused with."""
+    body, side = (
+        fused([(f"{name}.{part}.{inner}", each) for inner, each in branch.layers.items()])
+        for part, branch in (("body", layer.body), ("shortcut", layer.shortcut))
+    )
+    for branch in (body, side) if side else (body,):
+        if not branch or not isinstance(branch[-1], Normalising) or branch[-1].relu or not _is_conv(branch[0]):
+            raise Unplannable(f"layer '{name}': a planned block begins with a convolution and ends in a BatchNorm2d")
+    last = body[-1]
+    assert isinstance(last, Normalising), "checked above"
+    return Block(name, (*body[:-1], Normalising(last.name, last.layer, relu)), tuple(side))
+
+
+def _is_conv(step: Step) -> bool:
+    return isinstance(step, Weighted) and isinstance(step.layer, Conv2d)
 
 
 def _relu_first(layers: Sequence[Named]) -> list[Named]:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlcore.kernels import panels
+from mlcore.kernels.cook_toom import Matrix
 from mlcore.kernels.micro import cover, tile_address
 from mlcore.kernels.native import this_machine
 from mlcore.kernels.panels import Tiles
 from mlcore.kernels.planes import BLOCK_COLUMNS, Grid
 from mlcore.kernels.precision import FP32, PRECISIONS, WORD_BYTES, Precision
+from mlcore.kernels.transform import transform_address
 from mlcore.layers import Linear
 from mlcore.tensor import Array
 
@@ -51,6 +53,12 @@ class Planes:
         return next(each for each in PRECISIONS.values() if each.dtype == self.array.dtype)
 
     @property
+    def memory(self) -> Array:
+        """What the planes lie in, perhaps together with others."""
+        base = self.array.base
+        return base if isinstance(base, np.ndarray) else self.array
+
+    @property
     def is_plain(self) -> bool:
         """One group and no border: an image is one row of numbers."""
         return self.groups == 1 and self.array.shape[2:4] == (self.grid.height, self.grid.width)
@@ -80,23 +88,92 @@ def plane(
     return Planes(_zeros(shape, precision), Grid(border, 1, height, width))
 
 
+class Pool:
+    """Memory that stages share: of gradients that are planes two are alive at a time, of sums over chunks only one.
+
+    That holds for a chain of stages; where it branches, planes get memory of their own (`chain` False).
+    """
+
+    def __init__(self, chain: bool = True) -> None:
+        self._chain = chain
+        self._pieces: list[Array] = []
+        self._sums = np.empty(0, np.float32)
+
+    def plane(self, shape: tuple[int, ...], precision: Precision, busy: Planes | None) -> Array:
+        """Numbers that don't share memory with `busy`; what they are is not said."""
+        size = math.prod(shape) + SLACK
+        pieces = self._pieces if self._chain else []
+        free = [p for p in pieces if p.size >= size and (busy is None or not np.may_share_memory(p, busy.array))]
+        if not free:
+            # As large as the largest: pages that are never touched cost nothing, and later planes may fit.
+            free = [np.empty(max([size, *map(len, pieces)]), precision.dtype)]
+            self._pieces += free
+        return min(free, key=len)[: math.prod(shape)].reshape(shape)
+
+    def sums(self, shape: tuple[int, ...]) -> Array:
+        """float32 numbers, the same for everyone."""
+        size = math.prod(shape)
+        if size > self._sums.size:
+            self._sums = np.empty(size, np.float32)
+        return self._sums[:size].reshape(shape)
+
+
 def _zeros(shape: tuple[int, ...], precision: Precision) -> Array:
     size = math.prod(shape)
     return np.zeros(size + SLACK, precision.dtype)[:size].reshape(shape)
 
 
-def gradient_plane(out: Planes, groups: int, kernel: int, stride: int, padding: int, x: Planes | None) -> Planes:
+def gradient_plane(
+    out: Planes,
+    groups: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    x: Planes,
+    x_grad: Planes | None,
+    pool: Pool,
+) -> Planes:
     """Where the gradient of a convolution's output `out` is put, so that a correlation leads back to its input `x`.
 
-    Without `x` (nobody wants its gradient) it needs no border.
+    Where nobody wants that (x_grad is None) it needs no border. With a stride it needs memory of its own, since the
+    zeros between its pixels must stay; else `clear_border` makes it ready to be read.
     """
     images, channels, height, width = out.array.shape[1], out.channels, out.grid.height, out.grid.width
-    if x is None:
-        return plane(images, channels, height, width, groups, precision=out.precision)
+    if x_grad is None:
+        return pooled_plane(images, channels, height, width, out.precision, None, pool, groups)
     border = kernel - 1 - padding
     rows, columns = x.grid.height + kernel - 1, x.grid.width + kernel - 1
     shape = (groups, images, rows, columns, channels // groups)
-    return Planes(_zeros(shape, out.precision), Grid(border, stride, height, width))
+    memory = _zeros(shape, out.precision) if stride > 1 else pool.plane(shape, out.precision, x_grad)
+    return Planes(memory, Grid(border, stride, height, width))
+
+
+def pooled_plane(
+    images: int,
+    channels: int,
+    height: int,
+    width: int,
+    precision: Precision,
+    busy: Planes | None,
+    pool: Pool,
+    groups: int = 1,
+) -> Planes:
+    """Planes without a border for a gradient, in memory that it shares, though not with `busy`."""
+    shape = (groups, images, height, width, channels // groups)
+    return Planes(pool.plane(shape, precision, busy), Grid(0, 1, height, width))
+
+
+def clear_border(there: Planes) -> None:
+    """Zeros around the pixels of planes whose memory was used for others, and behind them."""
+    grid = there.grid
+    if grid.step > 1:
+        return
+    there.memory.reshape(-1)[there.array.size :][:SLACK] = 0
+    bottom, right = grid.border + grid.height, grid.border + grid.width
+    there.array[:, :, : grid.border] = 0
+    there.array[:, :, bottom:] = 0
+    there.array[:, :, grid.border : bottom, : grid.border] = 0
+    there.array[:, :, grid.border : bottom, right:] = 0
 
 
 def panel_vectors(outputs: int) -> int:
@@ -108,6 +185,11 @@ def panel_vectors(outputs: int) -> int:
 def panel_columns(vectors: int) -> int:
     """Numbers across a panel."""
     return vectors * this_machine().lanes
+
+
+def transform(matrix: Matrix, has_end: bool) -> int:
+    """The transform of squares of pixels by `matrix`, compiled."""
+    return transform_address(matrix, has_end, this_machine())
 
 
 def tiles(length: int, vectors: int, read: Precision = FP32, written: Precision = FP32, unit: int = 1) -> Tiles:
@@ -127,6 +209,10 @@ class Blocks:
     table: Array
     spans: Array
     columns: int
+
+    @property
+    def vectors(self) -> int:
+        return self.columns // this_machine().lanes
 
     def together(self, depth: int) -> int:
         """How many blocks of panels `depth` words deep fit the cache at once."""

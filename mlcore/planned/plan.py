@@ -13,13 +13,12 @@ import numba
 
 from mlcore.kernels import loss, planes
 from mlcore.kernels.panels import Move
-from mlcore.kernels.precision import PRECISIONS, Precision
-from mlcore.layers import Conv2d, Layer, Linear, Sequential
+from mlcore.kernels.precision import PRECISIONS
+from mlcore.layers import Sequential
 from mlcore.optim import SGD, Optimiser
-from mlcore.planned import layout
-from mlcore.planned.fuse import AvgPooling, Dropping, MaxPooling, Step, Unplannable, Weighted, fused
-from mlcore.planned.layout import Planes
-from mlcore.planned.stages import AvgPoolStage, ConvStage, DropoutStage, LinearStage, MaxPoolStage, Stage, Weights
+from mlcore.planned.fuse import Unplannable
+from mlcore.planned.stages import Weights
+from mlcore.planned.wiring import wired
 from mlcore.rng import Rng
 from mlcore.tensor import Array
 
@@ -30,18 +29,25 @@ class Plan:
     """The stages of `model` for batches of up to `batch` images of `input_shape` (channels, height, width).
 
     precision: "fp32", or "bf16" for activations, gradients and the weights that are multiplied; sums, the weights that
-    are moved, loss and logits stay float32. Unplannable when a layer has no planned form or kernels are not compiled.
+    are moved, loss and logits stay float32. winograd: convolutions with fewer multiplications where that pays, in fp32;
+    they lose about two bits. Unplannable when a layer has no planned form or kernels are not compiled.
     """
 
     def __init__(
-        self, model: Sequential, optimiser: Optimiser, batch: int, input_shape: Shape, precision: str = "fp32"
+        self,
+        model: Sequential,
+        optimiser: Optimiser,
+        batch: int,
+        input_shape: Shape,
+        precision: str = "fp32",
+        winograd: bool = True,
     ) -> None:
         if getattr(numba.config, "DISABLE_JIT"):  # noqa: B009  numba makes its settings at import
             raise Unplannable("the kernels of a plan exist in compiled form only")
         if not isinstance(optimiser, SGD) or optimiser.nesterov:
             raise Unplannable("only SGD with plain momentum has a planned form")
         self.model, self.optimiser, self.batch = model, optimiser, batch
-        self.input, self.stages = _wired(model, batch, input_shape, PRECISIONS[precision])
+        self.input, self.stages = wired(model, batch, input_shape, PRECISIONS[precision], winograd)
         self._count = 0
         self.take()
 
@@ -92,8 +98,11 @@ class Plan:
     @property
     def buffer_bytes(self) -> int:
         """What the planes between the stages take."""
-        buffers = {id(p.array): p.array.nbytes for stage in self.stages for p in (stage.out, stage.out_grad)}
-        return sum(buffers.values()) + self.input.array.nbytes
+        there = [p.array for stage in self.stages for p in (stage.out, stage.out_grad)]
+        memory = {
+            id(a if a.base is None else a.base): a if a.base is None else a.base for a in (self.input.array, *there)
+        }
+        return sum(each.nbytes for each in memory.values())
 
     def _forward(self, images_NCHW: Array, rng: Rng | None) -> Array:
         count = len(images_NCHW)
@@ -110,46 +119,3 @@ class Plan:
 def _of(layer: str, arrays: Mapping[str, Array]) -> Weights:
     """One layer's arrays, by parameter."""
     return {name.removeprefix(f"{layer}."): array for name, array in arrays.items() if name.startswith(f"{layer}.")}
-
-
-def _wired(model: Sequential, batch: int, input_shape: Shape, precision: Precision) -> tuple[Planes, list[Stage]]:
-    """The input's planes and the stages, each made with the planes of its neighbours."""
-    shapes = {name: (got, out) for name, _, got, out in model.trace(input_shape)}
-    steps = fused(list(model.layers.items()))
-    if not steps or not isinstance(steps[-1], Weighted) or not isinstance(steps[-1].layer, Linear):
-        raise Unplannable("the last layer with an effect must be Linear")
-    channels, height, width = input_shape
-    x = first = layout.plane(batch, channels, height, width, *_wish(steps[0], channels), precision)
-    x_grad: Planes | None = None
-    stages: list[Stage] = []
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
-        stage = _stage(step, following, batch, shapes[step.name][1], x, x_grad)
-        stages.append(stage)
-        x, x_grad = stage.out, stage.out_grad
-    return first, stages
-
-
-def _stage(step: Step, following: Step | None, batch: int, out_shape: Shape, x: Planes, x_grad: Planes | None) -> Stage:
-    if isinstance(step, Weighted) and isinstance(step.layer, Linear):
-        return LinearStage(step.name, step.layer, step.relu, x, x_grad, last=following is None)
-    if isinstance(step, Dropping):
-        if not x.is_plain or x_grad is None or not x_grad.is_plain:
-            raise Unplannable(f"layer '{step.name}': dropout needs plain planes, as before a linear layer")
-        return DropoutStage(step.name, step.probability, x, x_grad)
-    if isinstance(step, MaxPooling):
-        sides = (x.grid.height + 2 * step.padding, x.grid.width + 2 * step.padding)
-        out_shape = (x.channels, *(1 + (side - step.size) // step.stride for side in sides))
-    channels, height, width = out_shape
-    out = layout.plane(batch, channels, height, width, *_wish(following, channels), x.precision)
-    if isinstance(step, MaxPooling):
-        return MaxPoolStage(step.name, step.size, step.stride, step.padding, step.response, x, x_grad, out)
-    if isinstance(step, AvgPooling):
-        return AvgPoolStage(step.name, step.size, step.stride, step.padding, x, x_grad, out)
-    assert isinstance(step.layer, Conv2d)
-    return ConvStage(step.name, step.layer, step.relu, x, x_grad, out)
-
-
-def _wish(step: Step | None, channels: int) -> tuple[int, int]:
-    """(groups, border) of the planes that a step wants to read."""
-    layer: Layer | None = step.layer if isinstance(step, Weighted) else None
-    return (layer.groups, layer.padding) if isinstance(layer, Conv2d) else (1, 0)

@@ -20,7 +20,8 @@ from mlcore.kernels.precision import FP32
 from mlcore.kernels.response import Response
 from mlcore.layers import Conv2d, Linear
 from mlcore.planned import layout
-from mlcore.planned.layout import Blocks, Planes
+from mlcore.planned.fuse import Unplannable
+from mlcore.planned.layout import Blocks, Planes, Pool
 from mlcore.rng import Rng
 from mlcore.tensor import Array
 
@@ -52,7 +53,8 @@ class Stage(Protocol):
 
 
 class Bias:
-    """A bias with its velocity, and the sums of its gradient per chunk of images."""
+    """A bias (or any parameter of one number per channel) with its velocity, and the sums of its gradient per chunk of
+    images."""
 
     def __init__(self, size: int, images: int) -> None:
         self.values, self.velocity = np.zeros(size, np.float32), np.zeros(size, np.float32)
@@ -69,19 +71,31 @@ class Bias:
 class ConvStage:
     """Convolution, bias and perhaps ReLU, on planes."""
 
-    def __init__(self, name: str, layer: Conv2d, relu: bool, x: Planes, x_grad: Planes | None, out: Planes) -> None:
+    def __init__(
+        self,
+        name: str,
+        layer: Conv2d,
+        relu: bool,
+        x: Planes,
+        x_grad: Planes | None,
+        out: Planes,
+        pool: Pool | None = None,
+    ) -> None:
         self.name, self.layer, self.x, self.x_grad, self.out = name, layer, x, x_grad, out
         images, groups = x.array.shape[1], layer.groups
         self.precision = x.precision
         self.relu, self.channels, self.outputs = relu, layer.channels // groups, layer.outputs // groups
         self.floor = 0.0 if relu else NO_FLOOR
-        source = None if x_grad is None else x
-        self.out_grad = layout.gradient_plane(out, groups, layer.kernel, layer.stride, layer.padding, source)
+        how = layer.kernel, layer.stride, layer.padding
+        self.pool = pool or Pool()
+        self.out_grad = layout.gradient_plane(out, groups, *how, x, x_grad, self.pool)
         run = layer.kernel * self.channels
         self.weight = np.zeros((groups, layer.kernel, run, self.outputs), np.float32)
         self.velocity = np.zeros_like(self.weight)
-        self.sums = np.zeros((-(-images // CHUNK), *self.weight.shape), np.float32)
+        self.slope = np.zeros_like(self.weight)
         self.bias = Bias(layer.outputs, images)
+        if x.grid.border < layer.padding:
+            raise Unplannable(f"layer '{name}': its input has no room for a padding of {layer.padding}")
         self._plan_forward(run)
         self.gradient = layout.gradient_blocks(self.outputs, run, self.precision)
         if x_grad is not None:
@@ -89,19 +103,20 @@ class ConvStage:
 
     def _plan_forward(self, run: int) -> None:
         self.blocks = layout.correlation_blocks(self.outputs, self.layer.groups, self.out)
-        self.walk = self._walk(run, self.layer.stride, self.blocks)
+        first = self.x.grid.border - self.layer.padding
+        self.walk = self._walk(run, self.layer.stride, first, self.blocks)
         self.panels = layout.conv_panels(self.blocks, self.layer.kernel, run, self.precision)
 
     def _plan_back(self, x_grad: Planes) -> None:
         run = self.layer.kernel * self.outputs
         self.back = layout.correlation_blocks(self.channels, self.layer.groups, x_grad)
-        self.back_walk = self._walk(run, 1, self.back)
+        self.back_walk = self._walk(run, 1, 0, self.back)
         self.back_panels = layout.conv_panels(self.back, self.layer.kernel, run, self.precision)
         self.back_start = np.zeros((len(self.back.spans), self.back.columns), np.float32)
 
-    def _walk(self, run: int, stride: int, blocks: Blocks) -> Walk:
+    def _walk(self, run: int, stride: int, first: int, blocks: Blocks) -> Walk:
         kernel, words = self.layer.kernel, self.precision.words(run)
-        return Walk(kernel, run, words, stride, blocks.together(kernel * words))
+        return Walk(kernel, run, words, stride, first, blocks.together(kernel * words))
 
     def forward(self, images: int, rng: Rng | None) -> None:
         planes.correlate(
@@ -110,29 +125,43 @@ class ConvStage:
         )  # fmt: skip
 
     def backward(self, images: int) -> None:
-        grad = self.out_grad
-        self.bias.collect(grad, self.out, self.relu, images)
-        planes.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, self.sums, images)
+        if self.relu or self.layer.bias:
+            self.bias.collect(self.out_grad, self.out, self.relu, images)
+        sums = self.pool.sums((-(-images // CHUNK), *self.weight.shape))
+        self._gradient_of_weights(sums, images)
+        np.add.reduce(sums, axis=0, out=self.slope)  # chunk after chunk
         if self.x_grad is not None:
-            planes.correlate(
-                grad.array, self.back_panels, self.back_start, self.back.table, self.back_walk, NO_FLOOR,
-                self.x_grad.array, self.x_grad.grid, images,
-            )  # fmt: skip
+            layout.clear_border(self.out_grad)
+            self._gradient_of_input(self.x_grad, images)
+
+    def _gradient_of_weights(self, sums: Array, images: int) -> None:
+        grad = self.out_grad
+        planes.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, sums, images)
+
+    def _gradient_of_input(self, x_grad: Planes, images: int) -> None:
+        planes.correlate(
+            self.out_grad.array, self.back_panels, self.back_start, self.back.table, self.back_walk, NO_FLOOR,
+            x_grad.array, x_grad.grid, images,
+        )  # fmt: skip
 
     def update(self, images: int, moves: dict[str, Move]) -> None:
-        sums = self.sums[: -(-images // CHUNK)].reshape(-1, self.weight.size)
-        panels.move_weights(self.weight.reshape(-1), self.velocity.reshape(-1), sums, moves["weight"])
-        self.bias.update(images, moves["bias"])
+        slope = self.slope.reshape(1, -1)
+        panels.move_weights(self.weight.reshape(-1), self.velocity.reshape(-1), slope, moves["weight"])
+        if self.layer.bias:
+            self.bias.update(images, moves["bias"])
         self._pack()
 
     def take(self, weights: Weights, velocities: Weights) -> None:
         self.weight[:] = layout.conv_to_plan(weights["weight"], self.layer.groups)
         self.velocity[:] = layout.conv_to_plan(velocities["weight"], self.layer.groups)
-        self.bias.values[:], self.bias.velocity[:] = weights["bias"], velocities["bias"]
+        if self.layer.bias:
+            self.bias.values[:], self.bias.velocity[:] = weights["bias"], velocities["bias"]
         self._pack()
 
     def give(self) -> tuple[Weights, Weights]:
         weight, velocity = (layout.conv_from_plan(a, self.channels) for a in (self.weight, self.velocity))
+        if not self.layer.bias:
+            return {"weight": weight}, {"weight": velocity}
         return (
             {"weight": weight, "bias": self.bias.values.copy()},
             {"weight": velocity, "bias": self.bias.velocity.copy()},
@@ -146,7 +175,7 @@ class ConvStage:
             planes.pack_turned_panels(self.weight, self.channels, self.back.spans, self.back_panels)
 
 
-class _Weightless:
+class Weightless:
     """What a stage without weights has to do about them."""
 
     def update(self, images: int, moves: dict[str, Move]) -> None:
@@ -159,7 +188,7 @@ class _Weightless:
         return {}, {}
 
 
-class MaxPoolStage(_Weightless):
+class MaxPoolStage(Weightless):
     """Local response normalisation (or none) and max pooling in one pass."""
 
     def __init__(
@@ -172,11 +201,12 @@ class MaxPoolStage(_Weightless):
         x: Planes,
         x_grad: Planes | None,
         out: Planes,
+        pool: Pool,
     ) -> None:
         self.name, self.size, self.stride, self.padding, self.response = name, size, stride, padding, response
         self.x, self.x_grad, self.out = x, x_grad, out
         images, channels, height, width = x.array.shape[1], out.channels, out.grid.height, out.grid.width
-        self.out_grad = layout.plane(images, channels, height, width, precision=out.precision)
+        self.out_grad = layout.pooled_plane(images, channels, height, width, out.precision, x_grad, pool)
         self.winner = np.zeros((images, height, width, channels), np.uint8)
 
     def forward(self, images: int, rng: Rng | None) -> None:
@@ -200,17 +230,25 @@ class MaxPoolStage(_Weightless):
             )  # fmt: skip
 
 
-class AvgPoolStage(_Weightless):
+class AvgPoolStage(Weightless):
     """Average pooling."""
 
     def __init__(
-        self, name: str, size: int, stride: int, padding: int, x: Planes, x_grad: Planes | None, out: Planes
+        self,
+        name: str,
+        size: int,
+        stride: int,
+        padding: int,
+        x: Planes,
+        x_grad: Planes | None,
+        out: Planes,
+        pool: Pool,
     ) -> None:
         self.name, self.size, self.stride, self.padding = name, size, stride, padding
         self.x, self.x_grad, self.out = x, x_grad, out
         images = x.array.shape[1]
         shape = out.channels, out.grid.height, out.grid.width
-        self.out_grad = layout.plane(images, *shape, precision=out.precision)
+        self.out_grad = layout.pooled_plane(images, *shape, out.precision, x_grad, pool)
 
     def forward(self, images: int, rng: Rng | None) -> None:
         plane_pool.avg_pool_forward(
@@ -224,7 +262,7 @@ class AvgPoolStage(_Weightless):
             )
 
 
-class DropoutStage(_Weightless):
+class DropoutStage(Weightless):
     """Dropout, in place: the same mask as the tape's, from the same stream, whatever order the numbers lie in."""
 
     def __init__(self, name: str, probability: float, x: Planes, x_grad: Planes | None) -> None:

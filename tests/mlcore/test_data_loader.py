@@ -1,16 +1,13 @@
 """Batches: the right bytes, each once, in an order that depends on the seed alone."""
 
-import threading
-import time
 from collections.abc import Iterator
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcore.data.images import Normaliser
-from mlcore.data.loader import Batch, Loader, Part, prefetched, shuffled, split
+from mlcore.data.loader import Batch, Loader, Part, shuffled, split
 from mlcore.rng import Rng
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (53, 28, 28)).astype(np.uint8)
@@ -86,24 +83,3 @@ def test_shuffled_labels_are_the_parts_own_and_leave_the_rest_alone() -> None:
     assert sorted(mixed.labels[part.index]) == sorted(LABELS[part.index])
     assert not np.array_equal(mixed.labels[part.index], LABELS[part.index])
     assert np.array_equal(mixed.labels[held.index], LABELS[held.index])
-
-
-def test_an_error_while_making_a_batch_surfaces_where_it_is_read() -> None:
-    def broken() -> Iterator[Batch]:
-        yield from loader().batches(0, 1)
-        raise ValueError("bad batch")
-
-    reader = prefetched(broken())
-    next(reader)
-    with pytest.raises(ValueError, match="bad batch"):
-        next(reader)
-
-
-def test_leaving_early_ends_the_thread() -> None:
-    reader = loader().batches(0, 1000)
-    next(reader)
-    reader.close()  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(t.name == "mlcore-loader" for t in threading.enumerate()):
-        time.sleep(0.01)
-    assert not [thread for thread in threading.enumerate() if thread.name == "mlcore-loader"]

@@ -2,12 +2,11 @@
 
 import io
 import json
-import threading
 from pathlib import Path
 
 import pytest
 
-from mlcore.display import Live, Plain, Quiet, View, choose, duration, passing_line, telling_if_slow
+from mlcore.display import Live, Plain, Quiet, View, choose, duration, now_and_then, passing_line
 from mlcore.monitor import Monitor
 
 VIEW = View(epoch=2, epochs=3, step=40, total_steps=96, loss=0.1234, error_pct=4.5, images_per_s=12345.6, left_s=75)
@@ -39,17 +38,13 @@ def test_plain_progress_is_one_line_every_ten_seconds() -> None:
 
 
 def test_what_is_slow_is_told_and_what_is_quick_is_not() -> None:
-    said, told = [], threading.Event()
-
-    def say(text: str) -> None:
-        said.append(text)
-        told.set()
-
-    with telling_if_slow(say, "quick", after_s=60):
-        pass
-    with telling_if_slow(say, "slow", after_s=0):
-        assert told.wait(10)
-    assert said == ["slow"]
+    said: list[str] = []
+    now = [0.0]
+    tell = now_and_then(said.append, after_s=1, every_s=3, clock=lambda: now[0])
+    for tenth in range(60):
+        now[0] = tenth / 10
+        tell(f"at {now[0]}")
+    assert said == ["at 1.0", "at 4.0"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from mlcore.layers import (
     ReLU,
     Sequential,
     Tanh,
+    convert,
 )
 from mlcore.models import build
 from mlcore.optim import SGD
@@ -112,6 +113,40 @@ def test_a_plan_in_bf16_stays_near_the_tape(case: str) -> None:
     for name, first in before.items():
         wanted, got = (one.parameters()[name].data - first for one in (model, other))
         assert _cosine(wanted, got) > 0.98, name
+
+
+@needs_compiler
+@pytest.mark.parametrize("count", [19, 1])
+def test_a_planned_residual_network_has_the_gradients_and_statistics_of_the_tape(count: int) -> None:
+    """Against float64: steps would part where rounding moves a number across a ReLU's corner."""
+    exact, model = (build("resnet_small", {}, Rng(1), (3, 18, 18), 10) for _ in range(2))
+    convert(exact, np.float64)
+    x, labels = normal((count, 3, 18, 18), seed=count), np.arange(count) % 10
+    loss = ops.cross_entropy(exact(Tensor(x.astype(np.float64)), Rng(5)), labels)
+    loss.backward()
+    before = {name: tensor.data.copy() for name, tensor in model.parameters().items()}
+    plan = Plan(model, SGD(model.parameters(), 0.0, 0.0), 19, (3, 18, 18))
+    assert plan.step(x, labels, 1.0, Rng(5))[0] == pytest.approx(loss.item(), rel=1e-6)
+    plan.give()
+    for name, tensor in exact.parameters().items():
+        assert tensor.grad is not None
+        gradient = before[name] - model.parameters()[name].data
+        scale = np.abs(tensor.grad).max() + 1e-3 * np.abs(before[name]).max()  # a weight less a weight rounds
+        assert np.abs(gradient - tensor.grad).max() <= 1e-5 * scale, name
+    for name, tensor in exact.buffers().items():
+        _assert_near(model.buffers()[name].data, tensor.data, name, 1e-5)
+    _assert_near(plan.logits(x), model(Tensor(x)).data, "evaluation", 1e-5)
+
+
+@needs_compiler
+def test_a_residual_network_in_bf16_stays_near_the_tape() -> None:
+    model, other = (build("resnet_small", {}, Rng(1), (3, 18, 18), 10) for _ in range(2))
+    optimiser, others = SGD(model.parameters(), 0.9, 0.02), SGD(other.parameters(), 0.9, 0.02)
+    plan = Plan(other, others, 19, (3, 18, 18), "bf16")
+    for step, count in enumerate((19, 1, 18)):
+        x, labels = normal((count, 3, 18, 18), seed=step), (np.arange(count) * 3 + step) % 10
+        loss, _ = _tape_step(model, optimiser, x, labels, step)
+        assert plan.step(x, labels, RATE, Rng(5).child("step", step))[0] == pytest.approx(loss, rel=1e-2)
 
 
 def _cosine(left: Array, right: Array) -> float:

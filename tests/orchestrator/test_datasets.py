@@ -184,9 +184,9 @@ GOOD = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2, 3, 4) + bytes(24)
         ("short", GOOD[:-1], "does not hold what its header says"),
         ("long", GOOD + b"x", "does not hold what its header says"),
         ("vast", GOOD[:4] + struct.pack(">3I", *[2**32 - 1] * 3) + bytes(24), "does not hold what its header says"),
-        ("cut.gz", gzip.compress(GOOD)[:-12], "can't be read: .*; fetch it again"),
+        ("cut.gz", gzip.compress(GOOD, mtime=0)[:-12], "can't be read: .*; fetch it again"),
         ("text.gz", b"<html>not found</html>", "can't be read: Not a gzipped file"),
-        ("bits.gz", gzip.compress(GOOD)[:12] + b"\xff" * 30, "can't be read: "),
+        ("bits.gz", gzip.compress(GOOD, mtime=0)[:12] + b"\xff" * 30, "can't be read: "),
     ],
 )
 def test_files_that_are_not_idx_are_refused_with_path_and_fix(

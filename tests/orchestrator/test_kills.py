@@ -82,6 +82,7 @@ def test_killed_at_forty_boundaries_one_after_the_other_a_run_ends_as_if_nothing
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path) -> None:
     api = brains.api()
     with serving(api), forks() as made:

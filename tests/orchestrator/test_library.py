@@ -133,6 +133,11 @@ BROKEN: dict[str, tuple[Callable[[], Library], str]] = {
         lambda: with_agent("right", delegates_to=()),
         "agents/writer.md: `writer` is not reachable from level 0; let an agent above delegate to it, or delete it",
     ),
+    "_tiers_are_left": (
+        lambda: Library(small_library().agents, {**small_library().skills, "tune": skill("tune", ceiling="haiku")}),
+        "agents/worker.md: model `sonnet` and `tune` leave no tier between their floors and ceilings; "
+        "lower a `floor`, raise a `ceiling`, or take the skill away",
+    ),
     "_skills_are_held": (
         lambda: Library(small_library().agents, {**small_library().skills, "draw": skill("draw")}),
         "skills/draw/SKILL.md: no agent holds this skill; add it to an agent's `skills`",

@@ -1,0 +1,37 @@
+"""Where the time of a step goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlcore.profile import FORWARD, INPUT, UPDATE, WEIGHTS, Clock, profile
+from mlcore.tables import profile_table
+from mlcore.warm import Wanted
+from tests.mlcore.helpers import needs_compiler
+
+
+def test_inner_time_is_not_the_outer_ones() -> None:
+    now = iter(range(100))
+    clock = Clock(lambda: float(next(now)))
+    with clock.at("conv", INPUT), clock.at(None, WEIGHTS):
+        pass
+    taken = clock.take()
+    assert taken["conv", INPUT] == 2
+    assert taken["conv", WEIGHTS] == 1
+    assert sum(taken.values()) == 5
+
+
+@needs_compiler
+@pytest.mark.parametrize(("model", "engine", "first"), [("mnist_cnn", "a plan", "conv1"), ("mlp", "the tape", "fc1")])
+def test_every_direction_of_every_layer_has_its_time(model: str, engine: str, first: str) -> None:
+    options = {"mnist_cnn": {}, "mlp": {"hidden": [16]}}[model]
+    wanted = Wanted(model, options, (1, 14, 14), 10, 8)
+    document = profile(wanted, 1, 2, lambda text: None)
+    assert document["engine"] == engine
+    rows = {(row["layer"], row["direction"]): row for row in document["rows"]}
+    assert {direction for _, direction in rows} == {FORWARD, INPUT, WEIGHTS, UPDATE}
+    assert rows["output", WEIGHTS]["gflops"] > 0
+    assert rows.get((first, INPUT), {"gflops": 0})["gflops"] == 0  # nobody wants the gradient of the images
+    assert sum(row["ms"] for row in rows.values()) == pytest.approx(document["step_ms"], rel=0.5)
+    assert 90 < sum(row["share_pct"] for row in rows.values()) < 100.1
+    assert len(profile_table(document).splitlines()) == len(rows) + 2

@@ -1,0 +1,148 @@
+"""Kernels compiled ahead of time, and kept for the next process only where nobody else can write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlcore.kernels import ahead, jit, native
+from mlcore.kernels.micro import tile_address, tile_source
+from tests.mlcore.drawn import mlcore
+from tests.mlcore.helpers import Array, needs_compiler, run_python
+
+MACHINE = native.this_machine()
+TEXT = tile_source(3, 1, MACHINE.lanes)
+
+pytestmark = needs_compiler
+
+
+@jit.SharedKernel
+def _double(values: Array) -> None:
+    for i in range(values.size):
+        values[i] *= 2
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> native.Shelf:
+    found = native.Shelf.of(tmp_path)
+    assert found is not None
+    return found
+
+
+def test_work_is_noted_once_per_kernel_and_types_and_not_done() -> None:
+    single, twofold = np.ones(3, np.float32), np.ones(3)
+
+    def work() -> None:
+        for values in (single, twofold, single):
+            _double(0, values)
+
+    jobs = ahead.jobs_of(work)
+    assert [job.name for job in jobs] == ["test_warm.double"] * 2
+    assert {str(job.signature[0].dtype) for job in jobs} == {"float32", "float64"}
+    assert single.tolist() == twofold.tolist() == [1, 1, 1]
+    _double(0, single)
+    assert single.tolist() == [2, 2, 2]
+
+
+def test_two_processes_share_the_jobs_and_the_second_start_compiles_nothing(tmp_path: Path) -> None:
+    code = """
+import numpy as np
+from mlcore.kernels import ahead, elementwise, jit, pool
+def work():
+    for kind in (np.float32, np.float64):
+        x = np.ones((1, 1, 4, 4), kind)
+        elementwise.relu_forward(x)
+        pool.avg_pool2d_forward(x, 2, 2, 0)
+jobs, told = ahead.jobs_of(work), []
+ahead.compile_all(jobs, lambda number, job: told.append(number), share=True)
+misses = sum(sum(job.dispatcher.stats.cache_misses.values()) for job in jobs[::2])
+print(told == list(range(4)), all(job.signature in job.dispatcher.overloads for job in jobs), misses)
+"""
+    first, second = (run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() for _ in range(2))
+    assert first[:2] == second[:2] == ["True", "True"]
+    assert second[2] == "0"
+
+
+def test_a_child_that_dies_costs_nothing_but_its_help() -> None:
+    class Deadly:
+        def compile(self, signature: object) -> None:
+            done.append(os.getpid())
+            if os.getpid() != parent:
+                os._exit(1)
+
+    parent, done = os.getpid(), list[int]()
+    jobs = [ahead.Job(str(number), Deadly(), ()) for number in range(4)]
+    ahead.compile_all(jobs, lambda number, job: None, share=True)
+    assert done == [parent] * 4
+
+
+def test_machine_code_is_kept_whole_for_the_next_process(tmp_path: Path) -> None:
+    code = """
+from mlcore.kernels import micro, native
+import mlcore.kernels.native as n
+made, machine_code = [], n._machine_code
+n._machine_code = lambda *a: made.append(1) or machine_code(*a)
+assert micro.tile_address(3, 1, native.this_machine()) > 0
+print(len(made))
+"""
+    runs = [run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+    (kept,) = tmp_path.glob("*/native/*")
+    for damage in (kept.read_bytes()[:-1], b"", kept.read_bytes()[::-1]):
+        kept.write_bytes(damage)
+        runs.append(run_python(code, NUMBA_CACHE_DIR=str(tmp_path)))
+        runs.append(run_python(code, NUMBA_CACHE_DIR=str(tmp_path)))
+    assert [int(made) for made in runs] == [1, 0, 1, 0, 1, 0, 1, 0]
+
+
+def test_other_text_or_another_processor_is_another_key() -> None:
+    keys = {native._key(TEXT, machine) for machine in (native.AVX512, native.AVX2, native.PORTABLE)}
+    assert len(keys | {native._key(TEXT + "\n", native.AVX2)}) == 4
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_folder_that_others_can_write_to_is_not_used(shelf: native.Shelf, mode: int) -> None:
+    shelf.keep("key", b"code")
+    shelf.folder.chmod(mode)
+    assert native.Shelf.of(shelf.folder.parent) is None
+
+
+def test_a_folder_of_somebody_else_or_behind_a_link_is_not_used(
+    shelf: native.Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "native").symlink_to(shelf.folder)
+    assert native.Shelf.of(tmp_path / "linked") is None
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert native.Shelf.of(tmp_path) is None
+
+
+def test_where_nothing_can_be_written_code_is_compiled_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for place in (tmp_path / "file", None):
+        monkeypatch.setattr(native, "cache_folder", lambda place=place: place)
+        assert tile_address.__wrapped__(2, 1, MACHINE) > 0
+
+
+def test_training_after_warming_says_nothing_of_kernels_and_compiles_none(tmp_path: Path) -> None:
+    done = mlcore("warm", "mlp_mnist", "--json", NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    code = """
+import numpy as np
+from mlcore import config
+from mlcore.data.dataset import CLASSES
+from mlcore.kernels import gemm
+from mlcore.session import INPUT_SHAPE, use_threads
+from mlcore.warm import Wanted, warm
+recipe, told = config.load("mlp_mnist", []), []
+use_threads(recipe.threads)
+print(warm(Wanted.of_recipe(recipe, INPUT_SHAPE, CLASSES), told.append).kernels, len(told))
+x = np.ones((64, 784), np.float32)
+gemm.linear_forward(x, np.ones((300, 784), np.float32), np.ones(300, np.float32))
+print(sum(sum(k.stats.cache_misses.values()) for k in (gemm._forward.serial, gemm._forward.parallel)))
+"""
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["0", "0", "0"]

@@ -1,0 +1,175 @@
+"""The ablation: intervals against published tables, layers really taken off, both sides through the real command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator import ablation, compare, intervals, planner
+from orchestrator import library as lib
+from orchestrator.compare import Measured
+from orchestrator.errors import InputError
+from orchestrator.intervals import Interval
+from orchestrator.lint import read_plan
+from tests.orchestrator.endtoend import has_bubblewrap, small_digits, small_repo
+from tests.orchestrator.helpers import ROOT, write
+
+# Intervals
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [(0, 10, 0.0, 0.3085), (10, 10, 0.6915, 1.0), (8, 10, 0.4439, 0.9748), (50, 100, 0.3983, 0.6017)],
+)
+def test_exact_binomial_intervals_are_those_of_the_tables(k: int, n: int, low: float, high: float) -> None:
+    found = intervals.share(k, n)
+    assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 25), st.floats(0.02, 0.98), st.integers(1, 25), st.floats(0.02, 0.98))
+def test_the_difference_of_two_shares_is_covered_at_least_as_often_as_promised(
+    n: int, p: float, m: int, q: float
+) -> None:
+    """Summed over every outcome, not sampled."""
+
+    def weight(k: int, n: int, p: float) -> float:
+        return math.comb(n, k) * p**k * (1 - p) ** (n - k)
+
+    one = [intervals.share(k, n, 0.975) for k in range(n + 1)]
+    other = [intervals.share(k, m, 0.975) for k in range(m + 1)]
+    covered = sum(
+        weight(k, n, p) * weight(j, m, q)
+        for k, a in enumerate(one)
+        for j, b in enumerate(other)
+        if (a.low or 0) - (b.high or 0) <= p - q <= (a.high or 0) - (b.low or 0)
+    )
+    assert covered >= 0.95
+    assert intervals.share_difference(n, n, 0, m).low == pytest.approx((one[n].low or 0) - (other[0].high or 0))
+
+
+def test_resampled_means_are_the_same_every_time_and_need_two_values() -> None:
+    found = intervals.mean([1.0, 2.0, 3.0, 6.0])
+    assert found == intervals.mean([1.0, 2.0, 3.0, 6.0])
+    assert found.value == 3.0
+    assert found.low is not None
+    assert found.high is not None
+    assert 1.0 <= found.low < 3.0 < found.high <= 6.0
+    assert intervals.mean([4.0]) == Interval(4.0, None, None)
+    assert intervals.mean([2.0, 2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
+
+
+# Layers
+
+
+def ablated(
+    layer: ablation.Layer, folder: Path, path: str = "plans/mnist.md"
+) -> tuple[Any, lib.Library, Mapping[str, Any]]:
+    """The project's own library and plan with a layer taken off, read again: it must lint."""
+    plan, library, assignments = read_plan(ROOT, path)
+    found = ablation.without(layer, plan, library, assignments, lambda name: (ROOT / name).read_text())
+    for source in (*ROOT.glob("agents/*.md"), *ROOT.glob("skills/*/SKILL.md"), *ROOT.glob("skills/*/scripts/*.toml")):
+        write(folder, {source.relative_to(ROOT).as_posix(): source.read_bytes()})
+    write(folder, {path: plan.text, **{target.recipe: "" for target in plan.targets}})
+    for written in (name for task in plan.tasks if task.done for name in task.writes if "*" not in name):
+        (folder / written).parent.mkdir(parents=True, exist_ok=True)
+        (folder / written).touch()
+    for name, text in found.items():
+        if text is None:
+            (folder / name).unlink()
+        else:
+            write(folder, {name: text})
+    return read_plan(folder, path)
+
+
+def test_without_hierarchy_one_generalist_does_it_all_on_the_tiers_that_it_had(tmp_path: Path) -> None:
+    before = {each.task: each for each in planner.assign(*read_plan(ROOT, "plans/mnist.md")[:2])}
+    _, library, assignments = ablated("hierarchy", tmp_path)
+    assert set(library.agents) == {"chief-architect", "generalist", "reviewer"}
+    assert {each.chain for each in assignments.values()} == {("chief-architect", "generalist")}
+    assert {task: each.tiers for task, each in assignments.items()} == {
+        task: each.tiers for task, each in before.items()
+    }
+
+
+def test_without_skills_there_are_no_instructions_and_no_procedures_but_reviewers_read_as_before(
+    tmp_path: Path,
+) -> None:
+    whole = lib.load(ROOT)
+    _, library, _ = ablated("skills", tmp_path)
+    for name, skill in library.skills.items():
+        assert (skill.writes, skill.commands) == (whole.skills[name].writes, whole.skills[name].commands)
+        assert skill.procedure is None
+        assert skill.body == (whole.skills[name].body if name == "review-change" else "Do the task as it is described.")
+
+
+def test_without_tiers_every_task_goes_to_the_dearest_at_once(tmp_path: Path) -> None:
+    before, _, _ = read_plan(ROOT, "plans/mnist.md")
+    plan, _, assignments = ablated("tiers", tmp_path)
+    assert {each.tiers for each in assignments.values()} == {("opus",)}
+    promises = [task.model_dump(exclude={"tier", "line"}) for task in before.tasks]
+    assert [task.model_dump(exclude={"tier", "line"}) for task in plan.tasks] == promises
+
+
+# What is concluded
+
+
+def measured(passed: int, of: int, usd: float = 0.0, wall_s: float = 10.0) -> Measured:
+    status = {f"t{number}": "accepted" if number < passed else "failed" for number in range(of)}
+    return Measured(status, {}, usd, wall_s)
+
+
+@pytest.mark.parametrize(
+    ("whole", "bare", "verdict"),
+    [
+        ([measured(6, 6)] * 3, [measured(1, 6)] * 3, "earns its keep; more is accepted with it"),
+        ([measured(1, 6)] * 3, [measured(6, 6)] * 3, "does harm; less is accepted with it"),
+        ([measured(1, 1)] * 2, [measured(0, 1)] * 2, "in too few runs to be sure"),
+        ([measured(2, 2, 0.1)] * 3, [measured(2, 2, 0.9)] * 3, "earns its keep; it saves dollars"),
+        ([measured(2, 2, 0.1, 40.0)] * 3, [measured(2, 2, 0.1, 9.0)] * 3, "not shown to earn its keep; it costs time"),
+        ([measured(2, 2)], [measured(2, 2)], "no difference is shown"),
+    ],
+)
+def test_a_layer_has_to_earn_its_keep(whole: list[Measured], bare: list[Measured], verdict: str) -> None:
+    content = compare.summary("plans/p.md", "skills", whole, bare)
+    assert verdict in content["verdict"]
+    assert content["verdict"] in compare.table(content)
+
+
+def test_more_dollars_than_a_person_allowed_are_refused_before_anything_runs() -> None:
+    compare.check_dollars("plans/p.md", 2.0, 10, 20.0)
+    with pytest.raises(InputError) as caught:
+        compare.check_dollars("plans/p.md", 2.5, 10, 20.0)
+    assert str(caught.value) == (
+        "plans/p.md: 10 runs may cost $25.00 by the plan's budget, over the limit of $20.00; "
+        "allow it with --usd 25, or take fewer --seeds"
+    )
+
+
+@pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
+def test_both_sides_run_for_real_in_repositories_of_their_own_and_are_not_run_twice(tmp_path: Path) -> None:
+    repo = small_repo(tmp_path, small_digits(tmp_path / "data"), measured=False)
+    content = repo.json("compare", "plans/small.md", "--without", "skills", "--seeds", "1")
+    again = repo.run("compare", "plans/small.md", "--without", "skills", "--seeds", "1")
+
+    assert {name: (side["passed"], side["tasks"]) for name, side in content["sides"].items()} == {
+        "with": (2, 2),
+        "without skills": (0, 2),
+    }
+    blocked = content["sides"]["without skills"]["blocked"]
+    assert all("needs a model" in why for why in blocked.values())
+    assert sorted(blocked) == ["data", "second"]
+    assert again.returncode == 0, again.stderr
+    assert "running" not in again.stderr
+    assert "skills: not shown to earn its keep; more was accepted with it, in too few runs to be sure" in again.stdout
+    assert repo.git("status", "--porcelain") == ""
+    assert repo.json("pr", "list")["pull_requests"] == []
+    assert repo.run("compare", "plans/small.md", "--without", "skill").stderr.strip() == (
+        "--without skill: no such layer; did you mean `skills`?"
+    )
