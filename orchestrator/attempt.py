@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from orchestrator.config import MODELS
+from orchestrator import config, prompts
 from orchestrator.globs import narrows
 from orchestrator.house import Run
+from orchestrator.library import PEOPLE_TOOLS
 from orchestrator.loop import Attempt
+from orchestrator.prices import price_of
 from orchestrator.providers import procedure
+from orchestrator.providers.anthropic import MessagesApi
 from orchestrator.providers.base import Provider
-from orchestrator.records import Skill, Target, Task, Tier
+from orchestrator.providers.mailbox import ByMail, Mailbox
+from orchestrator.providers.replay import Recording, Replay
+from orchestrator.records import Agent, Skill, Target, Task, Tier
 from orchestrator.sandbox.base import Limits, Mount
 from orchestrator.tools.base import ToolContext
 
@@ -23,37 +27,86 @@ DATA_INSIDE = Path("/data")
 
 def prepare(run: Run, task: Task, number: int, tier: Tier, worktree: Path, feedback: str) -> Attempt:
     """The agent's tools are the intersection of what it, its skill and its task allow."""
-    agent, skill = run.library.agents[run.assignments[task.id].agent], run.skill(task.id)
+    assignment = run.assignments[task.id]
+    agent, skill = run.library.agents[assignment.agent], run.skill(task.id)
     words = {"agent": agent, "skill": skill, "task": task, "plan": run.plan, "feedback": feedback}
     words |= {"writes": task.writes, "commands": skill.commands, "targets": run.plan.targets_of(task)}
+    words |= {"others": others(run, agent, skill), "advice": assignment.brief}
     return Attempt(
         run=run.id,
         task=task.id,
         number=number,
         tier=tier,
-        model=MODELS.get(tier, tier),
-        system=_prompt("system.md.j2", words),
-        brief=_prompt("brief.md.j2", words),
-        allowed=frozenset(agent.tools) - {"delegate"},
-        tools=_reach(run, task, skill, number, worktree),
+        model=run.settings.models.get(tier, tier),
+        system=prompts.render("system.md.j2", words),
+        brief=prompts.render("brief.md.j2", words),
+        allowed=allowed(agent, skill),
+        tools=reach(run, task, skill, number, worktree),
         worktree=worktree,
         max_turns=run.settings.max_turns,
+        agent=agent.name,
+        window=config.WINDOWS.get(tier, 10**9),
     )
+
+
+def allowed(agent: Agent, skill: Skill) -> frozenset[str]:
+    """An agent's tools, as far as the skill that it works by has them; and a look at its other skills."""
+    tools = frozenset(agent.tools) & frozenset(skill.tools) if skill.tools else frozenset(agent.tools)
+    return (tools - PEOPLE_TOOLS) | ({"skill"} if len(agent.skills) > 1 else frozenset())
+
+
+def others(run: Run, agent: Agent, skill: Skill) -> tuple[Skill, ...]:
+    """An agent's skills beside the one that it works by: in context by name and description, their body on request."""
+    return tuple(run.library.skills[name] for name in agent.skills if name != skill.name)
 
 
 def brain(run: Run, task: Task, number: int, tier: Tier, feedback: str) -> Provider | None:
     """Who answers on this tier; None when nobody can, and the task is then blocked."""
     skill = run.skill(task.id)
-    if tier == "procedure" and skill.procedure:
+    if tier == "procedure":
+        if not skill.procedure:
+            return None
         text = (run.base_folder / skill.procedure).read_text()
         return procedure.ProcedureProvider(
             procedure.parse(skill.procedure, text), _variables(run, task, number, feedback)
         )
+    return model(run, partial(run.say, task.id))
+
+
+def model(run: Run, tell: Any) -> Provider | None:
+    """The language model that the operator chose, or None."""
+    kind, _, rest = run.settings.provider.partition(":")
+    if kind == "anthropic":
+        endpoint = config.endpoint()
+        return MessagesApi(endpoint.key, endpoint.base_url)
+    if kind == "mailbox":
+        return ByMail(Mailbox(run.state.path("mailbox")), run.id, tell)
+    if kind == "replay":
+        return Replay(Recording(Path(rest)), tell)
     return None
 
 
-def _reach(run: Run, task: Task, skill: Skill, number: int, worktree: Path) -> ToolContext:
+def check_models(run: Run) -> list[str]:
+    """Before anything is asked: every tier has a model that is there and a price; what to tell the operator.
+
+    Raises InputError. Also says so when the repository would have the calls go elsewhere, which is never heeded.
+    """
+    notes = []
+    file = run.state.folder.parent / ".env"
+    if file.is_file() and "ANTHROPIC_" in file.read_text(errors="replace"):
+        notes.append("the repository's .env is not read: key and endpoint come from your own environment")
+    if run.settings.provider != "anthropic":
+        return notes
+    endpoint = config.endpoint()
+    models: dict[str, str] = {tier: name for tier, name in run.settings.models.items() if tier != "procedure"}
+    for name in models.values():
+        price_of(name, run.settings.prices)
+    return notes + asyncio.run(MessagesApi(endpoint.key, endpoint.base_url).check(models))
+
+
+def reach(run: Run, task: Task, skill: Skill, number: int, worktree: Path) -> ToolContext:
     settings = run.settings
+    agent = run.library.agents[run.assignments[task.id].agent]
     return ToolContext(
         worktree=worktree,
         writes=tuple(glob for glob in task.writes if narrows(glob, skill.writes)),
@@ -64,6 +117,7 @@ def _reach(run: Run, task: Task, skill: Skill, number: int, worktree: Path) -> T
         outputs=run.state.path("outputs", run.id, task.id, str(number)),
         limits=Limits(wall_s=settings.command_minutes * 60, memory_bytes=int(settings.memory_gb * 2**30)),
         on_output=lambda text: run.say(task.id, "output", text),
+        skills={each.name: each.body for each in others(run, agent, skill)},
     )
 
 
@@ -88,13 +142,3 @@ def _variables(run: Run, task: Task, number: int, feedback: str) -> dict[str, An
 def _chosen(targets: tuple[Target, ...], task: Task) -> Target:
     """The target whose recipe the task writes, else the first."""
     return next((target for target in targets if target.recipe in task.writes), targets[0])
-
-
-def _prompt(name: str, words: dict[str, Any]) -> str:
-    return _prompts().get_template(name).render(words)
-
-
-@lru_cache(maxsize=1)
-def _prompts() -> Environment:
-    folder = Path(__file__).with_name("prompts")
-    return Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, autoescape=False, trim_blocks=True)

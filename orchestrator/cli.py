@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from orchestrator import commands
+from orchestrator.commands import here as _here
 from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ Exit codes:
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 pr = typer.Typer(help="Read, approve and merge the pull requests that runs have made.", no_args_is_help=True)
 app.add_typer(pr, name="pr")
+app.add_typer(commands.mailbox, name="mailbox")
+app.command()(commands.record)
+app.command()(commands.bench)
+app.command()(commands.demo)
 
 PlanPath = Annotated[Path, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")]
 RunId = Annotated[str | None, typer.Argument(help="a run's id; the latest if left out", metavar="RUN")]
@@ -59,6 +65,9 @@ def run(
     parallel: Annotated[int | None, typer.Option(help="tasks at work side by side")] = None,
     data: Annotated[Path | None, typer.Option(help="the datasets' folder (else MLCORE_DATA, cache, download)")] = None,
     again: Annotated[bool, typer.Option("--again", help="do tasks again that are already ticked")] = False,
+    provider: Annotated[
+        str | None, typer.Option(help="who answers as the language model: none, anthropic, mailbox or replay:FILE")
+    ] = None,
     unsafe_no_sandbox: Annotated[
         bool, typer.Option("--unsafe-no-sandbox", help="run agents' code WITHOUT a sandbox; stamped on every receipt")
     ] = False,
@@ -74,8 +83,9 @@ def run(
     checkout, state = _here()
     with state.locked():
         display = _display(as_json)
-        flags = {"parallel": parallel, "data": data.resolve() if data else None}
+        flags: dict[str, Any] = {"parallel": parallel, "data": data.resolve() if data else None}
         flags["unsafe_no_sandbox"] = unsafe_no_sandbox or None
+        flags["provider"] = _provider(provider)
         job = session.start(checkout, state, _relative(plan, checkout), flags, display.say, again)
         if checkout.dirty:
             display.say(
@@ -89,6 +99,8 @@ def resume(
     run_id: RunId = None,
     minutes: Annotated[float | None, typer.Option(help="minutes to add to the run's budget")] = None,
     usd: Annotated[float | None, typer.Option(help="dollars to add to the run's budget")] = None,
+    tokens: Annotated[int | None, typer.Option(help="tokens to add to the run's budget")] = None,
+    provider: Annotated[str | None, typer.Option(help="who answers from now on, if not the one of before")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that was interrupted, killed or paused: nothing that ended is done again."""
@@ -98,7 +110,8 @@ def resume(
     with state.locked():
         display = _display(as_json)
         chosen = run_id or session.latest(state, unfinished=True)
-        session.extend_budget(state, chosen, minutes, usd)
+        session.extend_budget(state, chosen, minutes, usd, tokens)
+        session.change_provider(state, chosen, _provider(provider))
         display.say("", "resume", f"going on with {chosen}; what ended is not done again")
         job = session.again(checkout, state, chosen, display.say)
         _go(checkout, state, job, display, as_json)
@@ -386,19 +399,17 @@ def _options(
 # Helpers, in reading order
 
 
-def _here() -> tuple[Checkout, State]:
-    from orchestrator.house import State
-    from orchestrator.workspace import find_checkout
-
-    checkout = find_checkout(Path.cwd())
-    return checkout, State.of(checkout.root)
-
-
 def _relative(path: Path, checkout: Checkout) -> str:
     try:
         return path.resolve().relative_to(checkout.root.resolve()).as_posix()
     except ValueError:
         raise InputError(f"{path} is outside the repository {checkout.root}; keep plans inside it") from None
+
+
+def _provider(name: str | None) -> str | None:
+    """A recording's path is found again wherever the run is resumed from."""
+    kind, colon, path = (name or "").partition(":")
+    return f"{kind}:{Path(path).resolve()}" if colon else name
 
 
 def _show_plan(checkout: Checkout, state: State, path: str, write: bool, as_json: bool) -> None:
@@ -436,10 +447,13 @@ def _display(as_json: bool) -> Any:
 
 def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool) -> NoReturn:
     from orchestrator import documents, views
+    from orchestrator.attempt import check_models
     from orchestrator.engine import Paused
     from orchestrator.forge.local import LocalForge
     from orchestrator.runner import Runner
 
+    for note in check_models(job):
+        display.say("", "note", note)
     resume_with = f"orchestrate resume {job.id}"
     _exit_on_signals(resume_with)
     state.repository.recover()
@@ -451,15 +465,16 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
         with display.shown():
             Runner(job, forge, (state.folder / "key").read_bytes()).go()
     except Paused as paused:
-        print(f"paused: {paused}\ngo on with: {resume_with} --minutes 30", file=sys.stderr, flush=True)
-        code = 5
+        more = " --minutes 30" if "minutes" in str(paused) else " --usd 1 --tokens 100000" if paused.code == 5 else ""
+        print(f"paused: {paused}\ngo on with: {resume_with}{more}", file=sys.stderr, flush=True)
+        code = paused.code
     except Exception as error:
         _leave_broken(error, resume_with)
     content = documents.run(state, job.id)
     print(documents.document("run", **content) if as_json else views.status(content), flush=True)
     if code == 0 and content["run"]["status"] != "accepted":
         code = 3
-    if code != 5:
+    if code in (0, 3):
         print(_next_steps(content, resume_with), file=sys.stderr, flush=True)
     os._exit(code)  # a paused workflow still waits in this process; it must not be told that it was cancelled
 

@@ -1,4 +1,4 @@
-"""Settings: flag > environment > project > user, each with its origin. Also the tiers and the dated price table.
+"""Settings: flag > environment > project > user, each with its origin. Also the tiers.
 
 A project's settings stand in `pyproject.toml` under `[tool.odyssey]`; a person's in `~/.config/odyssey/config.toml`.
 What could send a key elsewhere (endpoints, credentials) is never read from the project: whoever wrote the repository
@@ -13,27 +13,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from orchestrator.errors import InputError, Problem
 from orchestrator.frontmatter import unknown_key
+from orchestrator.prices import Price
 from orchestrator.records import RiskLevel, Tier
 
 STATE_FOLDER = ".odyssey"
 ENV_PREFIX = "ODYSSEY_"
 
-# Dollars per million tokens, as published in November 2026: input, output.
-PRICES_USD_PER_MTOK: dict[Tier, tuple[float, float]] = {
-    "procedure": (0.0, 0.0),
-    "haiku": (0.10, 0.50),
-    "sonnet": (2.0, 10.0),
-    "opus": (4.0, 20.0),
-}
 MODELS: dict[Tier, str] = {
     "haiku": "claude-haiku-5-5",
     "sonnet": "claude-sonnet-5-5",
     "opus": "claude-opus-5-5",
 }
+# Tokens of prompt after which a conversation is handed over to a fresh one. The cheapest tier costs five times as much
+# above 100,000.
+WINDOWS: dict[Tier, int] = {"haiku": 90_000, "sonnet": 160_000, "opus": 160_000}
+PROVIDERS = ("none", "anthropic", "mailbox", "replay:FILE")
 
 
 class Settings(BaseModel):
@@ -46,10 +44,22 @@ class Settings(BaseModel):
     command_minutes: float = Field(default=60, gt=0, description="the longest that one command may run")
     memory_gb: float = Field(default=8, gt=0, description="memory of one command in the sandbox")
     data: Path | None = Field(default=None, description="folder with the datasets; else MLCORE_DATA, cache, download")
+    provider: str = Field(
+        default="none",
+        pattern=r"^(none|anthropic|mailbox|replay:.+)$",
+        description=f"who answers as the language model: {', '.join(PROVIDERS)}",
+    )
+    models: dict[Tier, str] = Field(default=MODELS, description="the model's id of each tier")
+    prices: dict[str, Price] = Field(default={}, description="prices of models, beside the table of our own")
     unsafe_no_sandbox: bool = Field(default=False, description="run without a sandbox; stamped on every receipt")
     tests: dict[RiskLevel, tuple[str, ...]] = Field(
         default={"low": (), "medium": ("tests",), "high": ("tests",)}, description="what the gate runs at each risk"
     )
+
+    @field_validator("models")
+    @classmethod
+    def _all_tiers(cls, models: dict[Tier, str]) -> dict[Tier, str]:
+        return {**MODELS, **models}
 
     @property
     def threads(self) -> int:
@@ -57,15 +67,43 @@ class Settings(BaseModel):
         return max(1, len(os.sched_getaffinity(0)) // self.parallel)
 
 
-# Not for the project to say: a repository must not talk its way out of the sandbox.
-OPERATOR_ONLY = frozenset({"unsafe_no_sandbox", "data"})
+# Not for the project to say: a repository must not talk its way out of the sandbox, nor spend its reader's money.
+OPERATOR_ONLY = frozenset({"unsafe_no_sandbox", "data", "provider", "models", "prices"})
+
+
+class Endpoint(BaseModel):
+    """Where the calls go and with whose key: from the operator's environment or config.toml, never from a project.
+
+    It is read anew whenever it is needed and is part of no record, so that no repository and no state folder that came
+    with one can send the key elsewhere.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str = Field(repr=False)
+    base_url: str | None
+
+
+def endpoint(env: Mapping[str, str] = os.environ) -> Endpoint:
+    """Raises InputError, with what to set, when there is no key."""
+    own = _table(_toml(_user_file(env)), "anthropic")
+    base_url = env.get("ANTHROPIC_BASE_URL") or own.get("base_url")
+    key = env.get("ANTHROPIC_API_KEY") or ("local" if base_url else "")
+    if not key:
+        fix = "export ANTHROPIC_API_KEY=..., or ANTHROPIC_BASE_URL for a local server, or use --provider mailbox"
+        raise InputError(f"the provider `anthropic` needs a key; {fix}")
+    return Endpoint(key=key, base_url=base_url)
+
+
+def _user_file(env: Mapping[str, str]) -> Path:
+    return Path(env.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "odyssey" / "config.toml"
 
 
 def load(root: Path, flags: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> tuple[Settings, dict[str, str]]:
     """Settings, and where each came from. Raises InputError naming the file and key."""
-    user = Path(env.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "odyssey" / "config.toml"
+    user = _user_file(env)
     layers = [
-        ("user", str(user), _toml(user)),
+        ("user", str(user), {key: value for key, value in _toml(user).items() if key != "anthropic"}),
         ("project", "pyproject.toml", _table(_table(_toml(root / "pyproject.toml"), "tool"), "odyssey")),
         ("environment", "environment", _environment(env)),
         ("flag", "flags", {key: value for key, value in flags.items() if value is not None}),

@@ -19,12 +19,16 @@ from typing import Any
 Json = Any
 Workflow = Callable[..., Coroutine[Any, Any, Json]]
 
-APPLICATION_VERSION = "odyssey-1"  # change when workflows change shape; old runs are then left to the old version
+APPLICATION_VERSION = "odyssey-2"  # change when workflows change shape; old runs are then left to the old version
 POLL_S = 0.05
 
 
 class Paused(Exception):
-    """The run was stopped where it is, on purpose; `resume` goes on from there."""
+    """The run was stopped where it is, on purpose; `resume` goes on from there. `code`: with which to exit."""
+
+    def __init__(self, reason: str, code: int = 5) -> None:
+        self.code = code
+        super().__init__(reason)
 
 
 class Engine:
@@ -34,7 +38,7 @@ class Engine:
         self._database = database
         self._workflows = workflows
         self._registered: dict[str, Workflow] = {}
-        self._paused: asyncio.Future[str] | None = None
+        self._paused: asyncio.Future[Paused] | None = None
 
     def __enter__(self) -> Engine:
         from dbos import DBOS, DBOSConfig
@@ -61,24 +65,30 @@ class Engine:
 
         DBOS.destroy(destroy_registry=True)
 
-    async def run(self, name: str, workflow_id: str, *args: Json) -> Json:
-        """Start the workflow, or go on with it, and whatever it started, if it is there. Raises Paused."""
-        from dbos import DBOS, SetWorkflowID
+    async def drive(self, main: Coroutine[Any, Any, Json]) -> Json:
+        """Go on with every workflow that a dead process left, and run `main` beside them. Raises Paused."""
+        from dbos import DBOS
 
         self._paused = asyncio.get_running_loop().create_future()
         for status in await DBOS.list_workflows_async(status="PENDING"):
             await DBOS.resume_workflow_async(status.workflow_id)
-        with SetWorkflowID(workflow_id):
-            handle = await DBOS.start_workflow_async(self._registered[name], *args)
-        finished = asyncio.ensure_future(handle.get_result(polling_interval_sec=POLL_S))
+        finished = asyncio.ensure_future(main)
         await asyncio.wait([finished, self._paused], return_when=asyncio.FIRST_COMPLETED)
         if self._paused.done():
             finished.cancel()
-            raise Paused(self._paused.result())
+            raise self._paused.result()
         return await finished
 
+    async def finish(self, name: str, workflow_id: str, *args: Json) -> Json:
+        """What a workflow returns: started, gone on with, or given back if it is done."""
+        from dbos import DBOS, SetWorkflowID
+
+        with SetWorkflowID(workflow_id):
+            handle = await DBOS.start_workflow_async(self._registered[name], *args)
+        return await handle.get_result(polling_interval_sec=POLL_S)
+
     async def spawn(self, name: str, workflow_id: str, *args: Json) -> None:
-        """Start a child workflow; does nothing if it was started before."""
+        """Start a workflow; does nothing if it was started before."""
         from dbos import DBOS, SetWorkflowID
 
         with SetWorkflowID(workflow_id):
@@ -93,10 +103,10 @@ class Engine:
 
         return await DBOS.run_step_async({"name": name}, call)
 
-    async def pause(self, reason: str) -> Json:
+    async def pause(self, reason: str, code: int = 5) -> Json:
         """Stop the run from inside a step: the step stays unfinished, as after a crash. Does not return."""
         if self._paused is not None and not self._paused.done():
-            self._paused.get_loop().call_soon_threadsafe(_settle, self._paused, reason)
+            self._paused.get_loop().call_soon_threadsafe(_settle, self._paused, Paused(reason, code))
         await asyncio.Event().wait()
 
 
@@ -109,7 +119,7 @@ def _function(do: Workflow) -> Workflow:
     return call
 
 
-def _settle(future: asyncio.Future[str], reason: str) -> None:
+def _settle(future: asyncio.Future[Paused], reason: Paused) -> None:
     if not future.done():
         future.set_result(reason)
 

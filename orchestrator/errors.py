@@ -8,6 +8,7 @@ OrchestratorError          1   a defect, or something nobody planned for
 ├── ForgeError             2   a pull request or an issue can't be read or changed as asked
 ├── SandboxUnavailable     4   nothing may run, because nothing would contain it
 ├── BudgetExhausted        5   paused: resume with a larger budget
+├── CallFailed             6   a language model gave no reply (providers/base.py); paused where trying again may help
 ├── Busy                  75   another orchestrator works on this repository
 ├── GitError               1   git refused; carries its words
 └── ToolRefused            -   told to the agent as a tool result, never raised to a person
@@ -27,6 +28,7 @@ EXIT_CODES = {
     3: "the run is over: a target missed or not measured, or a task failed or blocked",
     4: "no sandbox, so nothing was run",
     5: "a budget is used up; paused, resumable",
+    6: "no language model answers; paused, resumable",
     75: "another orchestrator works on this repository",
     130: "interrupted; resumable",
 }

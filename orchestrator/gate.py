@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import measure, policy, risk
+from orchestrator.calls import Durable, Json
 from orchestrator.errors import BudgetExhausted
 from orchestrator.house import Run
-from orchestrator.loop import Durable, Json
 from orchestrator.measure import CACHE, DATA, REPO, SCORER, Site
 from orchestrator.records import RISK_LEVELS, Change, Judgement, Receipt, Risk, Target, Task, Verdict
 from orchestrator.sandbox.base import Command, Completed, Limits, Mount

@@ -1,7 +1,7 @@
-"""The append-only record under everything: runs, tasks, calls paid once, spending, receipts, pull requests, events.
+"""The append-only record under everything: runs, tasks, receipts, pull requests, events; calls and budgets below it.
 
 One SQLite file in the state folder. Receipts form a hash chain and are signed with a key that no sandbox ever sees;
-the database itself refuses to change or drop one. Calls have a content-addressed key, written before they are sent.
+the database itself refuses to change or drop one.
 """
 
 from __future__ import annotations
@@ -9,74 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from orchestrator.errors import BudgetExhausted, InputError, NotFound
-from orchestrator.records import Budget, PullRequest, Receipt
+from orchestrator.accounts import Accounts
+from orchestrator.book import Clock, Row, now
+from orchestrator.errors import InputError, NotFound
+from orchestrator.records import PullRequest, Receipt
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    id TEXT PRIMARY KEY, plan TEXT, plan_sha256 TEXT, base_commit TEXT, base_branch TEXT, status TEXT,
-    budget TEXT, settings TEXT, sandbox TEXT, dataset TEXT, created_at TEXT, finished_at TEXT);
-CREATE TABLE IF NOT EXISTS tasks (
-    run TEXT, id TEXT, position INTEGER, status TEXT, attempt INTEGER, tier TEXT, agent TEXT, detail TEXT,
-    verdicts TEXT, started_at TEXT, finished_at TEXT, PRIMARY KEY (run, id));
-CREATE TABLE IF NOT EXISTS calls (
-    key TEXT PRIMARY KEY, run TEXT, task TEXT, attempt INTEGER, turn INTEGER, tier TEXT, state TEXT,
-    reply TEXT, tokens INTEGER, usd REAL, max_usd REAL, started_at TEXT, done_at TEXT);
-CREATE TABLE IF NOT EXISTS spending (
-    key TEXT PRIMARY KEY, run TEXT, task TEXT, kind TEXT, usd REAL, tokens INTEGER, seconds REAL);
-CREATE TABLE IF NOT EXISTS receipts (
-    position INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE, key TEXT UNIQUE, run TEXT, task TEXT, body TEXT);
-CREATE TABLE IF NOT EXISTS pulls (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT, task TEXT, status TEXT, body TEXT, UNIQUE (run, task));
-CREATE TABLE IF NOT EXISTS events (
-    position INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT, task TEXT, at TEXT, kind TEXT, body TEXT);
-CREATE TRIGGER IF NOT EXISTS receipts_stay BEFORE UPDATE ON receipts
-    BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END;
-CREATE TRIGGER IF NOT EXISTS receipts_are_kept BEFORE DELETE ON receipts
-    BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END;
-CREATE TRIGGER IF NOT EXISTS events_stay BEFORE UPDATE ON events
-    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER IF NOT EXISTS events_are_kept BEFORE DELETE ON events
-    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
 GENESIS = "0" * 64
-Row = dict[str, Any]
-Clock = Callable[[], datetime]
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Ledger:
+class Ledger(Accounts):
     """Safe to use from several threads; one transaction a call."""
 
     def __init__(self, path: Path, key: SigningKey, clock: Clock = now) -> None:
-        self._connection = sqlite3.connect(path, check_same_thread=False, timeout=30, isolation_level=None)
-        self._connection.row_factory = sqlite3.Row
-        self._lock = threading.RLock()
+        super().__init__(path, clock)
         self._key = key
-        self._clock = clock
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        self._connection.executescript(SCHEMA)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def time(self) -> str:
-        return self._clock().isoformat(timespec="seconds")
 
     # Runs and tasks
 
@@ -105,74 +59,24 @@ class Ledger:
     def set_task(self, run: str, task: str, **fields: Any) -> None:
         self._update("tasks", {"run": run, "id": task}, fields)
 
-    # Calls: paid once
-
-    def begin_call(self, key: str, max_usd: float, run: str, task: str, **fields: Any) -> Row | None:
-        """The reply if this call was already paid for; else None, with the intent on record and its maximum reserved.
-
-        A call that was begun and never ended is in doubt: it may have been paid, so its maximum is charged, each time.
-        Raises BudgetExhausted, and records nothing, when the maximum doesn't fit beside what is spent and under way.
-        """
-        with self._transaction():
-            known = self._rows("SELECT * FROM calls WHERE key = ?", key)
-            if known and known[0]["state"] == "done":
-                return known[0]
-            if known:
-                doubts = len(self._rows("SELECT 1 FROM spending WHERE key GLOB ?", f"doubt:{key}/*"))
-                self._charge(f"doubt:{key}/{doubts}", run, task, "in doubt", usd=known[0]["max_usd"])
-            self.reserve(run, usd=max_usd, besides=key)
-            begun = {"state": "started", "max_usd": max_usd, "started_at": self.time()}
-            self._insert("calls", key=key, run=run, task=task, **begun, **fields)
-            self._update("calls", {"key": key}, begun)
-        return None
-
-    def end_call(self, key: str, reply: Row, tokens: int, usd: float) -> None:
-        with self._transaction():
-            fields = {"state": "done", "reply": json.dumps(reply), "tokens": tokens, "usd": usd, "done_at": self.time()}
-            self._update("calls", {"key": key}, fields)
-            call = self._rows("SELECT run, task FROM calls WHERE key = ?", key)[0]
-            self._charge(f"call:{key}", call["run"], call["task"], "call", usd=usd, tokens=tokens)
-
-    def calls(self, run: str) -> list[Row]:
-        return self._rows("SELECT * FROM calls WHERE run = ? ORDER BY started_at, turn", run)
-
-    def attempts(self, run: str) -> list[Row]:
-        """Each task's attempts that called a brain: task, attempt, tier, usd. Calls in doubt count at their maximum."""
-        usd = "SUM(CASE WHEN state = 'done' THEN usd ELSE max_usd END) usd"
-        return self._rows(
-            f"SELECT task, attempt, tier, {usd} FROM calls WHERE run = ? GROUP BY task, attempt, tier", run
+    def inputs(self, plan: str) -> dict[str, str]:
+        """The hashes of inputs with which each task of a plan was last accepted, as JSON."""
+        sql = (
+            "SELECT tasks.id id, tasks.inputs inputs FROM tasks JOIN runs ON runs.id = tasks.run WHERE runs.plan = ? "
+            "AND tasks.status = 'accepted' AND tasks.inputs IS NOT NULL ORDER BY runs.rowid"
         )
+        return {row["id"]: row["inputs"] for row in self._rows(sql, plan)}
 
-    # Budgets: checked before anything is dispatched
+    # Delegations: planned once
 
-    def charge_seconds(self, key: str, run: str, task: str, kind: str, seconds: float) -> None:
-        with self._transaction():
-            self._charge(key, run, task, kind, seconds=seconds)
+    def delegation(self, key: str) -> str | None:
+        rows = self._rows("SELECT body FROM delegations WHERE key = ?", key)
+        return str(rows[0]["body"]) if rows else None
 
-    def spent(self, run: str, task: str | None = None) -> Row:
-        where, args = ("run = ?", (run,)) if task is None else ("run = ? AND task = ?", (run, task))
-        return self._rows(
-            "SELECT COALESCE(SUM(usd), 0) usd, COALESCE(SUM(tokens), 0) tokens, COALESCE(SUM(seconds), 0) seconds "
-            f"FROM spending WHERE {where}",
-            *args,
-        )[0]
-
-    def reserve(self, run: str, usd: float = 0.0, tokens: int = 0, besides: str = "") -> None:
-        """Raises BudgetExhausted when what is asked for goes over the budget, beside what is spent and under way.
-
-        `besides`: the key of a call that is not counted as under way, because it is the one that asks.
-        """
-        budget = Budget.model_validate_json(self.run(run)["budget"])
-        spent = self.spent(run)
-        open_calls = "SELECT COALESCE(SUM(max_usd), 0) usd FROM calls WHERE run = ? AND state = 'started' AND key != ?"
-        under_way = self._rows(open_calls, run, besides)[0]["usd"]
-        for what, used, more, limit in (
-            ("dollars", spent["usd"] + under_way, usd, budget.usd),
-            ("tokens", spent["tokens"], tokens, budget.tokens),
-            ("minutes", spent["seconds"] / 60, 0, budget.minutes),
-        ):
-            if used + more > limit or (what == "minutes" and used >= limit):
-                raise BudgetExhausted(f"the budget of {limit:g} {what} is used up ({used:.2f} spent)")
+    def keep_delegation(self, key: str, run: str, body: str) -> str:
+        """The first one stays, whoever plans again."""
+        self._insert("delegations", key=key, run=run, body=body, at=self.time())
+        return self.delegation(key) or body
 
     # Receipts: a signed chain
 
@@ -192,8 +96,9 @@ class Ledger:
         return Receipt.model_validate_json(rows[0]["body"]) if rows else None
 
     def receipts(self, run: str, task: str | None = None) -> list[Receipt]:
-        rows = self._rows("SELECT body, task FROM receipts WHERE run = ? ORDER BY position", run)
-        return [Receipt.model_validate_json(row["body"]) for row in rows if task in (None, row["task"])]
+        where, args = ("run = ?", [run]) if task is None else ("run = ? AND task = ?", [run, task])
+        rows = self._rows(f"SELECT body FROM receipts WHERE {where} ORDER BY position", *args)
+        return [Receipt.model_validate_json(row["body"]) for row in rows]
 
     def head(self) -> str:
         """The chain's newest link. It is written into commits and pull requests, out of this file's reach."""
@@ -254,9 +159,11 @@ class Ledger:
         rows = self._rows("SELECT body FROM pulls WHERE run = ? AND task = ?", run, task)
         return PullRequest.model_validate_json(rows[0]["body"]) if rows else None
 
-    def pulls(self, run: str | None = None) -> list[PullRequest]:
-        rows = self._rows("SELECT body, run FROM pulls ORDER BY number")
-        return [PullRequest.model_validate_json(row["body"]) for row in rows if run in (None, row["run"])]
+    def pulls(self, run: str | None = None, newest: int = -1) -> list[PullRequest]:
+        """Pull requests, newest last: all, or a run's, or of these the `newest` so many."""
+        where, args = ("1", []) if run is None else ("run = ?", [run])
+        rows = self._rows(f"SELECT body FROM pulls WHERE {where} ORDER BY number DESC LIMIT ?", *args, newest)
+        return [PullRequest.model_validate_json(row["body"]) for row in reversed(rows)]
 
     def set_pull(self, number: int, **fields: Any) -> PullRequest:
         pull = self.pull(number).model_copy(update=fields)
@@ -270,41 +177,6 @@ class Ledger:
 
     def events(self, run: str, after: int = 0) -> list[Row]:
         return self._rows("SELECT * FROM events WHERE run = ? AND position > ? ORDER BY position", run, after)
-
-    # SQL, in one place
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock:
-            if self._connection.in_transaction:
-                yield
-                return
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-
-    def _rows(self, sql: str, *args: Any) -> list[Row]:
-        with self._lock:
-            return [dict(row) for row in self._connection.execute(sql, args).fetchall()]
-
-    def _insert(self, table: str, **fields: Any) -> None:
-        names, marks = ", ".join(fields), ", ".join("?" * len(fields))
-        with self._lock:
-            # OR IGNORE: a step that repeats after a crash finds its row there
-            self._connection.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", [*fields.values()])
-
-    def _update(self, table: str, where: Row, fields: Row) -> None:
-        changes, place = ", ".join(f"{name} = ?" for name in fields), " AND ".join(f"{name} = ?" for name in where)
-        with self._lock:
-            self._connection.execute(f"UPDATE {table} SET {changes} WHERE {place}", [*fields.values(), *where.values()])
-
-    def _charge(self, key: str, run: str, task: str, kind: str, **amounts: float) -> None:
-        row = {"usd": 0.0, "tokens": 0, "seconds": 0.0, **amounts}
-        self._insert("spending", key=key, run=run, task=task, kind=kind, **row)
 
 
 def digest_of(receipt: Receipt) -> str:

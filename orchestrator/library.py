@@ -24,7 +24,8 @@ from orchestrator.records import TIERS, Agent, Plan, Record, RiskLevel, Skill, T
 from orchestrator.router import between
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
-TOOL_NAMES = ("read", "list", "write", "edit", "search", "run", "delegate")
+TOOL_NAMES = ("read", "list", "write", "edit", "search", "run", "skill", "delegate")
+PEOPLE_TOOLS = frozenset({"skill", "delegate"})  # an agent's own; no skill takes them away
 MODELS = TIERS[1:]  # the tiers that are language models
 WRITING_TOOLS = frozenset({"write", "edit"})
 METADATA_KEYS = ("writes", "commands", "risk", "procedure", "minutes", "floor", "ceiling")
@@ -167,6 +168,7 @@ def parse_skill(path: str, text: str) -> tuple[Skill | None, list[Problem]]:
         description=front.description,
         writes=tuple(meta.get("writes", "").split()),
         commands=tuple(word.strip() for word in re.split(r"[;\n]", meta.get("commands", "")) if word.strip()),
+        tools=tuple(front.allowed_tools.split()),
         risk=risk,
         minutes=float(meta.get("minutes", "5")),
         procedure=f"{folder}/{meta['procedure']}" if "procedure" in meta else None,

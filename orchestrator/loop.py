@@ -1,48 +1,42 @@
 """The agent loop: one agent, one task, one conversation. The assistant turn is kept before its tools run.
 
-Every turn is two steps of the durable workflow: the reply (paid once, by its key in the ledger) and the tools. The
-worktree is snapshotted after each tool step; one that was cut off starts again from the snapshot before it, so that
-its effects happen once.
+Every turn is two steps of the durable workflow: the reply (paid once, see `calls.py`) and the tools. The worktree is
+snapshotted after tools that can change it; a step that was cut off starts again from the snapshot before it, so that
+its effects happen once, and after the second time its calls are answered as cut off instead.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import tools
-from orchestrator.config import PRICES_USD_PER_MTOK
+from orchestrator.calls import BUDGET, Calls, Durable, Place
+from orchestrator.conversation import assistant, error_result, handed_over, stuck, too_long, user
 from orchestrator.errors import BudgetExhausted
-from orchestrator.ledger import Ledger
-from orchestrator.providers.base import Block, Message, Provider, Reply, Request
+from orchestrator.providers.base import Block, Message, Reply, Request
+from orchestrator.providers.rendering import written_out
 from orchestrator.records import Tier
 from orchestrator.tools.base import ToolContext
 from orchestrator.workspace import Repository
 
 Json = Any
-
-
-class Durable(Protocol):
-    """What the loop and the gate need of the engine."""
-
-    async def step(self, name: str, do: Callable[[], Awaitable[Json]]) -> Json:
-        """Run once; after a crash give back what it returned, or run it again if it never returned."""
-        ...
-
-    async def pause(self, reason: str) -> Json:
-        """Stop the whole run where it is, resumable. Does not return."""
-        ...
+ROOM, MOST_ROOM = 8192, 65_536  # tokens of one answer: doubled when one was cut off
+CUT_OFF_TWICE = 2
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a task: who answers, with which tools, where."""
+    """One try at a task: who answers, with which tools, where.
+
+    helper: a sub-agent's place beneath the attempt, "" for the agent itself. window: tokens of conversation after which
+    it is handed over to a fresh one. answer_schema: the shape of its last word, where it is not prose. tree: the
+    worktree as it is now, when that is known.
+    """
 
     run: str
     task: str
@@ -55,10 +49,20 @@ class Attempt:
     tools: ToolContext
     worktree: Path
     max_turns: int
+    agent: str = ""
+    helper: str = ""
+    window: int = 160_000
+    answer_schema: dict[str, Any] | None = None
+    tree: str = ""
+
+    @property
+    def node(self) -> str:
+        """Its place in the tree of budgets."""
+        return f"{self.task}/{self.number}" + (f"/{self.helper}" if self.helper else "")
 
     @property
     def key(self) -> str:
-        return f"{self.run}/{self.task}/{self.number}"
+        return f"{self.run}/{self.node}"
 
 
 @dataclass(frozen=True)
@@ -66,91 +70,156 @@ class Outcome:
     finished: bool  # the agent says that it is done; the gate decides whether that is so
     text: str
     turns: int
+    tree: str = field(default="", compare=False)  # the worktree as the last turn left it
+
+
+class Colleagues(Protocol):
+    """Who answers the calls that ask another agent."""
+
+    @property
+    def names(self) -> frozenset[str]: ...
+
+    def specs(self, attempt: Attempt) -> list[dict[str, Any]]: ...
+
+    def ask(self, attempt: Attempt, turn: int, call: Block) -> Awaitable[Block]: ...
+
+
+class Nobody:
+    """An agent that works alone."""
+
+    names: frozenset[str] = frozenset()
+
+    def specs(self, attempt: Attempt) -> list[dict[str, Any]]:
+        return []
+
+    async def ask(self, attempt: Attempt, turn: int, call: Block) -> Block:
+        raise AssertionError("nobody is there to be asked")
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A brain, and the rooms that its turns pass through."""
+    """Replies, and the rooms that a turn's tools pass through."""
 
-    provider: Provider
-    ledger: Ledger
+    calls: Calls
     repository: Repository
     durable: Durable
+    colleagues: Colleagues = field(default_factory=Nobody)
 
     async def work(self, attempt: Attempt) -> Outcome:
         """Let the provider and the tools take turns until the agent ends its turn."""
-        messages: list[Message] = [{"role": "user", "content": attempt.brief}]
-        tree = await self.durable.step("snapshot", lambda: self._snapshot(attempt))
+        talk: list[Message] = [user(attempt.brief)]
+        tree = attempt.tree or await self.durable.step(f"{attempt.node} snapshot", lambda: self._snapshot(attempt))
+        room = ROOM
         for turn in range(attempt.max_turns):
-            reply = await self._reply(attempt, turn, messages)
-            messages.append({"role": "assistant", "content": list(reply.content)})
-            if reply.stop_reason != "tool_use":
-                return Outcome(reply.stop_reason == "end_turn", reply.text, turn + 1)
-            results, tree = await self._results(attempt, turn, reply.tool_calls, tree)
-            messages.append({"role": "user", "content": results})
-        return Outcome(False, f"no end after {attempt.max_turns} turns", attempt.max_turns)
+            reply = await self._reply(attempt, turn, talk, room)
+            match reply.stop_reason:
+                case "tool_use" if reply.tool_calls:
+                    results, tree = await self._results(attempt, turn, reply, tree)
+                    talk += [assistant(reply), user(results)]
+                    if why := stuck(talk):
+                        return Outcome(False, why, turn + 1, tree)
+                case "end_turn" | "stop_sequence":
+                    return Outcome(True, reply.text, turn + 1, tree)
+                case "pause_turn" | "compaction":
+                    talk += [assistant(reply)]
+                case "max_tokens" if room < MOST_ROOM:
+                    room *= 2  # asked again with more room; the calls of an answer that was cut off are never run
+                case "model_context_window_exceeded" if len(talk) > 1:
+                    talk = await self._hand_over(attempt, turn, talk)
+                case _:
+                    return Outcome(False, _stopped(reply), turn + 1, tree)
+            if too_long(reply, talk, attempt.window):
+                talk = await self._hand_over(attempt, turn, talk)
+        return Outcome(False, f"no end after {attempt.max_turns} turns", attempt.max_turns, tree)
+
+    async def _reply(self, attempt: Attempt, turn: int, talk: list[Message], room: int) -> Reply:
+        request = Request(
+            who=attempt.node,
+            turn=turn,
+            tier=attempt.tier,
+            model=attempt.model,
+            system=attempt.system,
+            messages=tuple(talk),
+            tools=(*tools.specs(attempt.allowed), *self.colleagues.specs(attempt)),
+            max_tokens=room,
+            answer_schema=attempt.answer_schema,
+        )
+        return await self.calls.reply(Place(attempt.run, attempt.task, attempt.node, attempt.number), request)
+
+    async def _results(self, attempt: Attempt, turn: int, reply: Reply, tree: str) -> tuple[list[Block], str]:
+        """Every call of the turn answered, in the order of the calls: one's own tools first, then colleagues."""
+        asked = [call for call in reply.tool_calls if call["name"] in self.colleagues.names]
+        own = [call for call in reply.tool_calls if call not in asked]
+        done = await self.durable.step(
+            f"{attempt.node} tools {turn}", lambda: self._use_tools(attempt, turn, own, reply.broken, tree)
+        )
+        answers, tree = {block["tool_use_id"]: block for block in done["results"]}, done["tree"]
+        for call in asked:
+            answers[call["id"]] = await self.colleagues.ask(attempt, turn, call)
+            tree = await self.durable.step(f"{attempt.node} after {call['id']}", lambda: self._snapshot(attempt))
+        return [answers[call["id"]] for call in reply.tool_calls], tree
 
     async def _snapshot(self, attempt: Attempt) -> str:
         return await asyncio.to_thread(self.repository.snapshot, attempt.worktree)
 
-    async def _reply(self, attempt: Attempt, turn: int, messages: list[Message]) -> Reply:
-        specs = tuple(tools.specs(attempt.allowed))
-        request = Request(
-            tier=attempt.tier, model=attempt.model, system=attempt.system, messages=tuple(messages), tools=specs
-        )
-        return Reply.model_validate(await self.durable.step(f"reply {turn}", lambda: self._ask(attempt, turn, request)))
-
-    async def _ask(self, attempt: Attempt, turn: int, request: Request) -> Json:
-        """One reply, paid once: its key is on record before it is sent, its price after."""
-        key = call_key(attempt, request, turn)
-        dearest = price_usd(request.tier, len(request.model_dump_json()) // 3, request.max_tokens)
-        place = {"attempt": attempt.number, "turn": turn, "tier": attempt.tier}
+    async def _use_tools(
+        self, attempt: Attempt, turn: int, calls: list[Block], broken: dict[str, str], tree: str
+    ) -> Json:
         try:
-            known = self.ledger.begin_call(key, dearest, attempt.run, attempt.task, **place)
+            self.calls.ledger.reserve(attempt.run, node=attempt.node)
         except BudgetExhausted as error:
-            return await self.durable.pause(str(error))
-        if known:
-            return json.loads(known["reply"])
-        reply = await self.provider.reply(request)
-        usd = price_usd(request.tier, reply.usage.input_tokens, reply.usage.output_tokens)
-        self.ledger.end_call(key, reply.model_dump(mode="json"), reply.usage.total, usd)
-        return reply.model_dump(mode="json")
+            return await self.durable.pause(str(error), BUDGET)
+        return await asyncio.to_thread(self._use_all, attempt, turn, calls, broken, tree)
 
-    async def _results(
-        self, attempt: Attempt, turn: int, calls: tuple[Block, ...], tree: str
-    ) -> tuple[list[Block], str]:
-        done = await self.durable.step(f"tools {turn}", lambda: self._use_tools(attempt, turn, calls, tree))
-        return done["results"], done["tree"]
-
-    async def _use_tools(self, attempt: Attempt, turn: int, calls: tuple[Block, ...], tree: str) -> Json:
-        """Run the turn's calls in order, from the snapshot that the turn began with."""
-        try:
-            self.ledger.reserve(attempt.run)
-        except BudgetExhausted as error:
-            return await self.durable.pause(str(error))
-        return await asyncio.to_thread(self._use_all, attempt, turn, calls, tree)
-
-    def _use_all(self, attempt: Attempt, turn: int, calls: tuple[Block, ...], tree: str) -> Json:
-        self.repository.restore(attempt.worktree, tree)
+    def _use_all(self, attempt: Attempt, turn: int, calls: list[Block], broken: dict[str, str], tree: str) -> Json:
+        """Run the turn's calls, side by side where their order can't matter, from the snapshot the turn began with."""
+        key, ledger = f"tools:{attempt.key}/{turn}", self.calls.ledger
+        cut_off = ledger.begin(key)
+        if cut_off:
+            self.repository.restore(attempt.worktree, tree)
+        if cut_off > CUT_OFF_TWICE:
+            why = "this turn's calls were cut off three times, together with what ran them, and are not run again"
+            return {"results": [error_result(call, why) for call in calls], "tree": tree}
         started = time.monotonic()
-        results = [_use(attempt, call) for call in calls]
+        sound = [call for call in calls if call["id"] not in broken]
+        found = dict(zip((call["id"] for call in sound), self._side_by_side(attempt, sound), strict=True))
+        found |= {call["id"]: error_result(call, broken[call["id"]]) for call in calls if call["id"] in broken}
         seconds = time.monotonic() - started
-        self.ledger.charge_seconds(f"tools:{attempt.key}/{turn}", attempt.run, attempt.task, "tools", seconds)
-        return {"results": results, "tree": self.repository.snapshot(attempt.worktree)}
+        ledger.charge_seconds(key, attempt.run, attempt.task, "tools", seconds, attempt.node)
+        changed = any(call["name"] not in tools.LOOKS for call in sound)
+        tree = self.repository.snapshot(attempt.worktree) if changed else tree
+        return {"results": [found[call["id"]] for call in calls], "tree": tree}
+
+    def _side_by_side(self, attempt: Attempt, calls: list[Block]) -> list[Block]:
+        wanted = [(call["name"], call["input"]) for call in calls]
+        results = tools.call_all(wanted, attempt.tools, attempt.allowed)
+        return [
+            {"type": "tool_result", "tool_use_id": call["id"], "content": result.content}
+            | ({"is_error": True} if result.is_error else {})
+            for call, result in zip(calls, results, strict=True)
+        ]
+
+    async def _hand_over(self, attempt: Attempt, turn: int, talk: list[Message]) -> list[Message]:
+        """A fresh conversation that can read the old one in a file."""
+        name = f"conversation-{attempt.helper.replace('/', '-')}{turn}.md"
+
+        async def keep() -> str:
+            attempt.tools.outputs.mkdir(parents=True, exist_ok=True)
+            (attempt.tools.outputs / name).write_text(written_out(talk), errors="replace")
+            return name
+
+        await self.durable.step(f"{attempt.node} hand over {turn}", keep)
+        return [user(handed_over(attempt.brief, f"@outputs/{name}", talk))]
 
 
-def _use(attempt: Attempt, call: Block) -> Block:
-    result = tools.call(call["name"], call["input"], attempt.tools, attempt.allowed)
-    block = {"type": "tool_result", "tool_use_id": call["id"], "content": result.content}
-    return {**block, "is_error": True} if result.is_error else block
-
-
-def call_key(attempt: Attempt, request: Request, turn: int) -> str:
-    """Content-addressed: the canonical request with the task's and the turn's identity."""
-    canonical = json.dumps(request.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(f"{attempt.key}/{turn}\n{canonical}".encode()).hexdigest()
-
-
-def price_usd(tier: Tier, input_tokens: int, output_tokens: int) -> float:
-    per_input, per_output = PRICES_USD_PER_MTOK[tier]
-    return (input_tokens * per_input + output_tokens * per_output) / 1e6
+def _stopped(reply: Reply) -> str:
+    """Why an attempt ended without the agent ending it, in words for the next one and for a person."""
+    known = {
+        "max_tokens": f"an answer was still cut off at {MOST_ROOM} tokens: the task is too large for one",
+        "refusal": "the model refused",
+        "failed": "the call failed",
+        "model_context_window_exceeded": "the task's brief alone is too long for the model",
+    }
+    why = known.get(reply.stop_reason, f"stopped for an unknown reason, `{reply.stop_reason}`")
+    more = " ".join(filter(None, (reply.detail, reply.text)))
+    return f"{why}: {more}" if more else why

@@ -43,6 +43,12 @@ def assign(plan: Plan, library: Library) -> tuple[Assignment, ...]:
     return tuple(assignments)
 
 
+def handed(task: Task, chain: tuple[str, ...], library: Library, brief: str) -> Assignment:
+    """An assignment that the hierarchy made, with the words of whoever handed it down."""
+    why = f"handed down by {chain[-2]}"
+    return _assignment(task, chain, library).model_copy(update={"brief": brief, "why": why})
+
+
 def tree(plan: Plan, assignments: Iterable[Assignment]) -> str:
     """The hierarchy at work, as an indented list in Markdown."""
     titles = {task.id: task.title for task in plan.tasks}

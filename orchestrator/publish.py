@@ -58,12 +58,12 @@ def _stacked(run: Run, task: Task, change: Change, head: str) -> str | Change:
     """The change's commit on the stack's head; a Change when the result is not what the gate judged."""
     if head == change.base:
         return change.commit
+    if not change.files:
+        return head
     tree = run.repository.merge(head, change.commit)
     if tree is None:
         raise RuntimeError(f"the change conflicts with what was accepted meanwhile ({head[:12]})")
     moved = [file for file in run.repository.changed(change.base, head) if not matches(file.path, HARMLESS)]
-    if not change.files:
-        return head
     commit = run.repository.commit_tree(tree, head, f"{task.title}\n\nTask: {task.id}", _author(run, task, change))
     if moved:
         return run.repository.change(task.id, change.attempt, change.tier, head, commit)
@@ -84,12 +84,11 @@ def _record(run: Run, task: Task, change: Change, judgement: Judgement, commit: 
     text = planfile.set_block(text, "as-built", "\n".join([*notes, report.as_built(run, task, change, judgement)]))
     if judgement.verdicts:
         text = planfile.set_block(text, "result", _results(run, judgement))
-    tree = run.repository.replace_file(commit, path, text)
     message = (
         f"Record what happened to `{task.id}`: {status}\n\n"
         f"Odyssey-Run: {run.id}\nOdyssey-Judged: {change.commit}\nOdyssey-Receipts: {run.ledger.head()}"
     )
-    return run.repository.commit_tree(tree, commit, message, "Odyssey harness")
+    return run.repository.commit_file(commit, path, text, message, "Odyssey harness")
 
 
 def _results(run: Run, judgement: Judgement) -> str:
@@ -108,7 +107,7 @@ def verdicts_of(run: Run) -> dict[str, Verdict]:
 
 
 def _top(run: Run) -> PullRequest | None:
-    pulls = run.ledger.pulls(run.id)
+    pulls = run.ledger.pulls(run.id, newest=1)
     return pulls[-1] if pulls else None
 
 

@@ -155,6 +155,7 @@ class Skill(Record):
     writes: tuple[str, ...]
     commands: tuple[str, ...]
     risk: RiskLevel
+    tools: tuple[str, ...] = ()  # those that it needs; an agent has no others while it works by the skill. (): its own
     minutes: float
     procedure: str | None  # path of the procedure, relative to the repository's root
     body: str
@@ -173,6 +174,7 @@ class Assignment(Record):
     tiers: tuple[Tier, ...]
     writes: tuple[str, ...]
     why: str
+    brief: str = ""  # what the agent above says to whoever does it
 
     @property
     def agent(self) -> str:
@@ -266,6 +268,7 @@ class Judgement(Record):
     verdicts: tuple[Verdict, ...] = ()
     receipts: tuple[str, ...] = ()
     feedback: str = ""  # for the next attempt, when not accepted
+    review: tuple[str, ...] = ()  # findings of whoever handed the task down, worst first
 
 
 class PullRequest(Record):

@@ -99,6 +99,10 @@ def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str,
         ("Evidence", _evidence(receipts)),
         ("Verdict", _verdict(run, task, judgement, receipts)),
         ("Risk", "\n".join([f"**{judgement.risk.level}**", *(f"- {reason}" for reason in judgement.risk.reasons)])),
+        (
+            "Review",
+            "Findings of a language model that read the change:\n\n" * bool(judgement.review) + _quoted(judgement),
+        ),
         ("Cost", f"${spent['usd']:.2f}, {spent['tokens']} tokens, {spent['seconds'] / 60:.1f} minutes of commands."),
         ("Receipts", f"{len(receipts)}, signed; the chain's head is `{head}`. `orchestrate report {run.id} --verify`"),
         (
@@ -107,6 +111,10 @@ def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str,
         ),
     ]
     return "\n\n".join(f"## {heading}\n\n{text}" for heading, text in parts if text)
+
+
+def _quoted(judgement: Judgement) -> str:
+    return "\n".join(f"> - {_cell(line)}" for line in judgement.review)
 
 
 def _what(task: Task, change: Change, plan: Plan) -> str:

@@ -1,7 +1,8 @@
-"""The durable workflows: run a plan, do a task. Everything that has an effect is a step; the rest is pure.
+"""The durable workflows: hand out a plan, do a task. Everything that has an effect is a step; the rest is pure.
 
-plan: while tasks are left, start those whose needs are met, wait until one ends
+plan: hand the tasks out; while any is left, start those whose needs are met, wait until one ends
 task: for each tier of its ladder: open a worktree, let the agent work, freeze the change, let the gate judge;
+      then, for a language model's change, whoever handed the task down reads it;
       then publish it as a pull request, or say why not
 """
 
@@ -11,24 +12,29 @@ import asyncio
 import json
 import shutil
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from orchestrator import attempt as attempts
-from orchestrator import outcomes, publish, risk
+from orchestrator import outcomes, publish, review, risk
+from orchestrator.calls import Calls, Json
+from orchestrator.colleagues import Team
 from orchestrator.engine import Engine
 from orchestrator.forge.base import Forge
 from orchestrator.gate import Gate
+from orchestrator.hierarchy import Hierarchy, plan_key, todo
 from orchestrator.house import Run
-from orchestrator.loop import Json, Loop, Outcome
-from orchestrator.records import Change, Judgement, Plan, Task, Tier
+from orchestrator.loop import Attempt, Loop, Outcome
+from orchestrator.providers.base import Provider
+from orchestrator.records import Assignment, Change, Judgement, Task, Tier
+from orchestrator.review import Reviewing
+from orchestrator.schedule import ENDED, Schedule
 
-DONE = ("accepted", "missed", "unmeasured")  # published: what needs them may go on
-ENDED = (*DONE, "failed", "blocked")
-POLL_S = 0.05
 MAX_REBASES = 5
+REVIEWED = ("accepted", "unmeasured", "missed")
+REVIEW_SKILL = "review-change"
 
 
 @dataclass(frozen=True)
@@ -47,47 +53,70 @@ class Runner:
         self._secret = secret
         self._publishing = threading.Lock()
         database = run.state.path("runs", run.id) / "workflows.db"
-        self._engine = Engine(database, {"plan": self.run_plan, "task": self.do_task})
+        self._engine = Engine(database, {"delegate": self.delegate, "task": self.do_task})
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self._assign(run.ledger.delegation(plan_key(run.plan, run.library)))
+        run.ledger.on_warning = lambda _, task, words: run.hear(task, "budget", words)
 
     def go(self) -> str:
         """Run, or go on. Returns the run's status. Raises Paused."""
         with self._engine:
-            return str(asyncio.run(self._engine.run("plan", f"{self._run.id}/plan")))
+            return str(asyncio.run(self._engine.drive(self.run_plan())))
 
-    # The plan
+    # The plan. What is done stands in the ledger, so this needs no journal of its own
 
-    async def run_plan(self) -> Json:
-        started: list[str] = []
-        while True:
-            status = await self._engine.step("look", self._look)
-            for task in startable(self._run.plan, status, started, self._run.settings.parallel):
-                started.append(task)
-                await self._engine.spawn("task", f"{self._run.id}/{task}", task)
-            ended = [task for task in status if status[task] in ENDED]
-            if len(ended) == len(status):
-                return await self._engine.step("finish", partial(self._finish, status))
-            stuck = blocked(self._run.plan, status)
-            if stuck:
-                await self._engine.step("block", partial(self._block, stuck))
-            else:
-                await self._engine.step("wait", partial(self._wait, len(ended)))
-
-    async def _look(self) -> dict[str, str]:
-        return {row["id"]: row["status"] for row in self._run.ledger.tasks(self._run.id)}
-
-    async def _wait(self, ended: int) -> int:
-        while sum(status in ENDED for status in (await self._look()).values()) <= ended:
-            await asyncio.sleep(POLL_S)
-        return ended
-
-    async def _block(self, stuck: dict[str, str]) -> None:
-        for task, why in stuck.items():
-            self._set(task, status="blocked", detail=why)
-
-    async def _finish(self, status: dict[str, str]) -> str:
-        outcome = "accepted" if all(value == "accepted" for value in status.values()) else "incomplete"
-        self._run.ledger.set_run(self._run.id, status=outcome, finished_at=self._run.ledger.time())
+    async def run_plan(self) -> str:
+        run = self._run
+        await self._hand_out()
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Queue()
+        schedule = Schedule(run.plan, {row["id"]: row["status"] for row in run.ledger.tasks(run.id)})
+        at_work: set[str] = set()
+        while not schedule.over:
+            while len(at_work) < run.settings.parallel and (task := schedule.take()):
+                at_work.add(task)
+                await self._engine.spawn("task", f"{run.id}/{task}", task)
+            stuck = schedule.stuck()
+            for waiting, why in stuck.items():
+                self._set(waiting, status="blocked", detail=why)
+                schedule.end(waiting, "blocked")
+            if not stuck:
+                ended, status = await self._ended.get()
+                schedule.end(ended, status)
+                at_work.discard(ended)
+        outcome = "accepted" if set(schedule.status.values()) <= {"accepted"} else "incomplete"
+        run.ledger.set_run(run.id, status=outcome, finished_at=run.ledger.time())
         return outcome
+
+    async def _hand_out(self) -> None:
+        """Let the hierarchy hand out what language models will do, once for this plan and these people."""
+        run, key = self._run, plan_key(self._run.plan, self._run.library)
+        kept = run.ledger.delegation(key)
+        if kept is None and attempts.model(run, lambda *_: None) and todo(run.plan, run.assignments):
+            kept = run.ledger.keep_delegation(key, run.id, await self._engine.finish("delegate", f"{run.id}/@plan"))
+        self._assign(kept)
+
+    def _assign(self, kept: str | None) -> None:
+        for each in json.loads(kept or "[]"):
+            assignment = Assignment.model_validate(each)
+            if assignment.task in self._run.assignments:
+                self._run.assignments[assignment.task] = assignment
+
+    async def delegate(self) -> Json:
+        """The workflow in which the chief and the leads are asked."""
+        run = self._run
+        provider = attempts.model(run, partial(run.say, ""))
+        assert provider is not None, "checked by _hand_out"
+        hierarchy = Hierarchy(
+            run.plan,
+            run.library,
+            self._calls("", provider),
+            run.id,
+            run.settings.models,
+            lambda words: run.say("", "delegated", words),
+        )
+        made = await hierarchy.assign(run.assignments)
+        return json.dumps([each.model_dump(mode="json") for each in made.values()])
 
     # One task
 
@@ -120,13 +149,47 @@ class Runner:
         worktree = Path(opened["worktree"])
         provider = attempts.brain(self._run, task, number, tier, feedback)
         assert provider is not None, "checked by _climb"
-        loop = Loop(provider, self._run.ledger, self._run.repository, self._engine)
-        outcome = await loop.work(attempts.prepare(self._run, task, number, tier, worktree, feedback))
-        frozen = await self._engine.step("freeze", partial(self._freeze, task, number, tier, worktree, opened["base"]))
+        loop = self._agents(task, provider)
+        attempt = attempts.prepare(self._run, task, number, tier, worktree, feedback)
+        outcome = await loop.work(replace(attempt, tree=opened["tree"]))
+        frozen = await self._engine.step("freeze", partial(self._freeze, task, number, tier, outcome, opened["base"]))
         change = Change.model_validate(frozen)
         if not outcome.finished:
             return Tried(change, self._unfinished(task, change, outcome), outcome)
-        return Tried(change, await self._judge(task, change), outcome)
+        judgement = await self._judge(task, change)
+        if tier != "procedure" and judgement.outcome in REVIEWED:
+            judgement = await self._review(task, attempt, change, judgement, outcome, provider)
+        return Tried(change, judgement, outcome)
+
+    def _agents(self, task: Task, provider: Provider) -> Loop:
+        """The loop, with the colleagues whom its agents may ask; a procedure asks nobody."""
+        calls = self._calls(task.id, provider)
+        if provider.name == "procedure":
+            return Loop(calls, self._run.repository, self._engine)
+        team = Team(self._run, task, lambda: self._agents(task, provider))
+        return Loop(calls, self._run.repository, self._engine, team)
+
+    async def _review(
+        self, task: Task, worked: Attempt, change: Change, judgement: Judgement, outcome: Outcome, provider: Provider
+    ) -> Judgement:
+        """Whoever handed the task down reads the change."""
+        run, assignment = self._run, self._run.assignments[task.id]
+        skill = run.library.skills.get(REVIEW_SKILL)
+        if len(assignment.chain) < 2 or skill is None or not change.files:
+            return judgement
+        reviewer = run.library.agents[assignment.chain[-2]]
+        diff = run.repository.diff(change.base, change.commit)
+        asked = Reviewing(run.plan, task, assignment.brief, assignment.agent, outcome.text, diff)
+        reading = review.attempt(asked, reviewer, skill, worked, run.settings.models[reviewer.model])
+        loop = Loop(self._calls(task.id, provider), run.repository, self._engine)
+        found = await review.read(loop, reading)
+        judgement = review.judged(judgement, found, reviewer.name)
+        run.say(task.id, "review", f"{reviewer.name}: {'; '.join(judgement.review)}")
+        return judgement
+
+    def _calls(self, task_id: str, provider: Provider) -> Calls:
+        run = self._run
+        return Calls(provider, run.ledger, self._engine, run.settings.prices, tell=partial(run.say, task_id))
 
     def _unfinished(self, task: Task, change: Change, outcome: Outcome) -> Judgement:
         found = risk.assess(change, self._run.skill(task.id).risk)
@@ -150,7 +213,10 @@ class Runner:
     async def _out_of_brains(self, task: Task, tier: Tier, last: Tried | None) -> Json:
         if last and last.judgement.outcome == "missed":
             return await self._publish(task, last)
-        need = f"it needs a model of tier {tier}, and there is none: this version runs procedures only"
+        need = (
+            f"it needs a language model (tier {tier}), and this run has none; start it with --provider anthropic and "
+            "ANTHROPIC_API_KEY set, or with --provider mailbox to have the questions answered by whoever you like"
+        )
         why = f"its procedure was refused: {last.judgement.feedback}\n" if last else ""
         return await self._end(task, "blocked", why + need)
 
@@ -172,13 +238,13 @@ class Runner:
         worktree, base = await asyncio.to_thread(run.repository.open, branch, head)
         self._set(task.id, status="running", attempt=number, tier=tier, started_at=run.ledger.time())
         run.say(task.id, "attempt", f"{number}, tier {tier}, {run.assignments[task.id].agent}")
-        return {"worktree": str(worktree), "base": base}
+        return {"worktree": str(worktree), "base": base, "tree": run.repository.tree(base)}
 
-    async def _freeze(self, task: Task, number: int, tier: Tier, worktree: Path, base: str) -> Json:
+    async def _freeze(self, task: Task, number: int, tier: Tier, outcome: Outcome, base: str) -> Json:
         run = self._run
         author = f"{run.assignments[task.id].agent} ({tier})"
         message = f"{task.title}\n\nPlan: {run.plan.path}\nTask: {task.id}, attempt {number}"
-        commit = await asyncio.to_thread(run.repository.commit, worktree, base, message, author)
+        commit = await asyncio.to_thread(run.repository.commit_snapshot, outcome.tree, base, message, author)
         return run.repository.change(task.id, number, tier, base, commit).model_dump(mode="json")
 
     async def _publish_once(self, task: Task, tried: Tried) -> Json:
@@ -210,33 +276,7 @@ class Runner:
         if fields.get("status") in ENDED:
             fields["finished_at"] = self._run.ledger.time()
         self._run.ledger.set_task(self._run.id, task, **fields)
+        if fields.get("status") in ENDED and self._loop:
+            self._loop.call_soon_threadsafe(self._ended.put_nowait, (task, fields["status"]))
         if "status" in fields:
             self._run.say(task, fields["status"], fields.get("detail", ""))
-
-
-# Pure: what may start, and what never will
-
-
-def startable(plan: Plan, status: dict[str, str], started: list[str], parallel: int) -> list[str]:
-    """Tasks whose needs are all published, in the plan's order, as many as there are free places."""
-    free = parallel - sum(status[task] not in ENDED for task in started)
-    ready = [
-        task.id
-        for task in plan.tasks
-        if task.id in status
-        and task.id not in started
-        and status[task.id] not in ENDED
-        and all(status.get(need, "accepted") in DONE for need in task.needs)
-    ]
-    return ready[: max(free, 0)]
-
-
-def blocked(plan: Plan, status: dict[str, str]) -> dict[str, str]:
-    """Tasks that wait for one that ended without being published, with the reason."""
-    return {
-        task.id: f"it needs `{need}`, which is {status[need]}"
-        for task in plan.tasks
-        if status.get(task.id) == "waiting"
-        for need in task.needs
-        if status.get(need) in ("failed", "blocked")
-    }

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, datasets
+from orchestrator import config, datasets, inputs
 from orchestrator.datasets import Dataset
 from orchestrator.errors import InputError, NotFound, NothingToDo, Problem
 from orchestrator.house import Run, Say, State, base_files
@@ -29,7 +29,11 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
         raise InputError([Problem(plan_path, 0, f"is not in commit {checkout.commit[:12]}", fix)])
     settings, _ = config.load(base, flags)
     plan, library, assignments = read_plan(base, plan_path)
-    todo = [task for task in plan.tasks if again or not task.done]
+    hashes = inputs.of_plan(plan, library, base)
+    stale = _stale(state, plan, hashes)
+    for task_id, parts in stale.items():
+        hear(task_id, "stale", f"is done again: changed since it was done: {', '.join(parts)}")
+    todo = [task for task in plan.tasks if again or not task.done or task.id in stale]
     if not todo:
         raise NothingToDo(f"{plan_path}: every task is ticked, so nothing is to be done; --again does them all again")
     sandbox = _sandbox(settings)
@@ -48,8 +52,18 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
         datasets=found,
         hear=hear,
     )
-    _record(run, [task.id for task in todo])
+    _record(run, [task.id for task in todo], hashes)
     return run
+
+
+def _stale(state: State, plan: Plan, hashes: dict[str, inputs.Hashes]) -> dict[str, list[str]]:
+    """Ticked tasks of which something changed since they were accepted here; one without record stands."""
+    before = state.ledger.inputs(plan.path)
+    return {
+        task.id: parts
+        for task in plan.tasks
+        if task.done and task.id in before and (parts := inputs.changed(json.loads(before[task.id]), hashes[task.id]))
+    }
 
 
 def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:
@@ -84,11 +98,21 @@ def latest(state: State, unfinished: bool = False) -> str:
     return str(rows[-1]["id"])
 
 
-def extend_budget(state: State, run_id: str, minutes: float | None, usd: float | None) -> None:
+def extend_budget(state: State, run_id: str, minutes: float | None, usd: float | None, tokens: int | None) -> None:
     """More of what ran out, added to what the run had."""
     budget = Budget.model_validate_json(state.ledger.run(run_id)["budget"])
     more = {"minutes": budget.minutes + (minutes or 0), "usd": budget.usd + (usd or 0)}
+    more |= {"tokens": budget.tokens + (tokens or 0)}
     state.ledger.set_run(run_id, budget=budget.model_copy(update=more).model_dump_json())
+
+
+def change_provider(state: State, run_id: str, provider: str | None) -> None:
+    """Another brain for what is left of a run; what was answered stays answered."""
+    if provider is None:
+        return
+    settings = config.Settings.model_validate_json(state.ledger.run(run_id)["settings"])
+    changed = config.Settings.model_validate({**settings.model_dump(), "provider": provider})
+    state.ledger.set_run(run_id, settings=changed.model_dump_json(), provider=provider)
 
 
 def _sandbox(settings: config.Settings) -> Sandbox:
@@ -107,7 +131,7 @@ def _new_id(state: State, plan: Plan) -> str:
     return f"{name}-{len(taken) + 1}"
 
 
-def _record(run: Run, todo: list[str]) -> None:
+def _record(run: Run, todo: list[str], hashes: dict[str, inputs.Hashes]) -> None:
     described = [{**asdict(each), "folder": str(each.folder)} for each in run.datasets.values()]
     run.ledger.open_run(
         run.id,
@@ -117,9 +141,11 @@ def _record(run: Run, todo: list[str]) -> None:
         base_branch=run.base_branch,
         budget=run.plan.budget.model_dump_json(),
         settings=run.settings.model_dump_json(),
+        provider=run.settings.provider,
         sandbox=run.sandbox.tier,
         dataset=json.dumps(described),
     )
     for position, task in enumerate(run.plan.tasks):
         if task.id in todo:
-            run.ledger.open_task(run.id, task.id, position=position, agent=run.assignments[task.id].agent)
+            who = run.assignments[task.id].agent
+            run.ledger.open_task(run.id, task.id, position=position, agent=who, inputs=json.dumps(hashes[task.id]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +44,19 @@ def strip_git_variables() -> None:
         del os.environ[name]
 
 
-def git(cwd: Path, *argv: str, env: Mapping[str, str] | None = None, strip: bool = True) -> str:
+def git(
+    cwd: Path, *argv: str, env: Mapping[str, str] | None = None, strip: bool = True, stdin: Path | None = None
+) -> str:
     """Run git with an argument list, never a shell. Returns stdout. Raises GitError with git's own words."""
     safe = ["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never"]
     try:
-        output = Git(str(cwd)).execute(
-            ["git", *safe, *argv],
-            env={**clean_environment(), **(env or {})},
-            strip_newline_in_stdout=strip,
-        )
+        with (stdin or Path(os.devnull)).open("rb") as fed:
+            output = Git(str(cwd)).execute(
+                ["git", *safe, *argv],
+                istream=fed,
+                env={**clean_environment(), **(env or {})},
+                strip_newline_in_stdout=strip,
+            )
     except GitCommandError as error:
         raise GitError(f"git {argv[0]} failed: {_words(error) or f'exit code {error.status}'}") from error
     return str(output)
@@ -115,6 +120,7 @@ class Repository:
     def __init__(self, folder: Path, worktrees: Path) -> None:
         self.folder = folder
         self.worktrees = worktrees
+        self._trees: dict[str, str] = {}  # of commits, by their own ids: they never change
         if not (folder / "HEAD").exists():
             self._init()
         _settle(folder / "config", CONFIG)
@@ -145,25 +151,41 @@ class Repository:
         return True
 
     def resolve(self, ref: str) -> str | None:
+        """The commit that a name stands for. A branch of ours is a file, and reading it starts no process."""
+        loose = self.folder / ref
+        if ref.startswith("refs/heads/odyssey/") and loose.is_file():
+            return loose.read_text().strip()
         try:
             return git(self.folder, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
         except GitError:
             return None
 
     def set_branch(self, branch: str, commit: str) -> None:
-        git(self.folder, "update-ref", "--", f"refs/heads/{branch}", commit)
+        if self.resolve(f"refs/heads/{branch}") != commit:
+            git(self.folder, "update-ref", "--", f"refs/heads/{branch}", commit)
 
     # Attempts
 
     def open(self, branch: str, base: str) -> tuple[Path, str]:
-        """A fresh worktree on a branch at `base`, and that base. One that a crash left half made is taken away."""
+        """A fresh worktree named like `branch` at `base`, and that base. One that a crash left half made goes first."""
         self.close(branch)
         path = self._worktree(branch)
-        git(self.folder, "worktree", "add", "--quiet", "-B", branch, "--", str(path), base)
+        self._link(path, base)
+        self._in(path, "read-tree", "--reset", "-u", base)
         return path, base
 
+    def _link(self, path: Path, base: str) -> None:
+        """What `git worktree add` writes, without the five processes that it starts."""
+        path.mkdir(parents=True)
+        gitdir = self._gitdir(path)
+        gitdir.mkdir(parents=True)
+        (gitdir / "commondir").write_text("../..\n")
+        (gitdir / "gitdir").write_text(f"{path / '.git'}\n")
+        (gitdir / "HEAD").write_text(f"{base}\n")
+        (path / ".git").write_text(f"gitdir: {gitdir}\n")
+
     def close(self, branch: str) -> None:
-        """Take a worktree away, git's record of it too (git keeps it locked while it makes one); its commits stay."""
+        """Take a worktree away, git's record of it too; its commits stay."""
         path = self._worktree(branch)
         shutil.rmtree(path, ignore_errors=True)
         shutil.rmtree(self._gitdir(path), ignore_errors=True)
@@ -197,15 +219,18 @@ class Repository:
 
     def commit(self, worktree: Path, base: str, message: str, author: str) -> str:
         """Freeze the worktree as one commit on `base`; `base` itself when nothing changed."""
-        tree = self.snapshot(worktree)
-        if tree == self.tree(base):
-            return base
-        return self.commit_tree(tree, base, message, author)
+        return self.commit_snapshot(self.snapshot(worktree), base, message, author)
+
+    def commit_snapshot(self, tree: str, base: str, message: str, author: str) -> str:
+        """A snapshot as one commit on `base`; `base` itself when nothing changed."""
+        return base if tree == self.tree(base) else self.commit_tree(tree, base, message, author)
 
     # Commits without a worktree
 
     def tree(self, commit: str) -> str:
-        return git(self.folder, "rev-parse", "--verify", f"{commit}^{{tree}}")
+        if commit not in self._trees:
+            self._trees[commit] = git(self.folder, "rev-parse", "--verify", f"{commit}^{{tree}}")
+        return self._trees[commit]
 
     def commit_tree(self, tree: str, parent: str, message: str, author: str) -> str:
         who = {
@@ -226,6 +251,26 @@ class Repository:
             git(self.folder, "read-tree", commit, env=env)
             git(self.folder, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
             return git(self.folder, "write-tree", env=env)
+
+    def commit_file(self, commit: str, path: str, text: str, message: str, author: str) -> str:
+        """A commit on `commit` with one file's text replaced, made by one command."""
+        scratch = self.folder / f"scratch-{os.getpid()}-{os.urandom(6).hex()}"
+        branch = f"refs/odyssey/made/{scratch.name}"
+        data, now = text.encode(errors="surrogateescape"), f"{int(time.time())} +0000"
+        head = (
+            f"commit {branch}\nauthor {author} <agent@odyssey.invalid> {now}\n"
+            f"committer Odyssey harness <harness@odyssey.invalid> {now}\n"
+            f"data {len(message.encode())}\n{message}\nfrom {commit}\n"
+            f"M 100644 inline {_quoted(path)}\ndata {len(data)}\n"
+        )
+        scratch.write_bytes(head.encode() + data + b"\ndone\n")
+        try:
+            git(self.folder, "fast-import", "--quiet", "--done", stdin=scratch)
+            made = (self.folder / branch).read_text().strip()
+            (self.folder / branch).unlink()
+        finally:
+            scratch.unlink()
+        return made
 
     def merge(self, ours: str, theirs: str) -> str | None:
         """The tree that joins two commits; None when they conflict."""
@@ -284,7 +329,7 @@ class Repository:
         )
 
     def change(self, task: str, attempt: int, tier: Tier, base: str, commit: str) -> Change:
-        files = self.changed(base, commit)
+        files = self.changed(base, commit) if commit != base else ()
         return Change(
             task=task, attempt=attempt, tier=tier, base=base, commit=commit, tree=self.tree(commit), files=files
         )
@@ -299,6 +344,12 @@ class Repository:
 
     def _scratch_index(self) -> _ScratchIndex:
         return _ScratchIndex(self.folder)
+
+
+def _quoted(path: str) -> str:
+    """A path as git quotes one."""
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def _printable(path: str) -> str:

@@ -78,7 +78,8 @@ def _request(chunk: tuple[Page, ...], tier: Tier, model: str) -> Request:
     text = "\n\n".join(f"[page {page.number}]\n{page.text}" for page in chunk)[: 2 * CHUNK_CHARS]
     text = re.sub(r"</?\s*paper\s*>", "", text, flags=re.IGNORECASE)  # the paper can't end its own quotation
     message = {"role": "user", "content": f"<paper>\n{text}\n</paper>"}
-    return Request(tier=tier, model=model, system=SYSTEM, messages=(message,), tools=())
+    turn = chunk[0].number  # a page of its own for every chunk
+    return Request(who="@paper", turn=turn, tier=tier, model=model, system=SYSTEM, messages=(message,))
 
 
 def _array(text: str) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError
@@ -16,7 +17,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import Field, ValidationError
 
 from orchestrator.errors import InputError, Problem
-from orchestrator.providers.base import Message, Reply, Request, StopReason
+from orchestrator.providers.base import Message, Reply, Request
 from orchestrator.records import Record
 
 _TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
@@ -38,6 +39,7 @@ class Procedure(Record):
     finish: Finish
 
 
+@lru_cache(maxsize=64)
 def parse(path: str, text: str) -> Procedure:
     """A procedure from its TOML, its templates compiled. Raises InputError with every problem found."""
     try:
@@ -80,6 +82,7 @@ class ProcedureProvider:
     """Plays one procedure for one task. `variables` are what its templates may name."""
 
     name = "procedure"
+    billed = False
 
     def __init__(self, procedure: Procedure, variables: dict[str, Any]) -> None:
         self._procedure = procedure
@@ -108,7 +111,7 @@ def _turn(turn: int, step: Step, variables: dict[str, Any]) -> Reply:
     return Reply(content=(say, call), stop_reason="tool_use")
 
 
-def _text(text: str, stop_reason: StopReason = "end_turn") -> Reply:
+def _text(text: str, stop_reason: str = "end_turn") -> Reply:
     return Reply(content=({"type": "text", "text": text},), stop_reason=stop_reason)
 
 

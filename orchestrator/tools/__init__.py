@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from orchestrator.errors import ToolRefused
-from orchestrator.tools import files, shell
+from orchestrator.tools import files, shell, skill
 from orchestrator.tools.base import Tool, ToolContext, ToolResult, cut
+from orchestrator.tools.turns import Turnstile
 
-__all__ = ["TOOLS", "Tool", "ToolContext", "ToolResult", "call", "specs"]
+__all__ = ["LOOKS", "TOOLS", "Tool", "ToolContext", "ToolResult", "call", "call_all", "specs"]
 
 TOOLS: dict[str, Tool] = {
-    tool.name: tool for tool in (files.READ, files.LIST, files.WRITE, files.EDIT, files.SEARCH, shell.RUN)
+    tool.name: tool for tool in (files.READ, files.LIST, files.WRITE, files.EDIT, files.SEARCH, shell.RUN, skill.SKILL)
 }
+LOOKS = frozenset({"read", "list", "search", "skill"})  # they change nothing
 
 
 def specs(allowed: Iterable[str]) -> list[dict[str, Any]]:
@@ -29,6 +34,10 @@ def call(name: str, arguments: Mapping[str, Any], context: ToolContext, allowed:
 
     Raises only what a model can't cause: SandboxUnavailable, and OSError for the harness's own folders.
     """
+    return cut(_whole(name, arguments, context, allowed), name, context)
+
+
+def _whole(name: str, arguments: Mapping[str, Any], context: ToolContext, allowed: frozenset[str]) -> ToolResult:
     known = [tool for tool in TOOLS if tool in allowed]
     if name not in known:
         return _refused(f"{name[:80]!r}: no such tool for you; there are {', '.join(known) or 'none'}")
@@ -41,8 +50,41 @@ def call(name: str, arguments: Mapping[str, Any], context: ToolContext, allowed:
     except ToolRefused as reason:
         return _refused(str(reason))
     # a file's name may hold bytes that are no character; what goes into a request must
-    content = result.content.encode("utf-8", "replace").decode()
-    return cut(ToolResult(content, result.is_error), name, context)
+    return ToolResult(result.content.encode("utf-8", "replace").decode(), result.is_error)
+
+
+def call_all(
+    calls: list[tuple[str, Mapping[str, Any]]], context: ToolContext, allowed: frozenset[str]
+) -> list[ToolResult]:
+    """The results of one turn's calls, in order. Neighbours that only look, or that run commands, go side by side."""
+    results: list[ToolResult] = []
+    for kind, group in itertools.groupby(calls, lambda each: _kind(each[0])):
+        some = list(group)
+        whole = _at_once(some, context, allowed) if kind else (_whole(*each, context, allowed) for each in some)
+        results += [cut(result, each[0], context) for each, result in zip(some, whole, strict=True)]
+    return results
+
+
+def _kind(name: str) -> str:
+    """`""`: writes to the worktree itself, and one such call may build on the other."""
+    return "look" if name in LOOKS else "run" if name == shell.RUN.name else ""
+
+
+def _at_once(
+    calls: list[tuple[str, Mapping[str, Any]]], context: ToolContext, allowed: frozenset[str]
+) -> list[ToolResult]:
+    turnstile = Turnstile(len(calls))
+
+    def one(number: int) -> ToolResult:
+        try:
+            return _whole(*calls[number], replace(context, turn=turnstile.place(number)), allowed)
+        finally:
+            turnstile.leave(number)
+
+    if len(calls) == 1:
+        return [one(0)]
+    with ThreadPoolExecutor(len(calls)) as pool:  # all at once: a command waits for the others' copies
+        return list(pool.map(one, range(len(calls))))
 
 
 def _explained(name: str, error: ValidationError) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.sandbox.base import Limits, Mount, OnOutput, Sandbox
+from orchestrator.tools.turns import Alone, Turn
 
 CONTENT_CHARS = 24_000  # of one result: what a model reads is paid for at every later turn
 SCRATCH = "runs"
@@ -30,6 +32,7 @@ class ToolContext:
     writes: globs relative to the worktree; commands: patterns (see `commands.py`).
     mounts: read-only extras such as datasets. env: for its commands. outputs: where whole results are kept, outside.
     limits: of each command; `wall_s` is the most that a command may ask for. on_output: hears commands as they run.
+    turn: this call's place among others that run at the same time. skills: name -> body, those that may be read.
     """
 
     worktree: Path
@@ -41,6 +44,8 @@ class ToolContext:
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     on_output: OnOutput | None = None
+    turn: Turn = field(default_factory=Alone)
+    skills: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,7 @@ class Tool:
 
     def spec(self) -> dict[str, Any]:
         """The tool as Anthropic's Messages API takes it."""
-        schema = _without_titles(self.arguments.model_json_schema())
-        return {"name": self.name, "description": self.description, "input_schema": schema}
+        return {"name": self.name, "description": self.description, "input_schema": _schema(self.arguments)}
 
 
 def cut(result: ToolResult, name: str, context: ToolContext) -> ToolResult:
@@ -88,6 +92,12 @@ def _kept(content: str, name: str, outputs: Path) -> Path:
             continue
         return path
     raise AssertionError("numbers don't end")
+
+
+@lru_cache(maxsize=64)
+def _schema(arguments: type[Arguments]) -> dict[str, Any]:
+    found: dict[str, Any] = _without_titles(arguments.model_json_schema())
+    return found
 
 
 def _without_titles(schema: Any) -> Any:

@@ -30,8 +30,11 @@ def run(arguments: Run, context: ToolContext) -> ToolResult:
     check_allowed(argv, context.commands)
     scratch = _scratch(context.worktree)
     with staged(context.worktree, context.outputs) as staging:
+        context.turn.copied()
         done = context.sandbox.run(_command(argv, arguments.timeout_s, staging.root, context), context.on_output)
-        carried = staging.carry_back(context.writes)
+        with context.turn:
+            carried = staging.carry_back(context.writes, context.turn.taken)
+            context.turn.taken.update(carried.changed)
     carried = replace(carried, dropped=(*carried.dropped, *scrub(scratch)))
     return ToolResult(_told(argv, done, carried), is_error=done.exit_code != 0 or bool(carried.dropped))
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,11 @@ class Staging:
     root: Path
     handed_out: Mapping[str, Identity]
 
-    def carry_back(self, writes: tuple[str, ...]) -> Carried:
-        """Bring permitted changes to the worktree. Call it when nothing runs in the copy any more."""
+    def carry_back(self, writes: tuple[str, ...], taken: Set[str] = frozenset()) -> Carried:
+        """Bring permitted changes to the worktree. Call it when nothing runs in the copy any more.
+
+        taken: what changed in the worktree since the copy was made; it is not overwritten.
+        """
         now = dict(_walk(self.root))
         suspects = [path for path in sorted({*now, *self.handed_out}) if now.get(path) != self.handed_out.get(path)]
         changed: list[str] = []
@@ -70,6 +73,8 @@ class Staging:
             try:
                 if size > CARRIED_BYTES or len(changed) >= CARRIED_FILES:
                     raise ToolRefused("more or larger changes than one command may make")
+                if path in taken:
+                    raise ToolRefused("a command beside this one changed it too; run this one again, alone")
                 if self._carry(path, found, writes):
                     changed.append(path)
             except (ToolRefused, inside.Refused, OSError) as reason:

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator import config
 from orchestrator.errors import InputError
+from orchestrator.prices import PRICES, Usage, price_of
 from tests.orchestrator.helpers import write
 
 
@@ -99,8 +100,43 @@ def test_a_wrong_value_of_the_environment_is_the_environments(tmp_path: Path) ->
 
 
 def test_every_paid_tier_has_a_model_and_a_price_and_dearer_tiers_cost_more() -> None:
-    paid = [tier for tier in config.PRICES_USD_PER_MTOK if tier != "procedure"]
-    assert set(config.MODELS) == set(paid)
-    prices = list(config.PRICES_USD_PER_MTOK.values())
-    assert prices == sorted(prices)
-    assert prices[0] == (0.0, 0.0)
+    prices = [PRICES[config.MODELS[tier]] for tier in ("haiku", "sonnet", "opus")]
+    assert [price.input for price in prices] == sorted(price.input for price in prices)
+    assert [price.output for price in prices] == sorted(price.output for price in prices)
+    assert len({price.input for price in prices}) == 3
+
+
+def test_a_model_of_ones_own_needs_a_price_of_ones_own(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "odyssey").mkdir(parents=True)
+    (home / "odyssey/config.toml").write_text('[models]\nhaiku = "small"\n[prices.small]\ninput = 0\noutput = 0\n')
+    settings, _ = config.load(tmp_path, {}, {"XDG_CONFIG_HOME": str(home)})
+    assert settings.models["haiku"] == "small"
+    assert settings.models["opus"] == config.MODELS["opus"]
+    assert price_of("small", settings.prices).usd(Usage(input_tokens=10**6)) == 0
+    with pytest.raises(InputError, match=r'say what it costs in your own config.toml: \[prices."tiny"\]'):
+        price_of("tiny", settings.prices)
+
+
+@pytest.mark.parametrize(
+    "line", ['provider = "anthropic"', 'models.haiku = "dear"', "prices.x = {input = 0, output = 0}"]
+)
+def test_a_project_can_not_choose_who_is_paid(tmp_path: Path, line: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.odyssey]\n{line}\n")
+    with pytest.raises(InputError, match="is for the operator to set"):
+        config.load(tmp_path, {}, {})
+
+
+def test_an_endpoint_comes_from_the_environment_or_the_operators_own_file_only(tmp_path: Path) -> None:
+    own = tmp_path / "home/odyssey/config.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('[anthropic]\nbase_url = "http://127.0.0.1:1"\n')
+    (tmp_path / "pyproject.toml").write_text('[tool.odyssey]\nbase_url = "http://evil"\n')
+    (tmp_path / ".env").write_text("ANTHROPIC_BASE_URL=http://evil\n")
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "home"), "ANTHROPIC_API_KEY": "k"}
+    assert config.endpoint(env) == config.Endpoint(key="k", base_url="http://127.0.0.1:1")
+    assert config.endpoint({**env, "ANTHROPIC_BASE_URL": "http://127.0.0.1:2"}).base_url == "http://127.0.0.1:2"
+    with pytest.raises(InputError, match="unknown setting `base_url`"):
+        config.load(tmp_path, {}, env)
+    with pytest.raises(InputError, match="export ANTHROPIC_API_KEY"):
+        config.endpoint({"XDG_CONFIG_HOME": str(tmp_path / "nowhere")})

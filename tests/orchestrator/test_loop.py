@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator import loop as loops
+from orchestrator import calls
+from orchestrator.calls import Calls
 from orchestrator.ledger import Ledger
 from orchestrator.loop import Attempt, Loop, Outcome
-from orchestrator.providers.base import Block, Reply, Request, StopReason, Usage
+from orchestrator.prices import PRICES, Price, Usage
+from orchestrator.providers.base import Block, Reply, Request
 from orchestrator.records import Budget
 from orchestrator.sandbox.base import Command, Completed
 from orchestrator.tools.base import ToolContext
 from orchestrator.workspace import Repository
 from tests.orchestrator.helpers import Journal, PausedHere, ledger, repository
+
+HAIKU = PRICES["claude-haiku-5-5"]
 
 
 def text(words: str) -> Block:
@@ -30,7 +33,7 @@ def append(words: str, name: str = "run") -> Block:
     return {"type": "tool_use", "id": f"id-{words}", "name": name, "input": {"argv": ["append", words]}}
 
 
-def reply(*content: Block, stop: StopReason | None = None, tokens: int = 10) -> Reply:
+def reply(*content: Block, stop: str | None = None, tokens: int = 10) -> Reply:
     uses = any(block["type"] == "tool_use" for block in content)
     usage = Usage(input_tokens=tokens, output_tokens=tokens)
     return Reply(content=content, stop_reason=stop or ("tool_use" if uses else "end_turn"), usage=usage)
@@ -43,7 +46,9 @@ class Script:
     replies: list[Reply]
     asked: list[Request] = field(default_factory=list)
     name: str = "script"
+    billed: bool = True
     dies: bool = False
+    by_count: bool = False  # the next one a turn, and not by what was said
 
     async def reply(self, request: Request) -> Reply:
         self.asked.append(request)
@@ -51,12 +56,12 @@ class Script:
             self.dies = False
             raise KeyboardInterrupt
         turn = sum(message["role"] == "assistant" for message in request.messages)
-        return self.replies[turn]
+        return self.replies[request.turn if self.by_count else turn]
 
 
 @dataclass
 class Appender:
-    """A sandbox whose only command appends a line to `log` in the worktree; `broken` makes it fail."""
+    """A sandbox whose only command appends a line to the word's own log in the worktree; `broken` makes it fail."""
 
     tier: str = "fake"
     ran: list[str] = field(default_factory=list)
@@ -65,7 +70,7 @@ class Appender:
         worktree = next(mount.source for mount in command.mounts if mount.writable)
         words = command.argv[-1]
         self.ran.append(words)
-        with (worktree / "log").open("a") as file:
+        with (worktree / f"log-{words}").open("a") as file:
             file.write(f"{words}\n")
         failed = words == "broken"
         return Completed(int(failed), f"appended {words}", "", False, False, 0.01, 0.01, None)
@@ -83,12 +88,13 @@ class House:
     journal: Journal = field(default_factory=Journal)
 
     def work(self) -> Outcome:
-        return asyncio.run(Loop(self.script, self.ledger, self.repository, self.journal).work(self.attempt))
+        bought = Calls(self.script, self.ledger, self.journal, {"m": HAIKU})
+        return asyncio.run(Loop(bought, self.repository, self.journal).work(self.attempt))
 
     @property
     def log(self) -> list[str]:
-        path = self.attempt.worktree / "log"
-        return path.read_text().splitlines() if path.exists() else []
+        """What was appended, in the order of the alphabet: commands of one turn run side by side."""
+        return sorted(line for path in self.attempt.worktree.glob("log-*") for line in path.read_text().splitlines())
 
 
 def house(
@@ -106,7 +112,7 @@ def house(
         run="r-1", task="a", number=1, tier=tier, model="m", system="Be good.", brief="Do it.",
         allowed=frozenset({"run"}), tools=context, worktree=worktree, max_turns=max_turns,
     )  # fmt: skip
-    book = ledger(folder / "state", budget=budget or Budget(usd=1, tokens=10_000))
+    book = ledger(folder / "state", budget=budget or Budget(usd=1, tokens=100_000))
     return House(attempt, Script(list(replies)), book, made, sandbox)
 
 
@@ -140,16 +146,83 @@ def test_errors_of_tools_are_told_and_the_conversation_goes_on(tmp_path: Path) -
     assert made.sandbox.ran == ["broken"]
 
 
-@pytest.mark.parametrize("stop", ["max_tokens", "refusal"])
-def test_a_reply_that_was_cut_off_or_refused_is_no_finished_attempt(tmp_path: Path, stop: StopReason) -> None:
+@pytest.mark.parametrize(
+    ("stop", "words"),
+    [
+        ("refusal", "the model refused: I ca"),
+        ("brand_new", "stopped for an unknown reason, `brand_new`: I ca"),
+        ("tool_use", "stopped for an unknown reason, `tool_use`: I ca"),  # without a call
+    ],
+)
+def test_a_reply_that_stopped_for_another_reason_ends_the_attempt_and_says_so(
+    tmp_path: Path, stop: str, words: str
+) -> None:
     made = house(tmp_path, reply(text("I ca"), stop=stop))
-    assert made.work() == Outcome(False, "I ca", 1)
+    assert made.work() == Outcome(False, words, 1)
 
 
-def test_tool_calls_of_a_reply_that_was_cut_off_are_not_run(tmp_path: Path) -> None:
-    made = house(tmp_path, reply(append("half"), stop="max_tokens"))
-    assert not made.work().finished
-    assert made.log == []
+def test_a_reply_that_was_cut_off_is_asked_for_again_with_more_room_and_its_calls_never_run(tmp_path: Path) -> None:
+    made = house(tmp_path, reply(append("half"), stop="max_tokens"), budget=Budget(usd=9, tokens=10**6))
+    outcome = made.work()
+    assert (outcome.finished, outcome.turns) == (False, 4)
+    assert "still cut off at 65536 tokens" in outcome.text
+    assert [asked.max_tokens for asked in made.script.asked] == [8192, 16384, 32768, 65536]
+    assert made.sandbox.ran == []
+
+
+def test_a_paused_turn_is_sent_on_unchanged(tmp_path: Path) -> None:
+    made = house(tmp_path, reply(text("I look"), stop="pause_turn"), reply(text("Done.")))
+    assert made.work() == Outcome(True, "Done.", 2)
+    assert made.script.asked[1].messages[1:] == ({"role": "assistant", "content": [text("I look")]},)
+
+
+def test_arguments_that_were_no_json_are_answered_and_never_run(tmp_path: Path) -> None:
+    call = {**append("x"), "input": {}}
+    half = Reply(content=(call, append("fine")), stop_reason="tool_use", broken={"id-x": "its arguments are not JSON"})
+    made = house(tmp_path, half, reply(text("Done.")))
+    assert made.work().finished
+    first, second = made.script.asked[1].messages[-1]["content"]
+    assert (first["is_error"], first["content"]) == (True, "its arguments are not JSON")
+    assert "is_error" not in second
+    assert made.sandbox.ran == ["fine"]
+
+
+def test_the_same_failure_three_times_in_a_row_ends_the_attempt(tmp_path: Path) -> None:
+    made = house(tmp_path, *[reply(append("broken")) for _ in range(9)])
+    outcome = made.work()
+    assert (outcome.finished, outcome.turns) == (False, 3)
+    assert "the same call failed 3 times in a row" in outcome.text
+
+
+def test_of_two_commands_that_change_one_file_in_a_turn_the_second_is_told(tmp_path: Path) -> None:
+    again = {**append("one"), "id": "again"}
+    made = house(tmp_path, reply(append("one"), again), reply(text("Done.")))
+    made.work()
+    first, second = made.script.asked[1].messages[-1]["content"]
+    assert ("is_error" in first, second["is_error"]) == (False, True)
+    assert "log-one: a command beside this one changed it too" in second["content"]
+    assert made.log == ["one"]
+
+
+@pytest.mark.parametrize("how", ["counted", "refused"])
+def test_a_full_window_is_handed_over_to_a_fresh_conversation_that_can_read_the_old_one(
+    tmp_path: Path, how: str
+) -> None:
+    full = {"counted": [], "refused": [reply(stop="model_context_window_exceeded")]}[how]
+    tokens = 200 if how == "counted" else 10
+    script = [reply(text("First."), append("one"), tokens=tokens), *full, reply(text("Done."), tokens=1)]
+    made = house(tmp_path, *script)
+    made.script.by_count = True
+    made.attempt = replace(made.attempt, window=300)
+    assert made.work() == Outcome(True, "Done.", len(script))
+    (fresh,) = made.script.asked[-1].messages
+    name = "conversation-0.md" if how == "counted" else "conversation-1.md"
+    assert fresh["content"].startswith("Do it.")
+    assert f"@outputs/{name}" in fresh["content"]
+    assert 'run {"argv": ["append", "one"]}: $ append one' in fresh["content"]
+    kept = (made.attempt.tools.outputs / name).read_text()
+    assert "First." in kept
+    assert "appended one" in kept
 
 
 def test_turns_are_bounded(tmp_path: Path) -> None:
@@ -168,7 +241,7 @@ def crash(made: House, step: str) -> None:
 
 
 REPLIES = (reply(append("one")), reply(append("two"), append("three")), reply(text("Done.")))
-STEPS = ("snapshot", "reply 0", "tools 0", "reply 1", "tools 1", "reply 2")
+STEPS = ("a/1 snapshot", "a/1 reply 0", "a/1 tools 0", "a/1 reply 1", "a/1 tools 1", "a/1 reply 2")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -186,12 +259,12 @@ def test_a_crash_after_any_step_repeats_no_effect_and_buys_nothing_twice(tmp_pat
 
 def test_a_tools_step_that_was_cut_off_begins_at_its_snapshot_with_ignored_files_kept(tmp_path: Path) -> None:
     made = house(tmp_path, *REPLIES)
-    crash(made, "tools 1")
+    crash(made, "a/1 tools 1")
     (made.attempt.worktree / "debris").write_text("half written")
-    assert made.log == ["one", "two", "three"]
+    assert made.log == ["one", "three", "two"]
     made.work()
-    assert made.log == ["one", "two", "three"]
-    assert made.sandbox.ran == ["one", "two", "three", "two", "three"]
+    assert made.log == ["one", "three", "two"]
+    assert sorted(made.sandbox.ran) == ["one", "three", "three", "two", "two"]
     assert not (made.attempt.worktree / "debris").exists()
 
 
@@ -203,7 +276,7 @@ def test_a_crash_while_a_reply_was_on_its_way_charges_its_maximum_and_asks_again
     (call,) = made.ledger.calls("r-1")
     assert (call["state"], call["max_usd"] > 0) == ("started", True)
     assert made.work().finished
-    prices = [loops.price_usd("haiku", 10, 10)] * 3
+    prices = [HAIKU.usd(Usage(input_tokens=10, output_tokens=10))] * 3
     assert made.ledger.spent("r-1")["usd"] == pytest.approx(sum(prices) + call["max_usd"])
     assert [row["state"] for row in made.ledger.calls("r-1")] == ["done"] * 3
 
@@ -211,7 +284,7 @@ def test_a_crash_while_a_reply_was_on_its_way_charges_its_maximum_and_asks_again
 def test_a_reply_on_record_is_used_even_when_the_journal_lost_it(tmp_path: Path) -> None:
     made = house(tmp_path, *REPLIES)
     first = made.work()
-    made.journal.kept = {key: value for key, value in made.journal.kept.items() if not key.startswith("reply")}
+    made.journal.kept = {key: value for key, value in made.journal.kept.items() if "reply" not in key}
     assert made.work() == first
     assert len(made.script.asked) == 3
 
@@ -226,16 +299,17 @@ def test_a_call_that_the_budget_cannot_bear_is_not_sent_and_the_run_pauses(tmp_p
         made.work()
     assert made.script.asked == []
     assert made.ledger.calls("r-1") == []
-    made.ledger.set_run("r-1", budget=Budget(usd=1, tokens=10_000).model_dump_json())
+    made.ledger.set_run("r-1", budget=Budget(usd=1, tokens=100_000).model_dump_json())
     assert made.work().finished
 
 
 def test_tokens_and_minutes_pause_a_run_too(tmp_path: Path) -> None:
-    made = house(tmp_path, *REPLIES, budget=Budget(usd=1, tokens=30))
+    made = house(tmp_path, reply(append("one"), tokens=500), *REPLIES[1:], budget=Budget(usd=1, tokens=9500))
     with pytest.raises(PausedHere, match="tokens is used up"):
         made.work()
-    assert len(made.script.asked) == 2  # overspent by one call
-    made.ledger.set_run("r-1", budget=Budget(usd=1, tokens=9999, minutes=1).model_dump_json())
+    assert len(made.script.asked) == 1  # the second one's maximum did not fit
+    assert made.ledger.spent("r-1")["tokens"] == 1000
+    made.ledger.set_run("r-1", budget=Budget(usd=1, tokens=99999, minutes=1).model_dump_json())
     made.ledger.charge_seconds("x", "r-1", "a", "gate", 61)
     with pytest.raises(PausedHere, match="minutes is used up"):
         made.work()
@@ -245,28 +319,36 @@ def test_a_procedure_needs_no_dollars(tmp_path: Path) -> None:
     made = house(
         tmp_path, reply(append("one"), tokens=0), reply(text("Done."), tokens=0), budget=Budget(), tier="procedure"
     )
+    made.script.billed = False
     assert made.work().finished
     assert made.ledger.spent("r-1")["usd"] == 0
     assert made.ledger.spent("r-1")["seconds"] > 0
 
 
-def test_a_key_follows_from_request_and_place_and_not_from_the_order_of_keys(tmp_path: Path) -> None:
+def test_a_key_follows_from_the_request_and_its_place_and_not_from_the_order_of_keys(tmp_path: Path) -> None:
     made = house(tmp_path, *REPLIES)
     made.work()
-    request, attempt = made.script.asked[0], made.attempt
-    key = loops.call_key(attempt, request, 0)
+    request = made.script.asked[0]
+    key = calls.call_key("r-1", request)
     shuffled = json.loads(json.dumps(request.model_dump(mode="json")))
-    assert loops.call_key(attempt, Request.model_validate(dict(reversed(shuffled.items()))), 0) == key
-    others: list[Callable[[], str]] = [
-        lambda: loops.call_key(attempt, request, 1),
-        lambda: loops.call_key(attempt, request.model_copy(update={"system": "Be bad."}), 0),
-        lambda: loops.call_key(attempt, request.model_copy(update={"model": "n"}), 0),
-    ]
-    assert key not in {other() for other in others}
+    assert calls.call_key("r-1", Request.model_validate(dict(reversed(shuffled.items())))) == key
+    changes = ({"turn": 1}, {"who": "a/2"}, {"system": "Be bad."}, {"model": "n"})
+    others = {calls.call_key("r-1", request.model_copy(update=change)) for change in changes}
+    assert key not in others | {calls.call_key("r-2", request)}
     assert len({row["key"] for row in made.ledger.calls("r-1")}) == 3
 
 
-def test_a_price_is_that_of_the_table() -> None:
-    assert loops.price_usd("procedure", 10**9, 10**9) == 0
-    per_input, per_output = loops.PRICES_USD_PER_MTOK["opus"]
-    assert loops.price_usd("opus", 1_000_000, 2_000_000) == per_input + 2 * per_output
+def test_every_kind_of_token_has_its_own_price() -> None:
+    price = Price(input=4.0, output=20.0, cache_read=0.5)
+    used = Usage(input_tokens=10**6, output_tokens=10**6, cache_read=10**6, cache_write_5m=10**6, cache_write_1h=10**6)
+    assert price.usd(used) == pytest.approx(4 + 20 + 0.5 + 4 * 1.25 + 4 * 2)
+
+
+def test_a_read_whose_price_is_not_published_costs_as_much_as_input() -> None:
+    assert PRICES["claude-opus-5-5"].usd(Usage(cache_read=10**6)) == 4.0
+
+
+def test_the_cheapest_tier_costs_five_times_as_much_above_100_000_tokens_of_prompt() -> None:
+    below, above = Usage(input_tokens=60_000, cache_read=40_000), Usage(input_tokens=60_001, cache_read=40_000)
+    assert HAIKU.usd(below) == pytest.approx(0.06 * 0.10 + 0.04 * 0.01)
+    assert HAIKU.usd(above) == pytest.approx(0.060001 * 0.50 + 0.04 * 0.05)

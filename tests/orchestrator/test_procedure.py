@@ -47,7 +47,9 @@ def talk(results: list[tuple[str, bool]], text: str = TEXT, **world: Any) -> lis
     messages: list[Message] = [{"role": "user", "content": "Do it."}]
     replies = []
     for content, failed in [*results, ("", False)]:
-        request = Request(tier="procedure", model="procedure", system="", messages=tuple(messages), tools=())
+        request = Request(
+            who="a/1", turn=len(replies), tier="procedure", model="procedure", system="", messages=tuple(messages)
+        )
         reply = asyncio.run(provider.reply(request))
         replies.append(reply)
         if reply.stop_reason != "tool_use":

@@ -407,6 +407,7 @@ def test_a_git_file_that_an_agent_wrote_leads_nowhere(open_worktree: Opened, sen
 def test_locks_that_a_killed_git_left_are_taken_away(open_worktree: Opened) -> None:
     made, worktree, base = open_worktree
     made.set_branch("odyssey/r-1/a", base)
+    other = made.commit_tree(made.tree(base), base, "x", "x")
     admin = made.folder / "worktrees" / worktree.name
     locks = [admin / "index.lock", admin / "HEAD.lock", made.folder / "packed-refs.lock", made.folder / "config.lock",
              made.folder / "refs/heads/odyssey/r-1/a.lock", made.folder / "scratch-1-ab"]  # fmt: skip
@@ -414,11 +415,11 @@ def test_locks_that_a_killed_git_left_are_taken_away(open_worktree: Opened) -> N
         lock.write_text("")
     write(worktree, {"a.txt": "changed\n"})
     with pytest.raises(GitError):
-        made.set_branch("odyssey/r-1/a", base)
+        made.set_branch("odyssey/r-1/a", other)
     made.recover()
     assert not [lock for lock in locks if lock.exists()]
     made.restore(worktree, made.tree(base))
-    made.set_branch("odyssey/r-1/a", base)
+    made.set_branch("odyssey/r-1/a", other)
 
 
 @pytest.mark.parametrize("missing", [[], ["HEAD"], ["HEAD", "index", "commondir"], ["gitdir"], ["."]])
@@ -457,6 +458,7 @@ def test_one_file_is_replaced_in_a_commit_and_nothing_else(open_worktree: Opened
     assert made.read(new, "deep/er/file.md") == "é\r\n$Id$"
     assert made.size(new, "deep/er/file.md") == len("é\r\n$Id$".encode())
     assert [file.path for file in made.changed(base, new)] == ["deep/er/file.md"]
+    assert made.tree(made.commit_file(base, "deep/er/file.md", "é\r\n$Id$", "Record", "Odyssey harness")) == tree
     assert made.read(new, "nowhere") is None
     assert made.size(new, "nowhere") == 0
 

@@ -1,0 +1,192 @@
+"""Calls that are paid once, and budgets that hold: for a run, and for every task and sub-agent beneath it.
+
+A node is a place in the run's tree: "" the run, "task", "task/1/junior". What is spent at a node counts at each one
+above it, and a call is sent only if its maximum fits under every limit on the way up. All of it survives a crash, so
+resuming gives nobody a fresh budget.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from orchestrator.book import Book, Row
+from orchestrator.errors import BudgetExhausted, NotFound
+from orchestrator.records import Budget
+
+WARN_AT = 0.8
+UNITS = ("dollars", "tokens", "minutes")
+ADD = "UPDATE totals SET usd = usd + ?, tokens = tokens + ?, seconds = seconds + ? WHERE run = ? AND node = ?"
+ATTEMPTS = """
+SELECT task, attempt, MAX(CASE WHEN node IS NULL OR node IN (task, task || '/' || attempt) THEN tier END) AS tier,
+    SUM(CASE state WHEN 'done' THEN usd WHEN 'started' THEN max_usd ELSE 0 END) + SUM((
+        SELECT COALESCE(SUM(usd), 0) FROM spending AS doubt
+        WHERE doubt.run = calls.run AND doubt.kind = 'in doubt' AND doubt.key GLOB 'doubt:' || calls.key || '/*'
+    )) AS usd
+FROM calls WHERE run = ? AND task != '' GROUP BY task, attempt HAVING tier IS NOT NULL ORDER BY task, attempt
+"""
+NOTHING = {"usd": 0.0, "tokens": 0, "seconds": 0.0}
+
+
+class Accounts(Book):
+    """The paying half of the ledger. `on_warning` hears (run, task, words) when a budget is nearly used up."""
+
+    on_warning: Callable[[str, str, str], None] | None = None
+
+    # Calls: paid once
+
+    def begin_call(
+        self, key: str, max_usd: float, run: str, task: str, max_tokens: int = 0, node: str = "", **fields: Any
+    ) -> Row | None:
+        """The reply if this call was already paid for; else None, with the intent on record and its maximum reserved.
+
+        A call that was begun and never ended is in doubt: it may have been paid, so its maximum is charged, each time.
+        Raises BudgetExhausted, and records nothing, when the maximum doesn't fit beside what is spent and under way.
+        """
+        node = node or task
+        with self._transaction():
+            known = self._rows("SELECT * FROM calls WHERE key = ?", key)
+            if known and known[0]["state"] == "done":
+                return known[0]
+            if known and known[0]["state"] == "started":
+                self._charge_doubt(known[0], node)
+            self.reserve(run, usd=max_usd, tokens=max_tokens, besides=key, node=node)
+            begun = {"state": "started", "max_usd": max_usd, "max_tokens": max_tokens, "started_at": self.time()}
+            self._insert("calls", key=key, run=run, task=task, node=node, **begun, **fields)
+            self._update("calls", {"key": key}, begun)
+        return None
+
+    def _charge_doubt(self, call: Row, node: str) -> None:
+        doubts = len(self._rows("SELECT 1 FROM spending WHERE key GLOB ?", f"doubt:{call['key']}/*"))
+        most = {"usd": call["max_usd"], "tokens": call["max_tokens"] or 0}
+        self._charge(f"doubt:{call['key']}/{doubts}", call["run"], call["task"], "in doubt", node, **most)
+
+    def end_call(self, key: str, reply: Row, tokens: int, usd: float, seconds: float = 0.0) -> None:
+        with self._transaction():
+            fields = {"state": "done", "reply": json.dumps(reply), "tokens": tokens, "usd": usd, "done_at": self.time()}
+            self._update("calls", {"key": key}, fields)
+            call = self._rows("SELECT run, task, node FROM calls WHERE key = ?", key)[0]
+            cost = {"usd": usd, "tokens": tokens, "seconds": seconds}
+            self._charge(f"call:{key}", call["run"], call["task"], "call", call["node"], **cost)
+
+    def fail_call(self, key: str, kind: str, what: str, doubtful: bool) -> int:
+        """Put a send that gave no reply on record; how often this call has failed in this way by now.
+
+        What may have been paid for (`doubtful`) is charged at its maximum; nothing of it is under way any more.
+        """
+        with self._transaction():
+            self._insert("sends", key=key, at=self.time(), kind=kind, what=what)
+            call = self._rows("SELECT * FROM calls WHERE key = ?", key)[0]
+            if doubtful:
+                self._charge_doubt(call, call["node"] or call["task"])
+            self._update("calls", {"key": key}, {"state": "failed"})
+            return len(self._rows("SELECT 1 FROM sends WHERE key = ? AND kind = ?", key, kind))
+
+    def calls(self, run: str) -> list[Row]:
+        return self._rows("SELECT * FROM calls WHERE run = ? ORDER BY started_at, rowid", run)
+
+    def attempts(self, run: str) -> list[Row]:
+        """Each task's attempts that called a brain: task, attempt, tier, usd, with helpers and reviews paid for.
+
+        Calls under way count at their maximum, and so do those in doubt.
+        """
+        return self._rows(ATTEMPTS, run)
+
+    def sends(self, key: str) -> list[Row]:
+        """The sends of a call that failed, oldest first."""
+        return self._rows("SELECT * FROM sends WHERE key = ? ORDER BY position", key)
+
+    def begin(self, key: str) -> int:
+        """Note that something is about to start; how often it had been started before."""
+        with self._transaction():
+            self._insert("starts", key=key, count=0)
+            self._connection.execute("UPDATE starts SET count = count + 1 WHERE key = ?", [key])
+            return int(self._rows("SELECT count FROM starts WHERE key = ?", key)[0]["count"]) - 1
+
+    def begun(self, key: str) -> int:
+        """How many different things beneath a key were started."""
+        return len(self._rows("SELECT 1 FROM starts WHERE key GLOB ?", f"{key}/*"))
+
+    # Budgets: checked before anything is dispatched
+
+    def limit(self, run: str, node: str, budget: Budget) -> None:
+        """Give a node a budget of its own, beneath those above it. The first one stays."""
+        self._insert("limits", run=run, node=node, budget=budget.model_dump_json())
+
+    def charge_seconds(self, key: str, run: str, task: str, kind: str, seconds: float, node: str = "") -> None:
+        with self._transaction():
+            self._charge(key, run, task, kind, node, seconds=seconds)
+
+    def spent(self, run: str, task: str | None = None) -> Row:
+        """Dollars, tokens and seconds of the run, or of one node with all beneath it."""
+        rows = self._rows("SELECT usd, tokens, seconds FROM totals WHERE run = ? AND node = ?", run, task or "")
+        return rows[0] if rows else {**NOTHING}
+
+    def reserve(self, run: str, usd: float = 0.0, tokens: int = 0, besides: str = "", node: str = "") -> None:
+        """Raises BudgetExhausted when what is asked for goes over a budget, beside what is spent and under way.
+
+        `besides`: the key of a call that is not counted as under way, because it is the one that asks.
+        """
+        started = self._rows("SELECT * FROM calls WHERE run = ? AND state = 'started' AND key != ?", run, besides)
+        for place, budget in self._limits(run, node):
+            spent = self.spent(run, place)
+            open_calls = [call for call in started if _beneath(call["node"] or call["task"], place)]
+            under_way = {
+                "usd": sum(call["max_usd"] for call in open_calls),
+                "tokens": sum(call["max_tokens"] or 0 for call in open_calls),
+            }
+            for what, used, more, most in (
+                ("dollars", spent["usd"] + under_way["usd"], usd, budget.usd),
+                ("tokens", spent["tokens"] + under_way["tokens"], tokens, budget.tokens),
+                ("minutes", spent["seconds"] / 60, 0, budget.minutes),
+            ):
+                if used + more > most or (what == "minutes" and used >= most):
+                    whose = f" of `{place}`" if place else ""
+                    raise BudgetExhausted(f"the budget{whose} of {most:g} {what} is used up ({used:.2f} spent)")
+
+    def _limits(self, run: str, node: str) -> Iterator[tuple[str, Budget]]:
+        """The budgets that bind a node: the run's, then each one's on the way down."""
+        rows = self._rows("SELECT budget FROM runs WHERE id = ?", run)
+        if not rows:
+            raise NotFound(f"there is no run `{run}`")
+        yield "", Budget.model_validate_json(rows[0]["budget"])
+        own = {row["node"]: row["budget"] for row in self._rows("SELECT node, budget FROM limits WHERE run = ?", run)}
+        for place in _chain(node):
+            if place in own:
+                yield place, Budget.model_validate_json(own[place])
+
+    def _charge(self, key: str, run: str, task: str, kind: str, node: str = "", **amounts: float) -> None:
+        row = {**NOTHING, **amounts}
+        if not self._insert("spending", key=key, run=run, task=task, kind=kind, **row):
+            return
+        before = {place: self.spent(run, place) for place in ("", *_chain(node or task))}
+        for place in before:
+            self._insert("totals", run=run, node=place, **NOTHING)
+            self._connection.execute(ADD, [row["usd"], row["tokens"], row["seconds"], run, place])
+        self._warn(run, task, node or task, before)
+
+    def _warn(self, run: str, task: str, node: str, before: dict[str, Row]) -> None:
+        """Say it, once, when a budget passes four fifths."""
+        if not self._rows("SELECT 1 FROM runs WHERE id = ?", run):
+            return
+        for place, budget in self._limits(run, node):
+            after = self.spent(run, place)
+            limits = (budget.usd, budget.tokens, budget.minutes * 60)
+            for what, unit, most in zip(UNITS, ("usd", "tokens", "seconds"), limits, strict=True):
+                if before[place][unit] < WARN_AT * most <= after[unit]:
+                    whose = f" of `{place}`" if place else ""
+                    words = f"{after[unit] / most:.0%} of the budget{whose} in {what} is used"
+                    self._insert("events", run=run, task=task, at=self.time(), kind="budget", body=words)
+                    if self.on_warning:
+                        self.on_warning(run, task, words)
+
+
+def _chain(node: str) -> list[str]:
+    """A node and those above it, the run left out, from the top: a, a/1, a/1/b."""
+    names = node.split("/") if node else []
+    return ["/".join(names[: depth + 1]) for depth in range(len(names))]
+
+
+def _beneath(node: str, place: str) -> bool:
+    return not place or node == place or node.startswith(f"{place}/")

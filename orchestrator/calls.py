@@ -1,0 +1,167 @@
+"""A reply that is paid once: on record before it is sent, tried again within limits, its price on record after.
+
+The SDK retries nothing. Each send that fails is written down with its kind, so that the count of identical failures
+outlives the process; what may help when tried again is, after a wait that grows, is jittered, and is never shorter
+than what the service asks for. When that leads nowhere the run pauses: nobody finds 1,149 retries on the bill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.errors import BudgetExhausted
+from orchestrator.ledger import Ledger
+from orchestrator.prices import Price, most_tokens, most_usd, price_of
+from orchestrator.providers.base import CallFailed, Provider, Reply, Request
+from orchestrator.providers.replay import comparable
+
+Json = Any
+SENDS = 6  # of one call in one process
+SAME_FAILURES = 12  # of one call, over all resumes
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
+PATIENCE_S = 900.0  # a service that asks for more is waited for by `resume`
+BUDGET, NO_MODEL = 5, 6  # exit codes of a paused run
+
+
+class Durable(Protocol):
+    """What the loop, the gate and the calls need of the engine."""
+
+    async def step(self, name: str, do: Callable[[], Awaitable[Json]]) -> Json:
+        """Run once; after a crash give back what it returned, or run it again if it never returned."""
+        ...
+
+    async def pause(self, reason: str, code: int = BUDGET) -> Json:
+        """Stop the whole run where it is, resumable, with this exit code. Does not return."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which part of a run bears a call: `node` is its place in the tree of budgets."""
+
+    run: str
+    task: str
+    node: str
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Time and chance, so that tests have their own."""
+
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    clock: Callable[[], float] = time.monotonic
+    rng: random.Random = field(default_factory=random.Random)
+
+    def wait_s(self, failures: int, asked_s: float | None) -> float:
+        """Doubling with full jitter above half; never less than what was asked for."""
+        longest = min(FIRST_WAIT_S * 2**failures, LONGEST_WAIT_S)
+        return max(self.rng.uniform(longest / 2, longest), asked_s or 0.0)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Buys replies from one provider."""
+
+    provider: Provider
+    ledger: Ledger
+    durable: Durable
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
+    tell: Callable[[str, str], None] = lambda kind, text: None
+
+    async def reply(self, place: Place, request: Request) -> Reply:
+        """The reply of this call, from the journal, from the ledger, or from the provider, in this order."""
+        done = await self.durable.step(f"{request.who} reply {request.turn}", lambda: self._buy(place, request))
+        return Reply.model_validate(done)
+
+    async def _buy(self, place: Place, request: Request) -> Json:
+        key = call_key(place.run, request)
+        for sends in range(SENDS):
+            known = await self._begin(key, place, request)
+            if known is not None:
+                return known
+            started = self.pace.clock()
+            try:
+                reply = await self.provider.reply(request)
+            except CallFailed as failure:
+                given_up = await self._failed(key, failure, sends)
+                if given_up:
+                    return given_up.model_dump(mode="json")
+            else:
+                return self._end(key, request, reply, self.pace.clock() - started)
+        raise AssertionError("the last failure pauses or gives up")
+
+    async def _begin(self, key: str, place: Place, request: Request) -> Json | None:
+        prompt = most_tokens(request.model_dump_json())
+        billed = self.provider.billed
+        try:
+            known = self.ledger.begin_call(
+                key,
+                most_usd(self._price(request), prompt, request.max_tokens) if billed else 0.0,
+                place.run,
+                place.task,
+                max_tokens=prompt + request.max_tokens if billed else 0,
+                node=place.node,
+                attempt=place.attempt,
+                turn=request.turn,
+                tier=request.tier,
+                model=request.model,
+                provider=self.provider.name,
+                request=json.dumps(recorded(request)) if self.provider.name != "procedure" else "",
+            )
+        except BudgetExhausted as error:
+            return await self.durable.pause(str(error), BUDGET)
+        return json.loads(known["reply"]) if known else None
+
+    def _end(self, key: str, request: Request, reply: Reply, seconds: float) -> Json:
+        billed = self.provider.billed
+        usd = self._price(request).usd(reply.usage) if billed else 0.0
+        document = reply.model_dump(mode="json")
+        self.ledger.end_call(key, document, reply.usage.total if billed else 0, usd, seconds if billed else 0.0)
+        return document
+
+    async def _failed(self, key: str, failure: CallFailed, sends: int) -> Reply | None:
+        """Wait for the next send; or the reply that says why there is none. May pause the run instead."""
+        same = self.ledger.fail_call(key, failure.kind, str(failure), failure.doubtful)
+        words = f"{failure.kind}: {failure}" + (f"; {failure.remedy}" if failure.remedy else "")
+        if same >= SAME_FAILURES:
+            return _gave_up(f"failed {same} times in the same way, and is not tried again: {words}")
+        if not failure.passing and not failure.remedy:
+            return _gave_up(words)
+        wait_s = self.pace.wait_s(sends, failure.retry_after_s)
+        if not failure.passing or sends + 1 == SENDS or wait_s > PATIENCE_S:
+            await self.durable.pause(f"no reply after {sends + 1} tries: {words}", NO_MODEL)
+        self.tell("retry", f"in {wait_s:.0f} s, after {failure.kind}: {failure}")
+        await self.pace.sleep(wait_s)
+        return None
+
+    def _price(self, request: Request) -> Price:
+        return price_of(request.model, self.prices)
+
+
+def _gave_up(why: str) -> Reply:
+    return Reply(content=(), stop_reason="failed", detail=why)
+
+
+def call_key(run: str, request: Request) -> str:
+    """Content-addressed: the canonical request, which names its conversation and turn, with the run's identity."""
+    return hashlib.sha256(f"{run}\n{_canonical(request)}".encode()).hexdigest()
+
+
+def recorded(request: Request) -> Json:
+    """What is kept of a request: its beginning whole, later only what is new; and what a replay compares."""
+    first = {"system": request.system, "tools": [tool["name"] for tool in request.tools]} if request.turn == 0 else {}
+    place = {"who": request.who, "turn": request.turn}
+    return {**place, **first, "last": request.messages[-1], "comparable": comparable(request)}
+
+
+def _canonical(request: Request) -> str:
+    return json.dumps(request.model_dump(mode="json"), sort_keys=True)

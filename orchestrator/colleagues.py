@@ -1,0 +1,196 @@
+"""Calls that ask another agent: `delegate` hands a part of the work down, `escalate` takes a blocker one level up.
+
+A sub-agent works in the same worktree, with no tool that its superior has not, on a budget that is a part of what its
+superior has left. A blocker is a typed event; how often one may be raised is limited, and nobody can change the plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from orchestrator import prompts
+from orchestrator.attempt import allowed
+from orchestrator.calls import Place
+from orchestrator.conversation import error_result
+from orchestrator.hierarchy import closed
+from orchestrator.house import Run
+from orchestrator.loop import Attempt, Loop, Outcome
+from orchestrator.providers.base import Block, Request
+from orchestrator.records import Budget, Record, Task
+from orchestrator.tools.base import Arguments
+
+MAX_DEPTH = 2  # sub-agents beneath sub-agents
+SHARE = 0.5  # of what is left, at most, for one sub-agent
+MAX_BLOCKERS = 2  # an attempt
+Json = Any
+
+
+class Delegate(Arguments):
+    agent: str = Field(description="one of those below you")
+    brief: str = Field(min_length=1, max_length=8000, description="what to do, in which files, how success is seen")
+
+
+class Escalate(Arguments):
+    what: str = Field(min_length=1, max_length=2000, description="what stops you, with file and line")
+    needs: str = Field(min_length=1, max_length=2000, description="what would let you go on")
+
+
+class Decision(Record):
+    decision: Literal["answer", "person", "stop"]
+    text: str = Field(min_length=1, max_length=4000)
+
+
+class Blocker(Record):
+    """One blocker on its way up, and what came back."""
+
+    task: str
+    attempt: int
+    source: str
+    target: str
+    what: str
+    needs: str
+    decision: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Team:
+    """The people around one attempt of one task."""
+
+    run: Run
+    task: Task
+    loop: Callable[[], Loop]  # a fresh one, with this team in it
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset({"delegate", "escalate"})
+
+    def specs(self, attempt: Attempt) -> list[dict[str, Any]]:
+        """What this agent may ask for: there must be somebody to ask."""
+        specs = []
+        people = self._below(attempt)
+        if people:
+            words = (
+                f"Hand a part of the work to one below you: {', '.join(people)}. It works in your copy; then you go on."
+            )
+            specs.append(_spec("delegate", words, Delegate))
+        if self._above(attempt):
+            words = f"Tell {self._above(attempt)}, who is above you, what stops you. At most {MAX_BLOCKERS} times."
+            specs.append(_spec("escalate", words, Escalate))
+        return specs
+
+    async def ask(self, attempt: Attempt, turn: int, call: Block) -> Block:
+        if call["name"] not in {spec["name"] for spec in self.specs(attempt)}:
+            return error_result(call, f"{call['name']}: there is nobody whom you could ask")
+        try:
+            if call["name"] == "delegate":
+                return await self._delegate(attempt, turn, call, Delegate.model_validate(call["input"]))
+            return await self._escalate(attempt, turn, call, Escalate.model_validate(call["input"]))
+        except ValidationError as error:
+            return error_result(call, f"{call['name']}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}")
+
+    # Down
+
+    def _below(self, attempt: Attempt) -> tuple[str, ...]:
+        agent = self.run.library.agents.get(attempt.agent)
+        deep = attempt.helper.count("/") + 1 if attempt.helper else 0
+        if agent is None or "delegate" not in agent.tools or deep >= MAX_DEPTH or attempt.helper.startswith("review"):
+            return ()
+        return agent.delegates_to
+
+    async def _delegate(self, attempt: Attempt, turn: int, call: Block, wanted: Delegate) -> Block:
+        if wanted.agent not in self._below(attempt):
+            return error_result(call, f"delegate: `{wanted.agent}` is not below you; there are {self._below(attempt)}")
+        sub = self._sub_attempt(attempt, turn, call, wanted)
+        self.run.ledger.limit(self.run.id, sub.node, self._share(attempt))
+        self.run.say(self.task.id, "delegated", f"{attempt.agent} to {wanted.agent}: {wanted.brief}")
+        outcome: Outcome = await self.loop().work(sub)
+        if not outcome.finished:
+            return error_result(call, f"{wanted.agent} did not finish: {outcome.text}")
+        return {"type": "tool_result", "tool_use_id": call["id"], "content": f"{wanted.agent} says: {outcome.text}"}
+
+    def _sub_attempt(self, attempt: Attempt, turn: int, call: Block, wanted: Delegate) -> Attempt:
+        agent, skill = self.run.library.agents[wanted.agent], self.run.skill(self.task.id)
+        words = {"agent": agent, "skill": skill, "others": (), "writes": self.task.writes, "commands": skill.commands}
+        helper = f"{turn}-{call['id'][-12:]}-{wanted.agent}"
+        return replace(
+            attempt,
+            tier=agent.model,
+            model=self.run.settings.models[agent.model],
+            system=prompts.render("system.md.j2", words),
+            brief=wanted.brief,
+            allowed=allowed(agent, skill) & attempt.allowed,
+            agent=agent.name,
+            helper=f"{attempt.helper}/{helper}" if attempt.helper else helper,
+        )
+
+    def _share(self, attempt: Attempt) -> Budget:
+        """Half of what the run has left; the limits above it bind as well."""
+        whole = Budget.model_validate_json(self.run.ledger.run(self.run.id)["budget"])
+        spent = self.run.ledger.spent(self.run.id)
+        return Budget(
+            usd=max(whole.usd - spent["usd"], 0) * SHARE,
+            tokens=max(int((whole.tokens - spent["tokens"]) * SHARE), 0),
+            minutes=max((whole.minutes - spent["seconds"] / 60) * SHARE, 0.01),
+        )
+
+    # Up
+
+    def _above(self, attempt: Attempt) -> str:
+        chain = self.run.assignments[self.task.id].chain
+        if attempt.helper or attempt.agent not in chain or chain.index(attempt.agent) == 0:
+            return ""
+        return chain[chain.index(attempt.agent) - 1]
+
+    async def _escalate(self, attempt: Attempt, turn: int, call: Block, wanted: Escalate) -> Block:
+        key = f"{attempt.key} blockers"
+        raised = await self.loop().durable.step(f"{attempt.node} blocker {turn}", lambda: self._count(key, turn))
+        if raised > MAX_BLOCKERS:
+            return error_result(
+                call, f"escalate: {MAX_BLOCKERS} blockers were raised; end your turn and say what stops you"
+            )
+        decided = await self._decision(attempt, turn, wanted)
+        blocker = Blocker(
+            task=self.task.id, attempt=attempt.number, source=attempt.agent, target=self._above(attempt),
+            what=wanted.what, needs=wanted.needs, decision=decided.decision, text=decided.text,
+        )  # fmt: skip
+        self.run.say(self.task.id, "blocker", blocker.model_dump_json())
+        more = "" if decided.decision == "answer" else " End your turn and say that this stops the task."
+        words = f"{blocker.target} decides ({decided.decision}): {decided.text}{more}"
+        return {"type": "tool_result", "tool_use_id": call["id"], "content": words}
+
+    async def _count(self, key: str, turn: int) -> int:
+        """How many blockers this attempt has raised, this one included; the same turn counts once."""
+        self.run.ledger.begin(f"{key}/{turn}")
+        return self.run.ledger.begun(key)
+
+    async def _decision(self, attempt: Attempt, turn: int, wanted: Escalate) -> Decision:
+        above = self.run.library.agents[self._above(attempt)]
+        words = {"author": attempt.agent, "task": self.task, "what": wanted.what, "needs": wanted.needs}
+        request = Request(
+            who=f"{attempt.node}/blocker-{turn}",
+            turn=0,
+            tier=above.model,
+            model=self.run.settings.models[above.model],
+            system=above.prompt,
+            messages=({"role": "user", "content": prompts.render("blocker.md.j2", words)},),
+            answer_schema=closed(Decision.model_json_schema()),
+        )
+        node = f"{attempt.node}/blocker-{turn}"
+        reply = await self.loop().calls.reply(Place(attempt.run, attempt.task, node, attempt.number), request)
+        try:
+            return Decision.model_validate(reply.answer)
+        except (ValueError, ValidationError):
+            return Decision(
+                decision="person", text=f"{above.name} gave no answer that can be used; a person has to decide"
+            )
+
+
+def _spec(name: str, words: str, arguments: type[Arguments]) -> dict[str, Any]:
+    schema = closed(json.loads(json.dumps(arguments.model_json_schema())))
+    return {"name": name, "description": words, "input_schema": schema}

@@ -1,0 +1,175 @@
+"""Who does what, decided by the hierarchy itself: the chief hands tasks out, leads hand them on, each with a brief.
+
+Every level is one call with an answer of a fixed shape, checked against the library; what can't be used is asked for
+once more, and then the planner's own assignment stands. Done once a plan: its hash guards against planning twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from orchestrator import planner, prompts
+from orchestrator.calls import Calls, Place
+from orchestrator.library import Library
+from orchestrator.providers.base import Request
+from orchestrator.records import Agent, Assignment, Plan, Record, Task
+
+GOAL_CHARS = 12_000
+TRIES = 2
+NODE = "@plan"  # where its cost is put; no task has such a name
+
+
+class Handed(Record):
+    """One task, handed to one agent below."""
+
+    task: str
+    agent: str
+    brief: str = Field(min_length=1, max_length=4000)
+
+
+class Delegation(Record):
+    """What one level decided. `why`: how deep it went, and for which reason."""
+
+    why: str = Field(min_length=1, max_length=2000)
+    tasks: tuple[Handed, ...]
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """One plan's delegation. `tell` hears what each level decided."""
+
+    plan: Plan
+    library: Library
+    calls: Calls
+    run: str
+    models: dict[Any, str]
+    tell: Callable[[str], None]
+
+    async def assign(self, default: dict[str, Assignment]) -> dict[str, Assignment]:
+        """The chief's assignments, level by level; `default` for pinned tasks and where no answer could be used."""
+        open_tasks = [task for task in self.plan.tasks if not task.agent and default[task.id].tiers[0] != "procedure"]
+        found = await self._level(self.library.chief, (), {task.id: "" for task in open_tasks})
+        made = {
+            task.id: planner.handed(task, chain, self.library, brief)
+            for task in open_tasks
+            if (chain := found.get(task.id, ((), ""))[0]) and (brief := found[task.id][1])
+        }
+        return {**default, **made}
+
+    async def _level(
+        self, agent: Agent, above: tuple[str, ...], briefs: dict[str, str]
+    ) -> dict[str, tuple[tuple[str, ...], str]]:
+        """Chain and brief of each task, from this agent down."""
+        if not briefs:
+            return {}
+        chain = (*above, agent.name)
+        decided = await self._decide(agent, briefs)
+        if decided is None:
+            return {}
+        self.tell(f"{agent.name}: {decided.why}")
+        done: dict[str, tuple[tuple[str, ...], str]] = {}
+        onward: dict[str, dict[str, str]] = {}
+        for each in decided.tasks:
+            if self._does(each):
+                done[each.task] = ((*chain, each.agent), each.brief)
+            else:
+                onward.setdefault(each.agent, {})[each.task] = each.brief
+        for name, tasks in onward.items():
+            done |= await self._level(self.library.agents[name], chain, tasks)
+        return done
+
+    async def _decide(self, agent: Agent, briefs: dict[str, str]) -> Delegation | None:
+        problems: list[str] = []
+        for turn in range(TRIES):
+            request = self._request(agent, briefs, problems, turn)
+            reply = await self.calls.reply(Place(self.run, "", NODE), request)
+            try:
+                found = Delegation.model_validate(reply.answer)
+            except (ValueError, ValidationError) as error:
+                problems = [f"{reply.stop_reason} {reply.detail}".strip(), str(error)[:1000]]
+                continue
+            problems = self._problems(agent, found, briefs)
+            if not problems:
+                return found
+        self.tell(f"{agent.name} gave no delegation that can be used, so the planner's stands: {'; '.join(problems)}")
+        return None
+
+    def _request(self, agent: Agent, briefs: dict[str, str], problems: list[str], turn: int) -> Request:
+        tasks = [self.plan.task(name) for name in briefs]
+        brief = "\n\n".join(f"`{name}`: {text}" for name, text in briefs.items() if text)
+        goal = {"plan": self.plan, "goal": _prose(self.plan), "tasks": tasks, "brief": brief, "problems": problems}
+        people = [self.library.agents[name] for name in sorted(below(self.library, agent))]
+        return Request(
+            who=f"{NODE}/{agent.name}",
+            turn=turn,
+            tier=agent.model,
+            model=self.models[agent.model],
+            system=prompts.render("delegate.md.j2", {"agent": agent, "people": people}),
+            messages=({"role": "user", "content": prompts.render("goal.md.j2", goal)},),
+            answer_schema=closed(Delegation.model_json_schema()),
+        )
+
+    def _problems(self, agent: Agent, found: Delegation, briefs: dict[str, str]) -> list[str]:
+        handed, people = [each.task for each in found.tasks], below(self.library, agent)
+        wrong = [f"task `{name}` is not one of yours" for name in handed if name not in briefs]
+        wrong += [
+            f"task `{name}` was handed out {handed.count(name)} times" for name in briefs if handed.count(name) != 1
+        ]
+        for each in found.tasks:
+            if each.agent not in people:
+                wrong.append(f"`{each.agent}` is not below you; there are {', '.join(sorted(people))}")
+            elif each.task in briefs and not self._does(each) and not self._reaches(each):
+                skill = self.plan.task(each.task).skill
+                wrong.append(f"`{each.agent}` has not the skill `{skill}` of `{each.task}`, nor has anyone below")
+        return wrong
+
+    def _does(self, each: Handed) -> bool:
+        return self.plan.task(each.task).skill in self.library.agents[each.agent].skills
+
+    def _reaches(self, each: Handed) -> bool:
+        skill, agent = self.plan.task(each.task).skill, self.library.agents[each.agent]
+        return any(skill in self.library.agents[name].skills for name in below(self.library, agent))
+
+
+def plan_key(plan: Plan, library: Library) -> str:
+    """What a delegation depends on: the plan's text, and who there is to do it."""
+    people = [agent.model_dump_json() for agent in library.agents.values()]
+    skills = [skill.model_dump_json(exclude={"body"}) for skill in library.skills.values()]
+    return hashlib.sha256("\n".join([plan.sha256, *sorted(people), *sorted(skills)]).encode()).hexdigest()
+
+
+def below(library: Library, agent: Agent) -> set[str]:
+    """Everybody whom an agent can reach by handing on."""
+    found: set[str] = set()
+    ahead = list(agent.delegates_to)
+    while ahead:
+        name = ahead.pop()
+        if name not in found:
+            found.add(name)
+            ahead += library.agents[name].delegates_to
+    return found - {agent.name}
+
+
+def closed(schema: Any) -> Any:
+    """A schema without titles and descriptions, as structured outputs take it."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    dropped = ("title", "description", "default", "minLength", "maxLength", "minItems", "minimum")
+    return {key: closed(value) for key, value in schema.items() if key not in dropped or isinstance(value, dict)}
+
+
+def todo(plan: Plan, assignments: dict[str, Assignment]) -> list[Task]:
+    """Tasks whose first try is a language model's: those that the hierarchy hands out."""
+    return [task for task in plan.tasks if not task.agent and assignments[task.id].tiers[0] != "procedure"]
+
+
+def _prose(plan: Plan) -> str:
+    """The plan's body, without its front matter."""
+    return plan.text.split("\n---", 2)[-1].strip()[:GOAL_CHARS]

@@ -1,0 +1,35 @@
+"""A run's calls as a recording: JSON lines that `--provider replay:FILE` plays again (providers/replay.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from orchestrator import demo
+from orchestrator.errors import InputError
+from orchestrator.house import State
+from orchestrator.providers.replay import VERSION
+
+
+def lines(state: State, run_id: str, how: str) -> Iterator[str]:
+    """The recording, a line at a time. `how`: who answered, in honest words. Raises InputError if nobody was asked."""
+    row = state.ledger.run(run_id)
+    calls = [call for call in state.ledger.calls(run_id) if call["state"] == "done" and call["request"]]
+    if not calls:
+        raise InputError(f"run `{run_id}` asked no language model, so there is nothing to record")
+    head = {
+        "odyssey_recording": VERSION,
+        "run": run_id,
+        "plan": row["plan"],
+        "base_commit": row["base_commit"],
+        "provider": row["provider"],
+        "recorded_at": row["created_at"],
+        "how": how,
+        "demo": demo.trailers(state.folder.parent, row["base_commit"]),
+        "pulls": demo.pulls(state, run_id),
+    }
+    yield json.dumps(head)
+    for call in calls:
+        asked = json.loads(call["request"])
+        place = {"who": asked.pop("who"), "turn": asked.pop("turn"), "tier": call["tier"], "model": call["model"]}
+        yield json.dumps({**place, **asked, "reply": json.loads(call["reply"])})

@@ -1,0 +1,112 @@
+"""Each level reviews the one below: whoever handed a task down reads the change, and reports findings with evidence.
+
+A reviewer only reads. A blocker sends the change back to its author; nothing that a reviewer says makes a change less
+risky than the rules do, and a review that can't be used makes it a person's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from orchestrator import prompts
+from orchestrator.hierarchy import closed
+from orchestrator.loop import Attempt, Loop
+from orchestrator.providers.base import json_in
+from orchestrator.records import Agent, Judgement, Plan, Record, Risk, Skill, Task
+
+LOOKS = frozenset({"read", "list", "search"})
+DIFF_CHARS = 60_000
+TURNS = 20
+Severity = Literal["blocker", "major", "minor", "none"]
+
+
+class Finding(Record):
+    severity: Severity
+    path: str = ""
+    line: int = 0
+    what: str = Field(min_length=1, max_length=2000)
+    evidence: str = Field(min_length=1, max_length=4000)
+    consequence: str = Field(default="", max_length=2000)
+    fix: str = Field(default="", max_length=2000)
+
+    def __str__(self) -> str:
+        place = f"{self.path}:{self.line}: " if self.path else ""
+        return f"{self.severity}: {place}{self.what} ({self.evidence})" + (f"; {self.fix}" if self.fix else "")
+
+
+class Review(Record):
+    findings: tuple[Finding, ...] = Field(min_length=1)
+
+    @property
+    def blockers(self) -> list[Finding]:
+        return [each for each in self.findings if each.severity == "blocker"]
+
+
+@dataclass(frozen=True)
+class Reviewing:
+    """What a reviewer is shown."""
+
+    plan: Plan
+    task: Task
+    brief: str
+    author: str
+    words: str
+    diff: str
+
+
+def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, model: str) -> Attempt:
+    """The reviewer's own conversation, beneath the attempt that it reads, with tools that look and nothing else."""
+    words = {
+        "agent": reviewer, "skill": skill, "others": (), "writes": (), "commands": (),
+    }  # fmt: skip
+    shown = {
+        "task": asked.task, "plan": asked.plan, "brief": asked.brief, "author": asked.author,
+        "words": asked.words, "diff": asked.diff[:DIFF_CHARS],
+    }  # fmt: skip
+    return replace(
+        worked,
+        tier=reviewer.model,
+        model=model,
+        system=prompts.render("system.md.j2", words),
+        brief=prompts.render("review.md.j2", shown),
+        allowed=LOOKS & frozenset(reviewer.tools),
+        tools=replace(worked.tools, writes=(), commands=(), skills={}),
+        max_turns=TURNS,
+        agent=reviewer.name,
+        helper="review",
+        answer_schema=closed(Review.model_json_schema()),
+    )
+
+
+async def read(loop: Loop, reviewing: Attempt) -> Review | str:
+    """The findings, or why there are none to be had. Asked for twice."""
+    why = ""
+    for helper in ("review", "review-again"):
+        outcome = await loop.work(replace(reviewing, helper=helper))
+        if not outcome.finished:
+            return outcome.text
+        try:
+            return Review.model_validate(json_in(outcome.text))
+        except (ValueError, ValidationError) as error:
+            why = str(error)[:500]
+    return why
+
+
+def judged(judgement: Judgement, found: Review | str, reviewer: str) -> Judgement:
+    """The judgement with the review in it: refused for a blocker, a person's when there was no review."""
+    if isinstance(found, str):
+        risk = _raised(judgement.risk, f"high: `{reviewer}` gave no review that can be used: {found}")
+        return judgement.model_copy(update={"risk": risk, "review": (f"none could be had: {found}",)})
+    lines = tuple(str(each) for each in found.findings)
+    if found.blockers:
+        risk = _raised(judgement.risk, f"high: {reviewer} reports a blocker")
+        feedback = f"review by {reviewer}:\n" + "\n".join(f"- {line}" for line in lines)
+        return judgement.model_copy(update={"outcome": "refused", "risk": risk, "feedback": feedback, "review": lines})
+    return judgement.model_copy(update={"review": lines})
+
+
+def _raised(risk: Risk, reason: str) -> Risk:
+    return Risk(level="high", guarded=True, reasons=(reason, *risk.reasons))

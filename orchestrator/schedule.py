@@ -1,0 +1,61 @@
+"""Which tasks may start, and which never will: pure, and no dearer for a thousand tasks than each of them once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from orchestrator.records import Plan
+
+DONE = ("accepted", "missed", "unmeasured")  # published: what needs them may go on
+ENDED = (*DONE, "failed", "blocked")
+
+
+class Schedule:
+    """The tasks of one run, as they become ready. A need outside of the run was done before it."""
+
+    def __init__(self, plan: Plan, status: Mapping[str, str]) -> None:
+        self.status = dict(status)
+        self._order = {task.id: number for number, task in enumerate(plan.tasks)}
+        mine = [task for task in plan.tasks if task.id in status]
+        self._needs = {task.id: {need for need in task.needs if need in status} for task in mine}
+        self._needed_by: dict[str, list[str]] = {}
+        for task in mine:
+            for need in self._needs[task.id]:
+                self._needed_by.setdefault(need, []).append(task.id)
+        self._taken: set[str] = set()
+        self._open = {task.id for task in mine if status[task.id] not in ENDED}
+        self._ready = deque(task.id for task in mine if task.id in self._open and self._is_ready(task.id))
+
+    @property
+    def over(self) -> bool:
+        return not self._open
+
+    def take(self) -> str | None:
+        """The next task that may start, in the plan's order among those that became ready together."""
+        while self._ready:
+            task = self._ready.popleft()
+            if task in self._open and task not in self._taken:
+                self._taken.add(task)
+                return task
+        return None
+
+    def end(self, task: str, status: str) -> None:
+        self.status[task] = status
+        self._open.discard(task)
+        if status in DONE:
+            freed = [each for each in self._needed_by.get(task, ()) if each in self._open and self._is_ready(each)]
+            self._ready.extend(sorted(freed, key=self._order.__getitem__))
+
+    def stuck(self) -> dict[str, str]:
+        """Tasks that wait for one that ended without being published, with the reason."""
+        return {
+            waiting: f"it needs `{need}`, which is {self.status[need]}"
+            for need, status in self.status.items()
+            if status in ("failed", "blocked")
+            for waiting in self._needed_by.get(need, ())
+            if waiting in self._open
+        }
+
+    def _is_ready(self, task: str) -> bool:
+        return all(self.status[need] in DONE for need in self._needs[task])

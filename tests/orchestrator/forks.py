@@ -1,0 +1,38 @@
+"""One warm process that runs `orchestrate` in forks: no imports anew, no patience needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Forks:
+    process: subprocess.Popen[str]
+    url: str = ""
+
+    def run(self, repo: Path, argv: Sequence[str], kill: int = -1) -> dict[str, Any]:
+        """What the fork came to: its exit code, the boundaries that it passed, what it said."""
+        env = {"ANTHROPIC_BASE_URL": self.url, "ANTHROPIC_API_KEY": "k"}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        job = {"cwd": str(repo), "argv": list(argv), "kill": kill, "env": env}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return found
+
+
+@contextmanager
+def forks() -> Iterator[Forks]:
+    argv, pipe = [sys.executable, "-m", "tests.orchestrator.zygote"], subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
+        yield Forks(process)
+        assert process.stdin is not None
+        process.stdin.close()

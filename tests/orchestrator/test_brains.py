@@ -1,0 +1,228 @@
+"""Plans that need language models, from the command line to pull requests: a real socket, the real SDK, the sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.house import State
+from tests.orchestrator import brains
+from tests.orchestrator.brains import hand_out, said
+from tests.orchestrator.endtoend import has_bubblewrap
+from tests.orchestrator.fakeapi import FakeApi, Fault, Turn, serving
+from tests.orchestrator.forks import Forks, forks
+
+pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
+RUN = ["run", "plans/p.md", "--provider", "anthropic"]
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Forks]:
+    with forks() as made:
+        yield made
+
+
+def run(warm: Forks, repo: Path, api: FakeApi | None, *argv: str) -> tuple[int, str]:
+    """Exit code and what was said, with this server behind ANTHROPIC_BASE_URL."""
+    if api is None:
+        done = replace(warm, url="http://127.0.0.1:9").run(repo, argv)
+    else:
+        with serving(api):
+            done = replace(warm, url=api.url).run(repo, argv)
+    return done["code"], done["err"]
+
+
+def tasks(repo: Path) -> dict[str, str]:
+    return {row["id"]: row["status"] for row in State.of(repo).ledger.tasks("p-1")}
+
+
+def spent(repo: Path) -> dict[str, Any]:
+    return State.of(repo).ledger.spent("p-1")
+
+
+def test_a_plan_ends_with_reviewed_pull_requests_and_what_they_cost(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    (pull,) = State.of(repo).ledger.pulls()
+    assert "nothing (I read all of it)" in pull.body.partition("## Review")[2]
+    assert "> The note a is written." in pull.body
+    assert spent(repo)["tokens"] == 7 * 120
+    models = [request["model"] for request in api.requests]
+    assert models == ["claude-opus-5-5"] + ["claude-haiku-5-5"] * 4 + ["claude-opus-5-5"] * 2
+    assert "Write a, and nothing else." in json.dumps(api.requests[1]["messages"])
+    assert "look" in api.requests[2]["messages"][1]["content"][0]["text"]
+
+
+def test_a_plan_is_handed_out_once_even_by_another_run(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    run(warm, repo, api, *RUN)
+    code, err = run(warm, repo, api, *RUN, "--again")
+    assert code == 0, err
+    assert sum("The tasks to hand out" in json.dumps(request) for request in api.requests) == 1
+
+
+def test_without_a_model_everything_that_can_be_done_is_and_the_rest_says_what_to_do(
+    tmp_path: Path, warm: Forks
+) -> None:
+    repo = brains.repository(tmp_path, 2)
+    code, _ = run(warm, repo, None, "run", "plans/p.md")
+    assert (code, tasks(repo)) == (3, {"a": "blocked", "b": "blocked"})
+    details = {row["id"]: row["detail"] for row in State.of(repo).ledger.tasks("p-1")}
+    assert "start it with --provider anthropic and ANTHROPIC_API_KEY set, or with --provider mailbox" in details["a"]
+    assert details["b"] == "it needs `a`, which is blocked"
+
+
+def test_a_reviewers_blocker_goes_to_the_next_attempt_as_evidence(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    blocker = {"severity": "blocker", "path": "notes/a.md", "line": 1, "what": "says two", "evidence": "`a two`"}
+    review = api.scripts["# Review task `a`"]
+    second = [*review[:1], said({"findings": [blocker]})]
+    asked: list[int] = []
+
+    def choose(body: dict[str, Any]) -> tuple[str, Turn]:
+        first = json.dumps(body["messages"][0])
+        key = next(key for key in api.scripts if key in first)
+        turn = sum(message["role"] == "assistant" for message in body["messages"])
+        if key == "# Review task `a`" and turn == 1:
+            asked.append(1)
+            return f"{key}{turn}", second[1] if len(asked) == 1 else review[1]
+        return f"{key}{turn}", api.scripts[key][turn]
+
+    api.choose = choose
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    (task,) = State.of(repo).ledger.tasks("p-1")
+    assert (task["attempt"], task["tier"]) == (2, "sonnet")
+    briefs = [json.dumps(request["messages"][0]) for request in api.requests if request["model"] == "claude-sonnet-5-5"]
+    assert "blocker: notes/a.md:1: says two" in briefs[0]
+
+
+def test_a_helper_works_in_the_same_copy_on_a_share_of_the_budget(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    worker = api.scripts["# Task `a`"]
+    ask = Turn("I hand it on.", (("delegate", {"agent": "junior", "brief": "Write the file, junior."}),))
+    api.scripts["# Task `a`"] = [ask, worker[2], worker[3]]
+    api.scripts["Write the file, junior."] = [worker[1], Turn("The file stands.")]
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    results = next(body for body in api.requests if "junior says" in json.dumps(body))["messages"][-1]["content"]
+    assert results[0]["content"] == "junior says: The file stands."
+    ledger = State.of(repo).ledger
+    (limit,) = ledger._rows("SELECT node, budget FROM limits")
+    assert limit["node"].startswith("a/1/0-")
+    assert json.loads(limit["budget"])["tokens"] < 1_000_000
+    assert ledger.spent("p-1", limit["node"])["tokens"] == 240
+    assert ledger.spent("p-1", "a")["tokens"] == (3 + 2 + 2) * 120
+    tools = {
+        tool["name"]
+        for tool in next(b for b in api.requests if "Write the file, junior." in json.dumps(b["messages"][0]))["tools"]
+    }
+    assert tools == {"read", "write", "edit", "run"}
+
+
+def test_a_blocker_goes_one_level_up_and_its_answer_comes_back(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    escalate = Turn("I am stuck.", (("escalate", {"what": "which words?", "needs": "a word"}),))
+    api.scripts["# Task `a`"] = [escalate, escalate, escalate, *api.scripts["# Task `a`"][1:]]
+    api.scripts["is blocked at task `a`"] = [said({"decision": "answer", "text": "Use the word a."})]
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    talk = api.requests[-3]["messages"]
+    results = [
+        block
+        for message in talk
+        if message["role"] == "user"
+        for block in message["content"]
+        if isinstance(block, dict)
+    ]
+    assert [block["content"].partition(":")[0] for block in results[:3]] == ["chief decides (answer)"] * 2 + [
+        "escalate"
+    ]
+    events = [event for event in State.of(repo).ledger.events("p-1") if event["kind"] == "blocker"]
+    assert json.loads(events[0]["body"])["target"] == "chief"
+    assert len(events) == 2
+
+
+def test_a_used_up_budget_pauses_with_its_own_code_and_a_larger_one_goes_on(tmp_path: Path, warm: Forks) -> None:
+    repo = brains.repository(tmp_path, 1, budget="{usd: 0.2, tokens: 2000000, minutes: 20}")
+    api = brains.api(1)
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err  # seven calls fit, one after the other
+    tight = brains.repository(tmp_path / "tight", 1, budget="{usd: 0.01, tokens: 2000000, minutes: 20}")
+    code, err = run(warm, tight, api, *RUN)
+    assert code == 5
+    assert "budget of 0.01 dollars is used up" in err
+    assert "go on with: orchestrate resume p-1 --usd 1" in err
+    assert run(warm, tight, api, "resume", "p-1", "--usd", "1")[0] == 0
+
+
+def test_a_service_that_cannot_be_had_pauses_with_its_own_code(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    api.faults = [Fault(status=429, code="enforced_spend_limit_reached")]
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 6
+    assert "raise the limit in the console" in err
+    assert run(warm, repo, api, "resume", "p-1")[0] == 0
+
+
+def test_a_model_that_the_service_does_not_have_stops_the_run_before_anything_is_asked(
+    tmp_path: Path, warm: Forks
+) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    api.models = ("claude-haiku-5-5", "claude-sonnet-5-5")
+    code, err = run(warm, repo, api, *RUN)
+    assert (code, api.requests) == (2, [])
+    assert "tier `opus`: the service has no model `claude-opus-5-5`" in err
+
+
+def test_a_recorded_run_replays_to_the_same_pull_request_without_any_service(tmp_path: Path, warm: Forks) -> None:
+    first, second, other = (brains.repository(tmp_path / name, 2) for name in ("one", "two", "three"))
+    api = brains.api()
+    assert run(warm, first, api, *RUN)[0] == 0
+    recording = tmp_path / "run.jsonl"
+    state = State.of(first)
+    from orchestrator import demo
+    from orchestrator import recording as recordings
+
+    recording.write_text("".join(line + "\n" for line in recordings.lines(state, "p-1", "by a script")))
+    replayed = ("run", "plans/p.md", "--provider", f"replay:{recording}")
+    code, err = run(warm, second, None, *replayed)
+    assert code == 0, err
+    assert demo.differences(demo.pulls(State.of(second), "p-1"), demo.pulls(state, "p-1")) == []
+    assert spent(second)["usd"] == 0
+    (other / "notes/old.md").write_text("newer\n")
+    brains.helpers.commit(other, {})
+    code, err = run(warm, other, None, *replayed)
+    assert code == 3
+    assert "call 2 of a/1 is the first that differs from the recording" in err
+    assert "newer" in err
+
+
+def test_a_task_may_not_be_handed_to_somebody_who_cannot_do_it(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    api.scripts["# The tasks to hand out"] = [hand_out("a", to="reader")]
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    assert "so the planner's stands: `reader` has not the skill `note`" in err
+
+
+def test_a_plan_that_changed_does_again_only_what_depends_on_it(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 2), brains.api(2)
+    assert run(warm, repo, api, *RUN)[0] == 0
+    for command in (["approve", "1"], ["approve", "2"], ["merge", "2"]):
+        done = warm.run(repo, ["pr", *command])
+        assert done["code"] == 0, done["err"]
+    plan = repo / "plans/p.md"
+    code, err = run(warm, repo, api, *RUN)
+    assert (code, "every task is ticked" in err) == (0, True)
+    plan.write_text(plan.read_text().replace("Write the note b", "Write the other note b"))
+    brains.helpers.commit(repo, {})
+    code, err = run(warm, repo, api, *RUN)
+    assert "b: stale is done again: changed since it was done: the task itself" in err
+    assert [row["id"] for row in State.of(repo).ledger.tasks("p-2")] == ["b"]

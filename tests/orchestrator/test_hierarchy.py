@@ -1,0 +1,171 @@
+"""The hierarchy: tasks handed out and read by whoever is above, helpers on a share, blockers one level up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import planner, review
+from orchestrator.calls import Calls
+from orchestrator.hierarchy import Hierarchy, plan_key
+from orchestrator.ledger import Ledger
+from orchestrator.library import load
+from orchestrator.prices import Usage
+from orchestrator.providers.base import Reply, Request
+from orchestrator.records import Assignment, Budget, Judgement, Risk
+from tests.orchestrator import brains
+from tests.orchestrator.helpers import Journal, ledger, plan
+
+MODELS = {"haiku": "claude-haiku-5-5", "sonnet": "claude-sonnet-5-5", "opus": "claude-opus-5-5"}
+
+
+@dataclass
+class Says:
+    """A brain that gives these answers, one after the other."""
+
+    answers: list[Any]
+    asked: list[Request] = field(default_factory=list)
+    name: str = "says"
+    billed: bool = False
+
+    async def reply(self, request: Request) -> Reply:
+        self.asked.append(request)
+        answer = self.answers.pop(0)
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        return Reply(content=({"type": "text", "text": text},), stop_reason="end_turn", usage=Usage())
+
+
+def handed(why: str = "small", **tasks: str) -> dict[str, Any]:
+    given = [{"task": task, "agent": agent, "brief": f"Do {task}."} for task, agent in tasks.items()]
+    return {"why": why, "tasks": given}
+
+
+@dataclass
+class Office:
+    says: Says
+    told: list[str] = field(default_factory=list)
+    assignments: dict[str, Assignment] = field(default_factory=dict)
+
+
+def office(folder: Path, *answers: Any, text: str | None = None) -> Office:
+    files = brains.files()
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    library, loaded = load(folder), plan(text or files["plans/p.md"])
+    made = Office(Says(list(answers)))
+    calls = Calls(made.says, book(folder), Journal())
+    hierarchy = Hierarchy(loaded, library, calls, "r-1", MODELS, made.told.append)
+    default = {each.task: each for each in planner.assign(loaded, library)}
+    made.assignments = asyncio.run(hierarchy.assign(default))
+    return made
+
+
+def book(folder: Path) -> Ledger:
+    return ledger(folder / "state", budget=Budget(usd=1, tokens=10**6))
+
+
+def test_a_small_plan_has_two_levels_and_the_reason_is_told(tmp_path: Path) -> None:
+    made = office(tmp_path, handed("two clear notes", a="worker", b="worker"))
+    assert [made.assignments[task].chain for task in "ab"] == [("chief", "worker")] * 2
+    assert made.assignments["a"].brief == "Do a."
+    assert made.told == ["chief: two clear notes"]
+
+
+def test_a_lead_hands_on_what_it_is_handed_with_its_own_brief(tmp_path: Path) -> None:
+    made = office(tmp_path, handed(a="lead", b="worker"), handed(a="junior"))
+    assert made.assignments["a"].chain == ("chief", "lead", "junior")
+    assert made.assignments["b"].chain == ("chief", "worker")
+    chief, lead = made.says.asked
+    assert (chief.who, lead.who, chief.tier, lead.tier) == ("@plan/chief", "@plan/lead", "opus", "sonnet")
+    brief = lead.messages[0]["content"].partition("# The tasks to hand out")[2]
+    assert "`a`: Do a." in brief
+    assert "`b` Write" not in brief
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("I would rather not", "holds no JSON"),
+        ({"why": "x"}, "tasks"),
+        (handed(a="worker"), "task `b` was handed out 0 times"),
+        (handed(a="worker", b="worker", c="worker"), "task `c` is not one of yours"),
+        (handed(a="worker", b="chief"), "`chief` is not below you"),
+        (handed(a="worker", b="reader"), "`reader` has not the skill `note` of `b`, nor has anyone below"),
+    ],
+)
+def test_a_delegation_that_cannot_be_used_is_asked_for_once_more_and_then_the_planners_stands(
+    tmp_path: Path, answer: Any, reason: str
+) -> None:
+    mended = office(tmp_path / "mended", answer, handed(a="worker", b="worker"))
+    assert reason in mended.says.asked[1].messages[0]["content"]
+    assert mended.assignments["b"].chain == ("chief", "worker")
+    given_up = office(tmp_path / "given up", answer, answer)
+    assert given_up.assignments["b"].chain == ("chief", "lead", "worker")
+    assert "the planner's stands" in given_up.told[0]
+
+
+def test_a_task_that_a_person_gave_to_somebody_is_not_handed_out(tmp_path: Path) -> None:
+    text = brains.files()["plans/p.md"].replace("- writes: notes/a.md", "- writes: notes/a.md\n  - agent: junior")
+    made = office(tmp_path, handed(b="worker"), text=text)
+    assert made.assignments["a"].agent == "junior"
+    assert "`a` Write" not in made.says.asked[0].messages[0]["content"].partition("# The tasks to hand out")[2]
+
+
+def test_the_hash_of_a_plan_changes_with_its_text_and_its_people(tmp_path: Path) -> None:
+    office(tmp_path, handed(a="worker", b="worker"))
+    library, text = load(tmp_path), brains.files()["plans/p.md"]
+    key = plan_key(plan(text), library)
+    assert plan_key(plan(text), library) == key
+    assert plan_key(plan(text + "\nMore.\n"), library) != key
+    other = replace(library, agents={name: each for name, each in library.agents.items() if name != "junior"})
+    assert plan_key(plan(text), other) != key
+
+
+def test_the_first_delegation_of_a_plan_stays(tmp_path: Path) -> None:
+    made = book(tmp_path)
+    assert made.keep_delegation("k", "r-1", "[1]") == "[1]"
+    assert made.keep_delegation("k", "r-2", "[2]") == "[1]"
+
+
+# Reviews
+
+
+LOW = Judgement(outcome="accepted", risk=Risk(level="low", guarded=False, reasons=("low: prose",)))
+
+
+def finding(severity: str, what: str = "it is wrong") -> Any:
+    return review.Finding.model_validate(
+        {"severity": severity, "path": "a.py", "line": 3, "what": what, "evidence": "x = 1", "fix": "y"}
+    )
+
+
+def test_a_blocker_sends_the_change_back_with_every_finding(tmp_path: Path) -> None:
+    found = review.judged(LOW, review.Review(findings=(finding("blocker"), finding("minor", "a name"))), "lead")
+    assert (found.outcome, found.risk.level, found.risk.guarded) == ("refused", "high", True)
+    assert "- blocker: a.py:3: it is wrong (x = 1); y" in found.feedback
+    assert "a name" in found.feedback
+
+
+@pytest.mark.parametrize("severity", ["major", "minor", "none"])
+def test_no_review_makes_a_change_less_risky_or_takes_it_by_itself(severity: str) -> None:
+    high = LOW.model_copy(update={"risk": Risk(level="high", guarded=True, reasons=())})
+    found = review.judged(high, review.Review(findings=(finding(severity),)), "lead")
+    assert (found.outcome, found.risk) == ("accepted", high.risk)
+    assert found.review == (str(finding(severity)),)
+
+
+def test_a_review_that_cannot_be_used_makes_the_change_a_persons_business() -> None:
+    found = review.judged(LOW, "looks good", "lead")
+    assert (found.outcome, found.risk.level, found.risk.guarded) == ("accepted", "high", True)
+    assert "`lead` gave no review that can be used" in found.risk.reasons[0]
+
+
+def test_a_finding_without_evidence_is_none() -> None:
+    with pytest.raises(ValueError, match="evidence"):
+        review.Finding.model_validate({"severity": "blocker", "what": "smells", "evidence": ""})

@@ -1,0 +1,102 @@
+"""Killed at any boundary (before and after each send, tool, commit, merge and record), a run goes on where it was.
+
+The server counts what it is asked. No call whose reply was on record is bought again; one that was on its way when the
+process died is, and is charged. What comes out is, file by file, what an undisturbed run makes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.house import State
+from tests.orchestrator import brains
+from tests.orchestrator.endtoend import has_bubblewrap
+from tests.orchestrator.fakeapi import FakeApi, serving
+from tests.orchestrator.forks import Forks, forks
+
+pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
+# How many boundaries the nth process may pass: two that get nowhere (a call has six), then one that does.
+AFTER = (0, 2, 6, 1, 3, 7, 4, 5, 6)
+ON_ITS_WAY = ("after intent", "before send", "after send", "before paid")
+COST = re.compile(r"\$[\d.]+, [\d.]+ min")
+RUN = ["run", "plans/p.md", "--provider", "anthropic"]
+
+
+def run(made: Forks, repo: Path, kill: int = -1) -> dict[str, Any]:
+    """Start the run, or go on with it; what the fork came to."""
+    begun = (repo / ".odyssey/ledger.db").exists() and State.of(repo).ledger.runs()
+    return made.run(repo, ["resume", "p-1"] if begun else RUN, kill)
+
+
+def outcome(repo: Path) -> dict[str, Any]:
+    """What a run leaves behind: the files of its stack, its pull requests, its tasks; without what it cost."""
+    state = State.of(repo)
+    stack = state.repository.resolve("refs/heads/odyssey/p-1/stack")
+    assert stack is not None
+    names = [file.path for file in state.repository.changed(state.ledger.run("p-1")["base_commit"], stack)]
+    texts = {name: COST.sub("COST", state.repository.read(stack, name) or "") for name in names}
+    pulls = [(pull.number, pull.task, pull.title, pull.status) for pull in state.ledger.pulls()]
+    tasks = [(task["id"], task["status"], task["attempt"], task["tier"]) for task in state.ledger.tasks("p-1")]
+    return {"files": texts, "pulls": pulls, "tasks": tasks, "run": state.ledger.run("p-1")["status"]}
+
+
+def doubts(repo: Path) -> int:
+    rows = State.of(repo).ledger._rows("SELECT COUNT(*) n FROM spending WHERE kind = 'in doubt'")
+    return int(rows[0]["n"])
+
+
+def bought_again(api: FakeApi) -> int:
+    return sum(count - 1 for count in Counter(json.dumps(each, sort_keys=True) for each in api.requests).values())
+
+
+def undisturbed(made: Forks, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    done = run(made, brains.repository(folder))
+    assert done["code"] == 0, done["err"]
+    return outcome(folder), done["passed"]
+
+
+def test_killed_at_forty_boundaries_one_after_the_other_a_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    api = brains.api()
+    with serving(api), forks() as made:
+        made.url = api.url
+        expected, passed = undisturbed(made, tmp_path / "whole")
+        api.requests.clear()
+        repo = brains.repository(tmp_path / "cut")
+        deaths: list[str] = []
+        while (done := run(made, repo, kill=AFTER[len(deaths) % len(AFTER)]))["code"] == -9:
+            deaths.append(done["passed"][-1])
+
+    assert len(deaths) >= 40, "the run was over before it could be killed often enough"
+    assert {"send", "paid", "tool", "commit", "merge"} <= {name.partition(" ")[2] for name in deaths}
+    assert done["code"] == 0, done["err"]
+    assert outcome(repo) == expected
+    assert bought_again(api) == deaths.count("after send") + deaths.count("before paid") <= doubts(repo)
+    assert len(api.requests) - bought_again(api) == passed.count("before send")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path) -> None:
+    api = brains.api()
+    with serving(api), forks() as made:
+        made.url = api.url
+        expected, passed = undisturbed(made, tmp_path / "whole")
+        for kill, name in enumerate(passed):
+            api.requests.clear()
+            repo = brains.repository(tmp_path / "cut")
+            assert run(made, repo, kill)["code"] == -9, name
+            done = run(made, repo)
+            assert done["code"] == 0, (kill, name, done["err"])
+            assert outcome(repo) == expected, (kill, name)
+            assert bought_again(api) <= doubts(repo) <= 1, (kill, name)
+            if name not in ON_ITS_WAY:
+                assert doubts(repo) == 0, (kill, name)
+            shutil.rmtree(repo)
+    assert len(passed) >= 40

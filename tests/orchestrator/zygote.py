@@ -1,0 +1,132 @@
+"""Runs `orchestrate` again and again in forks of one warm process, and kills a fork at the boundary that it is told.
+
+Reads lines of JSON {"cwd", "argv", "kill", "env"}; answers {"code", "passed": [boundaries in order], "err": ...}. A
+boundary is a call that has an effect, from before and from after: a send, a tool, a commit, a merge, a record. `kill`
+is the number of the boundary at which the fork gets SIGKILL; -1 lets it end by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def boundaries() -> list[tuple[Any, str, str]]:
+    from orchestrator import publish, tools
+    from orchestrator.forge.local import LocalForge
+    from orchestrator.ledger import Ledger
+    from orchestrator.providers.anthropic import MessagesApi
+    from orchestrator.workspace import Repository
+
+    return [
+        (MessagesApi, "reply", "send"),
+        (Ledger, "begin_call", "intent"),
+        (Ledger, "end_call", "paid"),
+        (tools, "call_all", "tool"),
+        (Repository, "commit_snapshot", "commit"),
+        (Ledger, "add_receipt", "receipt"),
+        (LocalForge, "open", "pull request"),
+        (Repository, "set_branch", "merge"),
+        (publish, "publish", "publish"),
+    ]
+
+
+class Counter:
+    """Counts boundaries into a file that outlives the process, and dies at the one that was asked for."""
+
+    def __init__(self, log: Path, kill: int) -> None:
+        self._file = log.open("w")
+        self._kill = kill
+        self._count = 0
+
+    def __call__(self, name: str) -> None:
+        self._file.write(name + "\n")
+        self._file.flush()
+        if self._count == self._kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._count += 1
+
+
+def around(function: Callable[..., Any], name: str, passed: Counter, is_async: bool) -> Callable[..., Any]:
+    if is_async:
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            passed(f"before {name}")
+            result = await function(*args, **kwargs)
+            passed(f"after {name}")
+            return result
+
+        return call_async
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        passed(f"before {name}")
+        result = function(*args, **kwargs)
+        passed(f"after {name}")
+        return result
+
+    return call
+
+
+def child(job: dict[str, Any], log: Path, err: Path) -> None:
+    os.chdir(job["cwd"])
+    os.environ.update(job["env"])
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    passed = Counter(log, job["kill"])
+    for owner, attribute, name in boundaries():
+        setattr(owner, attribute, around(getattr(owner, attribute), name, passed, name == "send"))
+    sys.argv = ["orchestrate", *job["argv"]]
+    from orchestrator.cli import main
+
+    main()
+
+
+def warm() -> None:
+    """Whatever a run imports, imported once."""
+    import anthropic.resources.messages
+    import anthropic.resources.models  # noqa: F401
+    import dbos  # noqa: F401
+
+    import orchestrator.cli
+    import orchestrator.documents
+    import orchestrator.runner
+    import orchestrator.session
+    import orchestrator.views  # noqa: F401
+
+
+def main() -> None:
+    warm()
+    folder = Path(tempfile.mkdtemp())
+    log, err = folder / "passed", folder / "err"
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                child(json.loads(line), log, err)
+            except SystemExit as leaving:
+                code = int(leaving.code or 0)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        answer = {
+            "code": os.waitstatus_to_exitcode(status),
+            "passed": log.read_text().splitlines(),
+            "err": err.read_text(),
+        }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
