@@ -18,17 +18,17 @@ import numpy as np
 
 from mlcore import autograd, models, ops
 from mlcore.engines import planned
-from mlcore.errors import RecipeError
 from mlcore.kernels import conv, gemm, panels, planes
 from mlcore.kernels.peak import measured_peaks
+from mlcore.lanes.plan import LanePlan
 from mlcore.layers import Residual, Sequential
 from mlcore.optim import SGD
 from mlcore.planned.plan import Plan
+from mlcore.profile_lanes import FORWARD, INPUT, UPDATE, WEIGHTS, Key, seconds_by_part
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
 from mlcore.warm import Wanted
 
-FORWARD, INPUT, WEIGHTS, UPDATE = "forward", "to input", "weights", "update"
 DIRECTIONS = (FORWARD, INPUT, WEIGHTS, UPDATE)
 REST = "(input, loss)"
 BYTES = 4
@@ -43,7 +43,7 @@ FOR_WEIGHTS = (
     (gemm, "linear_grad_weight"),
 )
 
-Key = tuple[str, str]
+ENGINES: dict[type, str] = {Plan: "planes", LanePlan: "lanes", type(None): "the tape"}
 
 
 class Clock:
@@ -83,7 +83,30 @@ def profile(wanted: Wanted, threads: int, steps: int, tell: Callable[[str], None
     model = models.build(wanted.model, wanted.options, Rng(1), wanted.input_shape, wanted.classes)
     optimiser = SGD(model.parameters(), 0.9)
     engine = planned(model, optimiser, wanted.batch, wanted.input_shape)
-    clock, batch = Clock(), _batch(wanted)
+    batch = _batch(wanted)
+    if isinstance(engine, LanePlan):
+        names, (seen, whole) = list(model.layers), _in_lanes(engine, batch, steps, tell)
+    else:
+        seen, names = _by_clock(model, optimiser, engine, batch, steps, tell)
+        whole = [sum(one.values()) for one in seen]
+    medians = {key: statistics.median(one.get(key, 0.0) for one in seen) for key in seen[-1]}
+    return {
+        "schema": "mlcore.profile/1",
+        "model": wanted.model,
+        "batch": wanted.batch,
+        "threads": threads,
+        "engine": ENGINES[type(engine)],
+        "peak_gflops": peaks,
+        "step_ms": 1e3 * statistics.median(whole),
+        "rows": _rows(medians, _least(model, names, wanted), peaks["fp32"]),
+    }
+
+
+def _by_clock(
+    model: Sequential, optimiser: SGD, engine: Plan | None, batch: Any, steps: int, tell: Callable[[str], None]
+) -> tuple[list[dict[Key, float]], list[str]]:
+    """Seconds of each step's parts, after two steps that warm up, and the names of the parts."""
+    clock = Clock()
     with _watched(clock):
         step, names = _plan(engine, clock) if engine else _tape(model, optimiser, clock)
         seen = []
@@ -92,17 +115,21 @@ def profile(wanted: Wanted, threads: int, steps: int, tell: Callable[[str], None
             clock.take()
             step(number)(*batch)
             seen.append(clock.take())
-    medians = {key: statistics.median(one.get(key, 0.0) for one in seen[2:]) for key in seen[-1]}
-    return {
-        "schema": "mlcore.profile/1",
-        "model": wanted.model,
-        "batch": wanted.batch,
-        "threads": threads,
-        "engine": "a plan" if engine else "the tape",
-        "peak_gflops": peaks,
-        "step_ms": 1e3 * statistics.median(sum(one.values()) for one in seen[2:]),
-        "rows": _rows(medians, _least(model, names, wanted), peaks["fp32"]),
-    }
+    return seen[2:], names
+
+
+def _in_lanes(
+    plan: LanePlan, batch: Any, steps: int, tell: Callable[[str], None]
+) -> tuple[list[dict[Key, float]], list[float]]:
+    """Seconds of the parts, each run by itself, and of whole steps, in which they run group by group."""
+    (images, labels), seen, whole = batch, [], []
+    for number in range(steps + 2):
+        tell(f"step {number + 1} of {steps + 2}")
+        began = time.perf_counter()
+        plan.step(images, labels, 0.0, Rng(number))
+        whole.append(time.perf_counter() - began)
+        seen.append(seconds_by_part(plan, images, labels, (REST, FORWARD)))
+    return seen[2:], whole[2:]
 
 
 def _batch(wanted: Wanted) -> tuple[Any, Any]:
@@ -164,14 +191,8 @@ class _TimedStage:
             self.stage.update(*arguments)
 
 
-def _plan(engine: Any, clock: Clock) -> tuple[Callable[[int], Callable[..., Any]], list[str]]:
+def _plan(engine: Plan, clock: Clock) -> tuple[Callable[[int], Callable[..., Any]], list[str]]:
     """The steps of a plan, and the layers that its stages are named after."""
-    if not isinstance(engine, Plan):
-        raise RecipeError(
-            f"{type(engine).__name__} runs the whole network at once and has no parts to time",
-            place="mlcore profile",
-            fix="profile a network that trains on a plan or on the tape",
-        )
     engine.stages = [_TimedStage(stage, clock) for stage in engine.stages]
     return lambda number: lambda x, labels: engine.step(x, labels, 0.0, Rng(number)), [s.name for s in engine.stages]
 

@@ -96,6 +96,8 @@ def _machine_code(text: str, machine: Machine) -> bytes:
 
 
 def _target(machine: Machine) -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()  # numba does the same, but perhaps later
     return llvm.Target.from_default_triple().create_target_machine(machine.cpu, machine.features, opt=3, jit=True)
 
 

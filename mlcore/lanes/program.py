@@ -81,8 +81,11 @@ class Network:
 
     def table(self, training: bool) -> Array:
         """The operations [operations, columns] of a step of training, or of an evaluation."""
-        operations = [*self._forward(training), *self._backward()] if training else [*self._forward(training)]
-        return np.array(operations, np.int64)
+        return np.array(self.operations(training), np.int64)
+
+    def operations(self, training: bool) -> list[list[int]]:
+        """The rows of the table."""
+        return [*self._forward(training), *self._backward()] if training else [*self._forward(training)]
 
     def _forward(self, training: bool) -> Operations:
         made = [0] * len(self.stages)
