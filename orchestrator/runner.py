@@ -214,7 +214,7 @@ class Runner:
         if last and last.judgement.outcome == "missed":
             return await self._publish(task, last)
         need = (
-            f"it needs a language model (tier {tier}), and this run has none; start it with --provider anthropic and "
+            f"it needs a model of tier {tier}, and this run has none; start it with --provider anthropic and "
             "ANTHROPIC_API_KEY set, or with --provider mailbox to have the questions answered by whoever you like"
         )
         why = f"its procedure was refused: {last.judgement.feedback}\n" if last else ""
