@@ -29,6 +29,7 @@ import numpy.typing as npt
 from mlcore.errors import DataError, DatasetMissing, IdxBadMagic, IdxOversize, IdxTruncated, IdxWrongCount
 from mlcore.files import CHUNK_BYTES, replacing
 
+UNPACKED_BYTES = 1 << 17  # out of a gzip file at a time: each call costs, and so does memory for a small file
 ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 MAX_RANK = 4
 LIMIT_BYTES = 128 << 20  # MNIST's largest file is 47 MB
@@ -111,7 +112,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 return
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
-                yield cast(BinaryIO, io.BufferedReader(unpacked, CHUNK_BYTES)), capacity * DEFLATE_MAX_RATIO
+                yield cast(BinaryIO, io.BufferedReader(unpacked, UNPACKED_BYTES)), capacity * DEFLATE_MAX_RATIO
     except FileNotFoundError as error:
         raise DatasetMissing("no such file", place=str(path), fix="run `mlcore fetch` to get it") from error
     except EOFError as error:

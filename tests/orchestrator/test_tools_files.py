@@ -218,7 +218,7 @@ def test_a_malformed_call_is_answered_not_raised(name: str, arguments: dict, rea
 
 
 def test_specs_are_what_the_messages_api_takes() -> None:
-    assert [spec["name"] for spec in specs(TOOLS)] == ["read", "list", "write", "edit", "search", "run"]
+    assert [spec["name"] for spec in specs(TOOLS)] == ["read", "list", "write", "edit", "search", "run", "skill"]
     assert [spec["name"] for spec in specs({"run", "read", "delegate"})] == ["read", "run"]
     for spec in specs(TOOLS):
         assert spec.keys() == {"name", "description", "input_schema"}
