@@ -26,7 +26,7 @@ from orchestrator.workspace import Repository
 
 Json = Any
 ROOM, MOST_ROOM = 8192, 65_536  # tokens of one answer: doubled when one was cut off
-CUT_OFF_TWICE = 2
+MOST_CUT_OFFS = 20  # of one turn: a person may stop a run often, but what brings the machine down has to end
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class Loop:
         cut_off = ledger.begin(key)
         if cut_off:
             self.repository.restore(attempt.worktree, tree)
-        if cut_off > CUT_OFF_TWICE:
-            why = "this turn's calls were cut off three times, together with what ran them, and are not run again"
+        if cut_off > MOST_CUT_OFFS:
+            why = f"this turn's calls were cut off {cut_off} times, together with what ran them, and are not run again"
             return {"results": [error_result(call, why) for call in calls], "tree": tree}
         started = time.monotonic()
         sound = [call for call in calls if call["id"] not in broken]

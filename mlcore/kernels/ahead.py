@@ -22,6 +22,7 @@ import numpy as np
 from mlcore.kernels.jit import noting
 
 POLL_S = 0.005
+LONGEST_S = 30.0  # that a child is waited for: one that was forked at a bad moment may stand still
 NOWHERE = 1 << 40
 
 
@@ -68,9 +69,9 @@ class _Child:
         self.pid, self.places, self.ended = pid, places, False
 
     def meet(self, number: int) -> None:
-        """Say where we are; and if the child is just there, wait until it is done."""
-        self.places[1] = number
-        while self.places[0] == number and not self.has_ended():
+        """Say where we are; and if the child is just there, wait until it is done, though not for ever."""
+        self.places[1], until = number, time.monotonic() + LONGEST_S
+        while self.places[0] == number and not self.has_ended() and time.monotonic() < until:
             time.sleep(POLL_S)
 
     def has_ended(self) -> bool:

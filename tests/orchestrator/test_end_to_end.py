@@ -105,7 +105,7 @@ def test_killed_at_ten_random_moments_a_run_ends_with_the_same_verdict_and_one_p
     process = repo.start("run", "plans/small.md")
     kills = 0
     for _ in range(10):
-        time.sleep(rng.uniform(1.5, 5.0))
+        time.sleep(rng.uniform(0.7, 2.5))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
