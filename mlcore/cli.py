@@ -180,6 +180,10 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME", help="torch or torch-bf16 (all its modes), or a contender by its full name."),
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Whole runs of a recipe, process start to test error.")
+    ] = None,
+    data: DataOption = None,
     forward: Annotated[bool, typer.Option("--forward", help="Evaluation instead of training steps.")] = False,
     batch: Annotated[int, typer.Option(min=1)] = 128,
     threads: Annotated[int, typer.Option(min=1)] = 2,
@@ -198,15 +202,21 @@ def bench(
 
     Example: mlcore bench alexnet --against torch --against torch-bf16
 
+    Example: mlcore bench --recipe lenet5_mnist_fast --rounds 3
+
     Example: mlcore bench --set build/bench --page docs/performance.md
     """
     from mlcore.bench import Order
     from mlcore.benchset import page as markdown
-    from mlcore.commands import bench_command, bench_set_command
-    from mlcore.tables import bench_table
+    from mlcore.commands import bench_command, bench_recipe_command, bench_set_command
+    from mlcore.tables import bench_table, run_race_table
 
-    if (model is None) == (the_set is None):
-        raise RecipeError("one of MODEL and --set is wanted", place="mlcore bench", fix="write: mlcore bench alexnet")
+    if sum(given is not None for given in (model, the_set, recipe)) != 1:
+        said = "one of MODEL, --recipe and --set is wanted"
+        raise RecipeError(said, place="mlcore bench", fix="write: mlcore bench alexnet")
+    if recipe:
+        document = bench_recipe_command(recipe, against or (), data, threads, rounds, out, quiet)
+        return _print(document, as_json, run_race_table)
     order = Order(model or "", against or (), batch, threads, rounds, forward)
     if the_set:
         _print(bench_set_command(order, the_set, page, quiet), as_json, markdown)
