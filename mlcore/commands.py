@@ -158,6 +158,27 @@ def bench_command(order: Any, out: Path | None, quiet: bool) -> dict[str, Any]:
     return document
 
 
+def bench_recipe_command(
+    recipe: str, against: Sequence[str], data: Path | None, threads: int, rounds: int, out: Path | None, quiet: bool
+) -> dict[str, Any]:
+    """A race over whole runs of a recipe; its document is also written to `out`."""
+    from mlcore.files import write_json
+    from mlcore.peers import torch_module
+    from mlcore.runrace import race_runs
+
+    if list(against) not in ([], ["torch"]):
+        raise RecipeError(f"no whole runs against {', '.join(against)}", place="mlcore bench", fix="known: torch")
+    loaded = config.load(recipe)
+    torch_module()
+    dataset = find_dataset(loaded, data, quiet)
+    with _telling(quiet) as tell:
+        document = race_runs(recipe, loaded.seed, dataset.path, threads, rounds, tell)
+    document["data"] = {"name": dataset.name, "surrogate": dataset.surrogate, "sha256": dataset.sha256}
+    if out:
+        write_json(out, document)
+    return document
+
+
 def bench_set_command(order: Any, folder: Path, page: Path | None, quiet: bool) -> dict[str, Any]:
     """All races of the documentation; with `page`, its tables are rewritten."""
     from mlcore.benchset import run_set, write_page

@@ -126,7 +126,7 @@ class _Side:
 
     def turn(self) -> Sample | None:
         """Some steps; None when the process is no more."""
-        before, wall = _busy_s(), time.perf_counter()
+        before, wall = busy_s(), time.perf_counter()
         try:
             assert self.process.stdin
             self.process.stdin.write(f"{max(1, round(TURN_S / self.step_s))}\n")
@@ -136,7 +136,7 @@ class _Side:
         answer = self.answer()
         if "error" in answer:
             return None
-        busy, wall = _busy_s() - before, time.perf_counter() - wall
+        busy, wall = busy_s() - before, time.perf_counter() - wall
         own = answer["cpu_s"] * max(1, round(TURN_S / self.step_s))
         return Sample(**answer, others=max(0.0, busy - own) / wall)
 
@@ -162,7 +162,7 @@ def _free_mib() -> float | None:
         return None
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
     """Seconds that the processors together have been busy since the start; 0 where the system does not say."""
     try:
         ticks = [int(number) for number in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]

@@ -77,6 +77,27 @@ def bench_ratios(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def run_race_table(document: dict[str, Any]) -> str:
+    """Whole runs: medians over the seeds, and the test error of each."""
+    head = ("contender", "wall s", "CPU s", "ratio", "peak MiB", "quiet", "test error %")
+    rows = [
+        (
+            row["contender"] + (" *" if row["best"] else ""),
+            f"{row['wall_s']:,.2f}",
+            f"{row['cpu_s']:,.2f}",
+            f"{row['ratio']:.2f}",
+            f"{row['peak_mib']:,.0f}",
+            f"{row['quiet']}/{len(row['test_error_pct'])}",
+            " ".join(f"{error:.2f}" for error in row["test_error_pct"]),
+        )
+        for row in document["rows"]
+    ]
+    title = f"{document['recipe']}, whole process, {document['threads']} threads, seeds {document['seeds']}"
+    return (
+        f"{title}\n{columns([head, *rows])}\nmlcore takes {document['share_of_best']:.2f} of the time of PyTorch's best"
+    )
+
+
 def warm_table(document: dict[str, Any]) -> str:
     """What was compiled or found compiled."""
     rows = [(row["name"], f"{row['kernels']:,}", f"{row['seconds']:.1f}") for row in document["rows"]]

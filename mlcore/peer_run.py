@@ -1,0 +1,105 @@
+"""A recipe trained and evaluated by PyTorch, as a process of its own: the other side of `runrace`.
+
+    python -m mlcore.peer_run RECIPE FOLDER THREADS contiguous|channels_last [KEY=VALUE]...
+
+The same files, first weights, batches, rates and decay as mlcore's, all images normalised in memory beforehand, no
+workers, and no look at the loss on the way. It prints one JSON line: {"test_error_pct", "setup_s", "setup_cpu_s"}. The
+set-up is what a script written for PyTorch alone would not do: importing mlcore, and making its network to copy from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EVALUATED = 1000  # images at a time
+
+
+@dataclass(frozen=True)
+class Data:
+    """A split in memory: images float32 [N,1,H,W] normalised, labels int64 [N], both torch tensors."""
+
+    images: Any
+    labels: Any
+
+
+def run(source: str, folder: Path, threads: int, last: bool, overrides: Sequence[str]) -> dict[str, float]:
+    """Train and evaluate; last: with channels_last."""
+    torch = importlib.import_module("torch")
+    began = time.perf_counter(), time.process_time()
+    from mlcore import config
+    from mlcore.data.dataset import read_dataset
+    from mlcore.data.images import Normaliser
+    from mlcore.data.loader import Loader, split
+    from mlcore.peers import peer_of
+    from mlcore.rng import Rng
+    from mlcore.session import build_model
+
+    torch.set_num_threads(threads)
+    recipe = config.load(source, overrides)
+    net = peer_of(build_model(recipe))
+    setup = time.perf_counter() - began[0], time.process_time() - began[1]
+
+    dataset, rng = read_dataset(folder), Rng(recipe.seed)
+    train, test, scale = _in_memory(torch, dataset)
+    part, _ = split(dataset.train_images, dataset.train_labels, recipe.data.validation, recipe.data.limit, rng)
+    loader = Loader(part, recipe.train.batch, Normaliser(*scale), rng.child("loader"))
+    if last:
+        net = net.to(memory_format=torch.channels_last)
+    _train(torch, net, train, loader, recipe)
+    return {"test_error_pct": _error_pct(torch, net, test), "setup_s": setup[0], "setup_cpu_s": setup[1]}
+
+
+def _in_memory(torch: Any, dataset: Any) -> tuple[Data, Data, tuple[float, float]]:
+    """Both splits, normalised by the mean and the deviation of the training images' bytes / 255, and those two."""
+    images = torch.from_numpy(dataset.train_images).float().div_(255)
+    deviation, mean = (value.item() for value in torch.std_mean(images, correction=0))
+    test = torch.from_numpy(dataset.test_images).float().div_(255)
+    splits = [
+        Data(pixels.sub_(mean).div_(deviation)[:, None], torch.from_numpy(labels).long())
+        for pixels, labels in ((images, dataset.train_labels), (test, dataset.test_labels))
+    ]
+    return splits[0], splits[1], (mean, deviation)
+
+
+def _train(torch: Any, net: Any, data: Data, loader: Any, recipe: Any) -> None:
+    """SGD by the recipe; like mlcore's it decays weights, not biases."""
+    from mlcore import schedule
+
+    factor = schedule.build(recipe.schedule.name, recipe.schedule.options)
+    total = recipe.train.epochs * loader.steps_per_epoch
+    named = list(net.named_parameters())
+    groups = [
+        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": recipe.optimiser.weight_decay},
+        {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.SGD(groups, recipe.optimiser.rate, recipe.optimiser.momentum, fused=True)
+    for step in range(total):
+        if step % loader.steps_per_epoch == 0:
+            order = torch.from_numpy(loader.order(step // loader.steps_per_epoch))
+        first = step % loader.steps_per_epoch * loader.batch
+        chosen = order[first : first + loader.batch]
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.optimiser.rate * factor(step, total)
+        optimiser.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(net(data.images[chosen]), data.labels[chosen]).backward()
+        optimiser.step()
+
+
+def _error_pct(torch: Any, net: Any, data: Data) -> float:
+    net.eval()
+    with torch.inference_mode():
+        parts = zip(data.images.split(EVALUATED), data.labels.split(EVALUATED), strict=True)
+        wrong = sum(int((net(images).argmax(1) != labels).sum()) for images, labels in parts)
+    return 100 * wrong / len(data.labels)
+
+
+if __name__ == "__main__":
+    found = run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "channels_last", sys.argv[5:])
+    print(json.dumps(found))
