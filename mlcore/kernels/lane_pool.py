@@ -60,12 +60,14 @@ def max_pool(op: Array, base: int, won_base: int) -> None:
 @kernel
 def _largest(op: Array, x: int, start: int, stop: int, out: int, won: int) -> None:
     """Sixteen lanes of one window; x: where its column 0 would stand in row 0."""
-    best = load_at(_at(op, x, op[FIRST], start))
-    which = spread(np.float32(op[FIRST] * op[SIZE] + start))
+    size, pixel = op[SIZE], op[PIXEL]
+    best = load_at(_row(op, x, op[FIRST]) + start * pixel)
+    which = spread(np.float32(op[FIRST] * size + start))
     for i in range(op[FIRST], op[LAST]):
+        row = _row(op, x, i)
         for j in range(start, stop):
-            value = load_at(_at(op, x, i, j))
-            which = where_above(value, best, spread(np.float32(i * op[SIZE] + j)), which)
+            value = load_at(row + j * pixel)
+            which = where_above(value, best, spread(np.float32(i * size + j)), which)
             best = where_above(value, best, value, best)
     store_at(out, best)
     store_bytes_at(won, which)
@@ -83,11 +85,20 @@ def max_pool_back(op: Array, base: int, won_base: int) -> None:
             for lanes in range(0, op[PIXEL], SIXTEEN_FLOATS):
                 x = base + op[X] + channel * op[X_CHANNEL] + left * op[PIXEL] + lanes
                 grad, which = load_at(base + out + lanes), load_bytes_at(won_base + won + lanes // 4)
-                for i in range(op[FIRST], op[LAST]):
-                    for j in range(start, stop):
-                        share = where_equal(which, spread(np.float32(i * op[SIZE] + j)), grad)
-                        there = _at(op, x, i, j)
-                        store_at(there, plus(load_at(there), share) if op[ADDING] else share)
+                _to_winner(op, x, start, stop, grad, which)
+
+
+@kernel
+def _to_winner(op: Array, x: int, start: int, stop: int, grad: Any, which: Any) -> None:
+    """Sixteen lanes of one window; x: where its column 0 would stand in row 0."""
+    # Read once: as far as the compiler knows, a store may change the table.
+    size, pixel, adding = op[SIZE], op[PIXEL], op[ADDING]
+    for i in range(op[FIRST], op[LAST]):
+        row = _row(op, x, i)
+        for j in range(start, stop):
+            share = where_equal(which, spread(np.float32(i * size + j)), grad)
+            there = row + j * pixel
+            store_at(there, plus(load_at(there), share) if adding else share)
 
 
 @kernel
@@ -103,8 +114,9 @@ def avg_pool(op: Array, base: int) -> None:
                 x = base + op[X] + channel * op[X_CHANNEL] + left * op[PIXEL] + lanes
                 total = spread(np.float32(0))
                 for i in range(op[FIRST], op[LAST]):
+                    row = _row(op, x, i)
                     for j in range(start, stop):
-                        total = plus(total, load_at(_at(op, x, i, j)))
+                        total = plus(total, load_at(row + j * op[PIXEL]))
                 store_at(out + lanes, times(total, part))
 
 
@@ -120,13 +132,15 @@ def avg_pool_back(op: Array, base: int) -> None:
             for lanes in range(0, op[PIXEL], SIXTEEN_FLOATS):
                 x = base + op[X] + channel * op[X_CHANNEL] + left * op[PIXEL] + lanes
                 share = times(load_at(out + lanes), part)
+                pixel = op[PIXEL]
                 for i in range(op[FIRST], op[LAST]):
+                    row = _row(op, x, i)
                     for j in range(start, stop):
-                        there = _at(op, x, i, j)
+                        there = row + j * pixel
                         store_at(there, plus(load_at(there), share))
 
 
 @kernel
-def _at(op: Array, x: int, i: int, j: int) -> int:
-    """Where the window's pixel (i, j) stands."""
-    return int(x + (op[TOP] + i) % op[X_RING] * op[X_ROW] + j * op[PIXEL])
+def _row(op: Array, x: int, i: int) -> int:
+    """Where the window's row i begins."""
+    return int(x + (op[TOP] + i) % op[X_RING] * op[X_ROW])

@@ -15,10 +15,12 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from mlcore.kernels import plane_windows
 from mlcore.kernels.jit import SharedKernel, kernel
+from mlcore.kernels.plane_windows import AVERAGING
 from mlcore.kernels.planes import Grid
 from mlcore.kernels.precision import narrow, widen
-from mlcore.kernels.response import Response, respond, respond_back, room
+from mlcore.kernels.response import NO_RESPONSE, Response, respond, respond_back, room
 
 COST = 16  # what handling one value costs, in multiplications
 
@@ -40,6 +42,10 @@ def max_pool_forward(
 
     The first one wins a tie, NaN wins all. size: at most 15.
     """
+    if plane_windows.has_form(response, x, _plain(x), out, grid):
+        table = plane_windows.windows(size, stride, padding, x.shape, _plain(x), out.shape, grid)
+        plane_windows.forward(table, x, out, winner, images)
+        return
     _max_forward(COST * images * x[0, 0].size, x, response, size, stride, padding, out, grid, winner, images)
 
 
@@ -56,17 +62,34 @@ def max_pool_backward(
     images: int,
 ) -> None:
     """The gradient of x, into planes, from grad [1, N, P, Q, C]."""
+    if plane_windows.has_form(response, out, grid, grad, _plain(grad)):
+        table = plane_windows.windows(size, stride, padding, out.shape, grid, grad.shape, _plain(grad))
+        plane_windows.backward(table, grad, winner, out, grid, images)
+        return
     _max_backward(COST * images * x[0, 0].size, grad, winner, x, response, size, stride, padding, out, grid, images)
 
 
 def avg_pool_forward(x: Array, size: int, stride: int, padding: int, out: Array, grid: Grid, images: int) -> None:
     """The mean of each window into planes; what lies outside of the image counts as zeros."""
+    if plane_windows.has_form(NO_RESPONSE, x, _plain(x), out, grid):
+        table = plane_windows.windows(size, stride, padding, x.shape, _plain(x), out.shape, grid)
+        plane_windows.forward(table, x, out, AVERAGING, images)
+        return
     _avg_forward(COST * images * x[0, 0].size, x, size, stride, padding, out, grid, images)
 
 
 def avg_pool_backward(grad: Array, size: int, stride: int, padding: int, out: Array, grid: Grid, images: int) -> None:
     """Each gradient of [1, N, P, Q, C] shared out evenly over its window, into planes."""
+    if plane_windows.has_form(NO_RESPONSE, out, grid, grad, _plain(grad)):
+        table = plane_windows.windows(size, stride, padding, out.shape, grid, grad.shape, _plain(grad))
+        plane_windows.backward(table, grad, AVERAGING, out, grid, images)
+        return
     _avg_backward(COST * images * grad[0, 0].size, grad, size, stride, padding, out, grid, images)
+
+
+def _plain(planes: Array) -> Grid:
+    """Of planes without a border."""
+    return Grid(0, 1, planes.shape[2], planes.shape[3])
 
 
 @SharedKernel

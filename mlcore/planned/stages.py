@@ -87,7 +87,7 @@ class ConvStage:
         self.relu, self.channels, self.outputs = relu, layer.channels // groups, layer.outputs // groups
         self.floor = 0.0 if relu else NO_FLOOR
         how = layer.kernel, layer.stride, layer.padding
-        self.pool = pool or Pool()
+        self.pool, self.pooled = pool or Pool(), False
         self.out_grad = layout.gradient_plane(out, groups, *how, x, x_grad, self.pool)
         run = layer.kernel * self.channels
         self.weight = np.zeros((groups, layer.kernel, run, self.outputs), np.float32)
@@ -125,14 +125,19 @@ class ConvStage:
         )  # fmt: skip
 
     def backward(self, images: int) -> None:
-        if self.relu or self.layer.bias:
-            self.bias.collect(self.out_grad, self.out, self.relu, images)
+        if not self.pooled:
+            self.collect(self.out_grad, self.out, images)
         sums = self.pool.sums((-(-images // CHUNK), *self.weight.shape))
         self._gradient_of_weights(sums, images)
         np.add.reduce(sums, axis=0, out=self.slope)  # chunk after chunk
         if self.x_grad is not None:
             layout.clear_border(self.out_grad)
             self._gradient_of_input(self.x_grad, images)
+
+    def collect(self, out_grad: Planes, out: Planes, images: int) -> None:
+        """Undo the ReLU and sum up the bias's gradient: of the output itself, or of its largest that were pooled."""
+        if self.relu or self.layer.bias:
+            self.bias.collect(out_grad, out, self.relu, images)
 
     def _gradient_of_weights(self, sums: Array, images: int) -> None:
         grad = self.out_grad
@@ -189,7 +194,12 @@ class Weightless:
 
 
 class MaxPoolStage(Weightless):
-    """Local response normalisation (or none) and max pooling in one pass."""
+    """Local response normalisation (or none) and max pooling in one pass.
+
+    Right behind a convolution, `conv`, its ReLU is undone here, where there are fewer numbers.
+    """
+
+    conv: ConvStage | None = None
 
     def __init__(
         self,
@@ -222,7 +232,14 @@ class MaxPoolStage(Weightless):
             images,
         )
 
+    def follow(self, before: Stage | None) -> None:
+        """Take over what can be done for the stage before."""
+        if isinstance(before, ConvStage) and self.response.size == 0:
+            self.conv, before.pooled = before, True
+
     def backward(self, images: int) -> None:
+        if self.conv is not None:
+            self.conv.collect(self.out_grad, self.out, images)
         if self.x_grad is not None:
             plane_pool.max_pool_backward(
                 self.out_grad.array, self.winner, self.x.array, self.response, self.size, self.stride, self.padding,

@@ -71,7 +71,10 @@ class _Wiring:
         stages: list[Stage] = []
         for step, after in zip(steps, [*steps[1:], following], strict=True):
             here = replace(ends, side=ends.side if step is steps[-1] else None)
-            stages += self._block(step, here, after) if isinstance(step, Block) else [self._stage(step, here, after)]
+            made = self._block(step, here, after) if isinstance(step, Block) else [self._stage(step, here, after)]
+            if isinstance(made[0], MaxPoolStage):
+                made[0].follow(stages[-1] if stages else None)
+            stages += made
             ends = replace(ends, x=stages[-1].out, x_grad=stages[-1].out_grad)
         return stages
 

@@ -222,7 +222,7 @@ def test_a_nan_in_one_image_reaches_its_logits_and_the_loss_but_no_other_image()
 
 
 @needs_compiler
-def test_small_networks_go_into_lanes_large_images_onto_planes_and_small_batches_neither() -> None:
+def test_small_networks_go_into_lanes_wide_ones_and_large_images_onto_planes_and_small_batches_neither() -> None:
     def kind(name: str, batch: int) -> type[object]:
         model = build(name, {}, Rng(1))
         return type(planned(model, SGD(model.parameters()), batch, INPUTS[name][0]))
@@ -230,5 +230,6 @@ def test_small_networks_go_into_lanes_large_images_onto_planes_and_small_batches
     assert kind("lenet5", 64) is LanePlan
     assert kind("lenet5", 8) is type(None)
     assert kind("mnist_cnn", 8) is Plan
+    assert kind("cuda_convnet", 64) is Plan  # its convolutions save multiplications there
     large = build("mnist_cnn", {}, Rng(1), (1, 60, 60), 10)
     assert type(planned(large, SGD(large.parameters()), 64, (1, 60, 60))) is Plan

@@ -163,7 +163,8 @@ def _now(stage: LinearStage, precision: Precision) -> tuple[Array, Array]:
 def poolings(draw: Callable[..., Any]) -> tuple[tuple[int, ...], tuple[int, int, int], int]:
     size, groups = draw(st.integers(1, 4)), draw(st.integers(1, 2))
     sides = st.integers(size, 11)
-    shape = draw(st.integers(1, 3)), groups * draw(st.integers(1, 20)), draw(sides), draw(sides)
+    channels = draw(st.integers(1, 20) | st.sampled_from((16, 32)))  # whole vectors go another way
+    shape = draw(st.integers(1, 3)), groups * channels, draw(sides), draw(sides)
     return shape, (size, draw(st.integers(1, 4)), draw(st.integers(0, size // 2))), groups
 
 
