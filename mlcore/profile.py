@@ -18,7 +18,7 @@ import numpy as np
 
 from mlcore import autograd, models, ops
 from mlcore.engines import planned
-from mlcore.kernels import conv, gemm, panels, planes
+from mlcore.kernels import conv, gemm, panels, plane_weights, planes
 from mlcore.kernels.peak import measured_peaks
 from mlcore.lanes.plan import LanePlan
 from mlcore.layers import Residual, Sequential
@@ -36,7 +36,7 @@ NOTHING_S = 5e-6  # what a call costs that has nothing to do
 
 # What is done for the gradients of weights, wherever it is called: a linear layer on a plan makes them in its update.
 FOR_WEIGHTS = (
-    (planes, "weight_gradient"),
+    (plane_weights, "weight_gradient"),
     (planes, "relu_and_bias_gradient"),
     (panels, "update"),
     (conv, "conv2d_grad_weight"),

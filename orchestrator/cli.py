@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from orchestrator import commands
+from orchestrator import commands, pulls
 from orchestrator.commands import here as _here
 from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
 
 if TYPE_CHECKING:
     from orchestrator.house import Run, State
-    from orchestrator.records import PullRequest
     from orchestrator.workspace import Checkout
 
 CODES = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
@@ -32,8 +31,7 @@ Exit codes:
 {CODES}
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
-pr = typer.Typer(help="Read, approve and merge the pull requests that runs have made.", no_args_is_help=True)
-app.add_typer(pr, name="pr")
+app.add_typer(pulls.pr, name="pr")
 app.add_typer(commands.mailbox, name="mailbox")
 app.command()(commands.record)
 app.command()(commands.bench)
@@ -42,7 +40,6 @@ app.command()(commands.demo)
 PlanPath = Annotated[Path, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")]
 RunId = Annotated[str | None, typer.Argument(help="a run's id; the latest if left out", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")]
-Number = Annotated[int, typer.Argument(help="the pull request's number")]
 
 
 def main() -> None:
@@ -331,55 +328,6 @@ def config(as_json: AsJson = False) -> None:
         print(views.settings(values, origin))
 
 
-@pr.command("list")
-def pr_list(as_json: AsJson = False) -> None:
-    """All pull requests, newest last."""
-    from orchestrator import documents, views
-
-    _, state = _here()
-    pulls = state.ledger.pulls()
-    print(
-        documents.document("pr list", pull_requests=[documents.pull(each) for each in pulls])
-        if as_json
-        else views.pulls(pulls)
-    )
-
-
-@pr.command("show")
-def pr_show(number: Number, as_json: AsJson = False) -> None:
-    """One pull request: what, why, evidence, verdict, risk, cost, receipts."""
-    from orchestrator import documents, views
-
-    _, state = _here()
-    found = state.ledger.pull(number)
-    print(documents.document("pr show", pull_request=documents.pull(found)) if as_json else views.pull(found))
-
-
-@pr.command("diff")
-def pr_diff(number: Number) -> None:
-    """What it changes, against what it is stacked on."""
-    print(_forge().diff(number), end="")
-
-
-@pr.command("approve")
-def pr_approve(number: Number, as_json: AsJson = False) -> None:
-    """Say that you have read it. Needed before merging what guards the system (gate, tests, skills, CI)."""
-    found = _forge().approve(number, _person())
-    _tell("pr approve", found, f"approved by {found.approved_by}", as_json)
-
-
-@pr.command("merge")
-def pr_merge(number: Number, as_json: AsJson = False) -> None:
-    """Merge it, and what it is stacked on, into the branch that is checked out."""
-    _tell("pr merge", _forge().merge(number, _person()), "merged", as_json)
-
-
-@pr.command("close")
-def pr_close(number: Number, as_json: AsJson = False) -> None:
-    """Turn it down; its branch stays in the local forge."""
-    _tell("pr close", _forge().close(number), "closed", as_json)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -510,15 +458,6 @@ def _error_document(error: OrchestratorError) -> str:
     return documents.document("error", error=str(error), exit_code=error.exit_code, problems=problems)
 
 
-def _tell(command: str, found: PullRequest, what: str, as_json: bool) -> None:
-    from orchestrator import documents
-
-    if as_json:
-        print(documents.document(command, pull_request=documents.pull(found)))
-    else:
-        print(f"pull request {found.number} {what}", file=sys.stderr)
-
-
 def _exit_on_signals(resume_with: str) -> None:
     """All that matters is on disk at every moment, so the quickest exit is the safest: like a kill, with a word."""
 
@@ -531,19 +470,6 @@ def _exit_on_signals(resume_with: str) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
-
-
-def _forge() -> Any:
-    from orchestrator.forge.local import LocalForge
-
-    checkout, state = _here()
-    return LocalForge(state.ledger, state.repository, checkout.root)
-
-
-def _person() -> str:
-    from orchestrator.forge.local import person
-
-    return person(_here()[0].root)
 
 
 if __name__ == "__main__":

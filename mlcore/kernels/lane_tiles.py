@@ -17,11 +17,10 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic as numba_intrinsic
 
-from mlcore.kernels.native import Machine, compiled
+from mlcore.kernels.native import Machine, compiled, emit_call
 
 FLOAT_BYTES = 4
 LOOPS = ("outer", "middle", "inner")
@@ -283,8 +282,6 @@ def run_dots(typing_context: Any, address: Any, integers: Any, floor: Any) -> An
 
 def _call(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     address, integers, floor = arguments
-    count = signature.args[1].count
-    function = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * count + [ir.FloatType()])
-    values = [builder.extract_value(integers, k) for k in range(count)]
-    builder.call(builder.inttoptr(address, function.as_pointer()), [*values, floor])
+    values = [builder.extract_value(integers, k) for k in range(signature.args[1].count)]
+    emit_call(builder, address, [*values, floor])
     return context.get_dummy_value()

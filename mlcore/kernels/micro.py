@@ -22,7 +22,7 @@ from numba.core import types
 from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
 
-from mlcore.kernels.native import Machine, compiled
+from mlcore.kernels.native import Machine, compiled, emit_call
 from mlcore.kernels.tile_text import INTEGERS, tile_source
 
 Array = NDArray[Any]
@@ -71,9 +71,7 @@ def run_tile(
     """Inside a kernel: run the tile at `address`; the other arguments are INTEGERS and the floor."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kinds = [ir.IntType(64)] * len(INTEGERS) + [ir.FloatType()]
-        function = ir.FunctionType(ir.VoidType(), kinds)
-        builder.call(builder.inttoptr(arguments[0], function.as_pointer()), arguments[1:])
+        emit_call(builder, arguments[0], arguments[1:])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * (1 + len(INTEGERS)), types.float32), emit

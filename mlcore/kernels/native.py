@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 import numba
+from llvmlite import ir
 
 from mlcore.kernels.jit import cache_folder
 
@@ -75,6 +77,12 @@ def compiled(text: str, name: str, machine: Machine) -> int:
     engine.finalize_object()
     _ENGINES.append(engine)
     return int(engine.get_function_address(name))
+
+
+def emit_call(builder: Any, address: Any, values: Sequence[Any]) -> None:
+    """In an intrinsic: call the function without a result that lies at `address`, an integer."""
+    function = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+    builder.call(builder.inttoptr(address, function.as_pointer()), values)
 
 
 _ENGINES: list[Any] = []  # compiled code lives as long as its engine

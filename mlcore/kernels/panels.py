@@ -28,6 +28,8 @@ TURN = 8  # tiles in one turn
 
 Array = NDArray[Any]
 
+NO_COPIES = np.zeros((0, 0, 0, 2), np.uint16), np.zeros((0, 0, 0), np.uint16)
+
 
 class Tiles(NamedTuple):
     """`times` tiles of `rows` rows, then `last_times` of `last_rows`."""
@@ -62,14 +64,6 @@ def to_input(weight_BIV: Array, grad_panels: Array, tiles: Tiles, nothing: Array
 
 
 def update(
-    x_IN: Array, grad_BWV: Array, tiles: Tiles, nothing: Array, weight_BIV: Array, velocity_BIV: Array, move: Move
-) -> None:
-    """The gradient of the weights, and at once the step it leads to. grad: words along the images, as x has them."""
-    work = x_IN.shape[1] * weight_BIV.size
-    _update(work, x_IN, grad_BWV, tiles, nothing, weight_BIV, velocity_BIV, *_parts(move))
-
-
-def update_rounding(
     x_IN: Array,
     grad_BWV: Array,
     tiles: Tiles,
@@ -77,13 +71,15 @@ def update_rounding(
     weight_BIV: Array,
     velocity_BIV: Array,
     move: Move,
-    by_input_BWVP: Array,
-    by_output_BIV: Array,
+    copies: tuple[Array, Array] = NO_COPIES,
 ) -> None:
-    """The same, and the rounded copies of the moved weights; the tiles have even numbers of rows."""
+    """The gradient of the weights, at once the step it leads to, and the rounded copies of the moved weights.
+
+    grad: words along the images, as x has them. With copies ([B, W, V, P] and [B, I, V]) the tiles have even numbers of
+    rows.
+    """
     work = x_IN.shape[1] * weight_BIV.size
-    copies = by_input_BWVP, by_output_BIV
-    _update_rounding(work, x_IN, grad_BWV, tiles, nothing, weight_BIV, velocity_BIV, *_parts(move), *copies)
+    _update(work, x_IN, grad_BWV, tiles, nothing, weight_BIV, velocity_BIV, *_parts(move), *copies)
 
 
 def round_weights(weight_BIV: Array, by_input_BWVP: Array, by_output_BIV: Array) -> None:
@@ -194,24 +190,6 @@ def _update(
     rate: Any,
     momentum: Any,
     decay: Any,
-) -> None:
-    for b in prange(weight.shape[0]):
-        slope = np.empty(max(tiles.rows, tiles.last_rows) * weight.shape[2], np.float32)
-        for i in range(tiles.times + tiles.last_times):
-            _update_tile(x_IN, grad, tiles, i, nothing, weight, velocity, rate, momentum, decay, np.int64(b), slope)
-
-
-@SharedKernel
-def _update_rounding(
-    x_IN: Array,
-    grad: Array,
-    tiles: Tiles,
-    nothing: Array,
-    weight: Array,
-    velocity: Array,
-    rate: Any,
-    momentum: Any,
-    decay: Any,
     by_input: Array,
     by_output: Array,
 ) -> None:
@@ -219,8 +197,9 @@ def _update_rounding(
         slope = np.empty(max(tiles.rows, tiles.last_rows) * weight.shape[2], np.float32)
         for i in range(tiles.times + tiles.last_times):
             _update_tile(x_IN, grad, tiles, i, nothing, weight, velocity, rate, momentum, decay, np.int64(b), slope)
-            _, rows, row = _tile_at(tiles, i)
-            _round_rows(weight[b], row, row + rows, by_input[b], by_output[b])
+            if by_input.size > 0:
+                _, rows, row = _tile_at(tiles, i)
+                _round_rows(weight[b], row, row + rows, by_input[b], by_output[b])
 
 
 @kernel

@@ -40,7 +40,7 @@ def max_pool_forward(
 ) -> None:
     """The largest of each window (after the normalisation) into planes, and which it was: row * size + column.
 
-    The first one wins a tie, NaN wins all. size: at most 15.
+    The first one wins a tie, NaN wins all (of several NaNs, any). size: at most 15.
     """
     if plane_windows.has_form(response, x, _plain(x), out, grid):
         table = plane_windows.windows(size, stride, padding, x.shape, _plain(x), out.shape, grid)

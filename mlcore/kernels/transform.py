@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic as numba_intrinsic
 
 from mlcore.kernels.cook_toom import Matrix
-from mlcore.kernels.native import Machine, compiled
+from mlcore.kernels.native import Machine, compiled, emit_call
 
 FLOAT_BYTES = 4
 
@@ -243,9 +242,7 @@ def run_transform(
     """Inside a kernel: run the transform at `address`; the other arguments are INTEGERS and the floor."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kinds = [ir.IntType(64)] * len(INTEGERS) + [ir.FloatType()]
-        function = ir.FunctionType(ir.VoidType(), kinds)
-        builder.call(builder.inttoptr(arguments[0], function.as_pointer()), arguments[1:])
+        emit_call(builder, arguments[0], arguments[1:])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * (1 + len(INTEGERS)), types.float32), emit

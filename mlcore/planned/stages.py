@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mlcore.kernels import elementwise, panels, plane_pool, planes
+from mlcore.kernels import elementwise, panels, plane_pool, plane_weights, planes
 from mlcore.kernels.panels import Move
 from mlcore.kernels.planes import CHUNK, Walk
 from mlcore.kernels.precision import FP32
@@ -22,6 +22,7 @@ from mlcore.layers import Conv2d, Linear
 from mlcore.planned import layout
 from mlcore.planned.fuse import Unplannable
 from mlcore.planned.layout import Blocks, Planes, Pool
+from mlcore.planned.linear_layout import LinearPanels, LinearRoom
 from mlcore.rng import Rng
 from mlcore.tensor import Array
 
@@ -141,7 +142,7 @@ class ConvStage:
 
     def _gradient_of_weights(self, sums: Array, images: int) -> None:
         grad = self.out_grad
-        planes.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, sums, images)
+        plane_weights.weight_gradient(self.x.array, grad.array, grad.grid, self.gradient.table, self.walk, sums, images)
 
     def _gradient_of_input(self, x_grad: Planes, images: int) -> None:
         planes.correlate(
@@ -308,9 +309,9 @@ class LinearStage:
         kept = FP32 if last else self.precision
         self.out = layout.plane(images, layer.outputs, 1, 1, precision=kept)
         self.out_grad = layout.plane(images, layer.outputs, 1, 1, precision=kept)
-        self.panels = layout.LinearPanels(layer, x.canonical_order(), self.precision)
+        self.panels = LinearPanels(layer, x.canonical_order(), self.precision)
         self.bias = Bias(layer.outputs, images)
-        self._room = layout.LinearRoom(self.panels, images)
+        self._room = LinearRoom(self.panels, images)
 
     def forward(self, images: int, rng: Rng | None) -> None:
         tiles = layout.tiles(images, self.panels.vectors, self.precision)

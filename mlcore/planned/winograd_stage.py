@@ -25,8 +25,8 @@ from mlcore.rng import Rng
 from mlcore.tensor import Array
 
 # Points at which polynomials meet, by how many there are with infinity. Of the many that were tried, these keep most
-# digits: against the usual 0, 1, -1, 2, -2 the largest error falls from 1.3e-5 of the maximum to 4e-6. Of the eight, a
-# dozen choices were tried.
+# digits: against the usual 0, 1, -1, 2, -2 the largest error falls from 1.3e-5 of the maximum to 4e-6. Of the eight,
+# eleven choices were tried.
 HALF = Fraction(1, 2)
 POINTS = {
     6: (Fraction(0), Fraction(1), Fraction(-1), HALF, Fraction(-2)),
@@ -52,7 +52,7 @@ DIRECT = Choice()
 
 # By kernel. How many times faster than the direct way (forward, to the input, to the weights), 16 images, one thread
 # (best of some turns on a busy machine, and before some of these settings were final: a tenth or two either way):
-# conv2 of AlexNet 3.1, 4.0, 3.0; conv3 2.2, 2.2, 2.4; conv4 2.1, 1.5, 2.1; conv5 1.8, 1.9, 2.1.
+# conv2 of AlexNet (by three outputs) 3.1, 4.0, 3.0; conv3 2.2, 2.2, 2.4; conv4 2.1, 1.5, 2.1; conv5 1.8, 1.9, 2.1.
 # Largest error of conv2 to conv5 in parts of the largest value: forward 4e-6, to the input 6e-6, to the weights 4e-6
 # (direct: 1e-6, 2e-6, 1e-6). Five outputs for kernels of three lose too many digits, but in sums over many pixels.
 # Kernels of five with four outputs (error of random tiles 3.8e-6 forward and 4.5e-6 to the weights; three: 1.9e-6 and

@@ -14,12 +14,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
+from mlcore import ops
+from mlcore.layers import Sequential
+from mlcore.optim import SGD
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
 
 Array = NDArray[Any]
 
 ROOT = Path(__file__).parents[2]
+RATE = 0.02  # of the steps that engines are compared by
 DTYPES = (np.float32, np.float64)
 TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
 
@@ -64,3 +68,20 @@ def run_python(code: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def tape_step(model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int) -> tuple[float, Array]:
+    """Loss and logits of a step on the tape, at RATE; dropout draws from the step's own stream."""
+    optimiser.zero_grad()
+    logits = model(Tensor(x), Rng(5).child("step", step))
+    loss = ops.cross_entropy(logits, labels)
+    loss.backward()
+    optimiser.step(RATE)
+    return loss.item(), logits.data
+
+
+def assert_near(got: Array, want: Array, what: str, tolerance: float) -> None:
+    """Same shape, and equal within the tolerance as a share of the largest value."""
+    assert got.shape == want.shape, what
+    error = float(np.abs(got - want).max()) / (float(np.abs(want).max()) + 1e-12)
+    assert error <= tolerance, f"{what}: relative error {error:.1e}"

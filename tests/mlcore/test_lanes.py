@@ -8,7 +8,6 @@ import numba
 import numpy as np
 import pytest
 
-from mlcore import ops
 from mlcore.engines import planned
 from mlcore.kernels import jit, native
 from mlcore.lanes import layout, weighted
@@ -33,9 +32,8 @@ from mlcore.planned.fuse import Unplannable
 from mlcore.planned.plan import Plan
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
-from tests.mlcore.helpers import Array, needs_compiler, normal, run_python
+from tests.mlcore.helpers import RATE, Array, assert_near, needs_compiler, normal, run_python, tape_step
 
-RATE = 0.02
 Make = Callable[[], Sequential]
 
 
@@ -112,16 +110,16 @@ def _compare(case: str, nesterov: bool) -> None:
     plan = LanePlan(other, others, 70, shape)
     for step, count in enumerate((70, 1, 33)):
         x, labels = normal((count, *shape), seed=step), (np.arange(count) * 3 + step) % classes
-        loss, logits = _tape_step(model, optimiser, x, labels, step)
+        loss, logits = tape_step(model, optimiser, x, labels, step)
         planned_loss, planned_logits = plan.step(x, labels, RATE, Rng(5).child("step", step))
         assert planned_loss == pytest.approx(loss, rel=1e-5)
-        _assert_near(planned_logits, logits, "logits", 2e-5)
+        assert_near(planned_logits, logits, "logits", 2e-5)
     plan.give()
     for name, tensor in model.parameters().items():
-        _assert_near(other.parameters()[name].data, tensor.data, name, 1e-5)
-        _assert_near(others.state()[name], optimiser.state()[name], f"velocity of {name}", 1e-4)
+        assert_near(other.parameters()[name].data, tensor.data, name, 1e-5)
+        assert_near(others.state()[name], optimiser.state()[name], f"velocity of {name}", 1e-4)
     x = normal((75, *shape), seed=9)
-    _assert_near(plan.logits(x), other(Tensor(x)).data, "evaluation", 1e-5)
+    assert_near(plan.logits(x), other(Tensor(x)).data, "evaluation", 1e-5)
 
 
 @needs_compiler
@@ -131,24 +129,9 @@ def test_lanes_and_tape_have_the_same_losses_for_fifty_steps() -> None:
     plan = LanePlan(other, SGD(other.parameters(), 0.9, 5e-4), 40, (1, 12, 12))
     for step in range(50):
         x, labels = normal((40, 1, 12, 12), seed=step), (np.arange(40) + step) % 10
-        want, _ = _tape_step(model, optimiser, x, labels, step)
+        want, _ = tape_step(model, optimiser, x, labels, step)
         loss, _ = plan.step(x, labels, RATE, Rng(step))
         assert loss == pytest.approx(want, rel=1e-4)
-
-
-def _tape_step(model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int) -> tuple[float, Array]:
-    optimiser.zero_grad()
-    logits = model(Tensor(x), Rng(5).child("step", step))
-    loss = ops.cross_entropy(logits, labels)
-    loss.backward()
-    optimiser.step(RATE)
-    return loss.item(), logits.data
-
-
-def _assert_near(got: Array, want: Array, what: str, tolerance: float) -> None:
-    assert got.shape == want.shape, what
-    error = float(np.abs(got - want).max()) / (float(np.abs(want).max()) + 1e-12)
-    assert error <= tolerance, f"{what}: relative error {error:.1e}"
 
 
 def _trained(threads: int) -> dict[str, Array]:

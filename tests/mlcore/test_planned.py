@@ -32,9 +32,8 @@ from mlcore.planned.fuse import AvgPooling, Dropping, MaxPooling, Unplannable, W
 from mlcore.planned.plan import Plan
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
-from tests.mlcore.helpers import Array, needs_compiler, normal, run_python
+from tests.mlcore.helpers import RATE, Array, assert_near, needs_compiler, normal, run_python, tape_step
 
-RATE = 0.02
 Make = Callable[[], Sequential]
 
 
@@ -85,16 +84,16 @@ def test_a_plan_equals_the_tape(case: str) -> None:
     plan = Plan(other, others, 19, shape)
     for step, count in enumerate((19, 1, 18)):
         x, labels = normal((count, *shape), seed=step), (np.arange(count) * 3 + step) % classes
-        loss, logits = _tape_step(model, optimiser, x, labels, step)
+        loss, logits = tape_step(model, optimiser, x, labels, step)
         planned_loss, planned_logits = plan.step(x, labels, RATE, Rng(5).child("step", step))
         assert planned_loss == pytest.approx(loss, rel=1e-5)
-        _assert_near(planned_logits, logits, "logits", 2e-5)
+        assert_near(planned_logits, logits, "logits", 2e-5)
     plan.give()
     for name, tensor in model.parameters().items():
-        _assert_near(other.parameters()[name].data, tensor.data, name, 1e-5)
-        _assert_near(others.state()[name], optimiser.state()[name], f"velocity of {name}", 1e-4)
+        assert_near(other.parameters()[name].data, tensor.data, name, 1e-5)
+        assert_near(others.state()[name], optimiser.state()[name], f"velocity of {name}", 1e-4)
     x = normal((5, *shape), seed=9)
-    _assert_near(plan.logits(x), other(Tensor(x)).data, "evaluation", 1e-5)
+    assert_near(plan.logits(x), other(Tensor(x)).data, "evaluation", 1e-5)
 
 
 @needs_compiler
@@ -107,7 +106,7 @@ def test_a_plan_in_bf16_stays_near_the_tape(case: str) -> None:
     before = {name: tensor.data.copy() for name, tensor in model.parameters().items()}
     for step, count in enumerate((19, 1, 18)):
         x, labels = normal((count, *shape), seed=step), (np.arange(count) * 3 + step) % classes
-        loss, _ = _tape_step(model, optimiser, x, labels, step)
+        loss, _ = tape_step(model, optimiser, x, labels, step)
         assert plan.step(x, labels, RATE, Rng(5).child("step", step))[0] == pytest.approx(loss, rel=1e-2)
     plan.give()
     for name, first in before.items():
@@ -134,8 +133,8 @@ def test_a_planned_residual_network_has_the_gradients_and_statistics_of_the_tape
         scale = np.abs(tensor.grad).max() + 1e-3 * np.abs(before[name]).max()  # a weight less a weight rounds
         assert np.abs(gradient - tensor.grad).max() <= 1e-5 * scale, name
     for name, tensor in exact.buffers().items():
-        _assert_near(model.buffers()[name].data, tensor.data, name, 1e-5)
-    _assert_near(plan.logits(x), model(Tensor(x)).data, "evaluation", 1e-5)
+        assert_near(model.buffers()[name].data, tensor.data, name, 1e-5)
+    assert_near(plan.logits(x), model(Tensor(x)).data, "evaluation", 1e-5)
 
 
 @needs_compiler
@@ -145,27 +144,12 @@ def test_a_residual_network_in_bf16_stays_near_the_tape() -> None:
     plan = Plan(other, others, 19, (3, 18, 18), "bf16")
     for step, count in enumerate((19, 1, 18)):
         x, labels = normal((count, 3, 18, 18), seed=step), (np.arange(count) * 3 + step) % 10
-        loss, _ = _tape_step(model, optimiser, x, labels, step)
+        loss, _ = tape_step(model, optimiser, x, labels, step)
         assert plan.step(x, labels, RATE, Rng(5).child("step", step))[0] == pytest.approx(loss, rel=1e-2)
 
 
 def _cosine(left: Array, right: Array) -> float:
     return float((left * right).sum() / np.sqrt((left * left).sum() * (right * right).sum() + 1e-30))
-
-
-def _tape_step(model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int) -> tuple[float, Array]:
-    optimiser.zero_grad()
-    logits = model(Tensor(x), Rng(5).child("step", step))
-    loss = ops.cross_entropy(logits, labels)
-    loss.backward()
-    optimiser.step(RATE)
-    return loss.item(), logits.data
-
-
-def _assert_near(got: Array, want: Array, what: str, tolerance: float) -> None:
-    assert got.shape == want.shape, what
-    error = float(np.abs(got - want).max()) / (float(np.abs(want).max()) + 1e-12)
-    assert error <= tolerance, f"{what}: relative error {error:.1e}"
 
 
 def _trained(threads: int, precision: str) -> dict[str, Array]:

@@ -1,0 +1,89 @@
+"""Commands on the pull requests that runs have made, in the local forge."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.commands import here
+
+if TYPE_CHECKING:
+    from orchestrator.forge.local import LocalForge
+    from orchestrator.records import PullRequest
+
+pr = typer.Typer(help="Read, approve and merge the pull requests that runs have made.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")]
+Number = Annotated[int, typer.Argument(help="the pull request's number")]
+
+
+@pr.command("list")
+def pr_list(as_json: AsJson = False) -> None:
+    """All pull requests, newest last."""
+    from orchestrator import documents, views
+
+    _, state = here()
+    pulls = state.ledger.pulls()
+    print(
+        documents.document("pr list", pull_requests=[documents.pull(each) for each in pulls])
+        if as_json
+        else views.pulls(pulls)
+    )
+
+
+@pr.command("show")
+def pr_show(number: Number, as_json: AsJson = False) -> None:
+    """One pull request: what, why, evidence, verdict, risk, cost, receipts."""
+    from orchestrator import documents, views
+
+    _, state = here()
+    found = state.ledger.pull(number)
+    print(documents.document("pr show", pull_request=documents.pull(found)) if as_json else views.pull(found))
+
+
+@pr.command("diff")
+def pr_diff(number: Number) -> None:
+    """What it changes, against what it is stacked on."""
+    print(_forge().diff(number), end="")
+
+
+@pr.command("approve")
+def pr_approve(number: Number, as_json: AsJson = False) -> None:
+    """Say that you have read it. Needed before merging what guards the system (gate, tests, skills, CI)."""
+    found = _forge().approve(number, _person())
+    _tell("pr approve", found, f"approved by {found.approved_by}", as_json)
+
+
+@pr.command("merge")
+def pr_merge(number: Number, as_json: AsJson = False) -> None:
+    """Merge it, and what it is stacked on, into the branch that is checked out."""
+    _tell("pr merge", _forge().merge(number, _person()), "merged", as_json)
+
+
+@pr.command("close")
+def pr_close(number: Number, as_json: AsJson = False) -> None:
+    """Turn it down; its branch stays in the local forge."""
+    _tell("pr close", _forge().close(number), "closed", as_json)
+
+
+def _tell(command: str, found: PullRequest, what: str, as_json: bool) -> None:
+    from orchestrator import documents
+
+    if as_json:
+        print(documents.document(command, pull_request=documents.pull(found)))
+    else:
+        print(f"pull request {found.number} {what}", file=sys.stderr)
+
+
+def _forge() -> LocalForge:
+    from orchestrator.forge.local import LocalForge
+
+    checkout, state = here()
+    return LocalForge(state.ledger, state.repository, checkout.root)
+
+
+def _person() -> str:
+    from orchestrator.forge.local import person
+
+    return person(here()[0].root)
