@@ -128,7 +128,7 @@ def _saves_on_planes(model: Sequential, input_shape: tuple[int, ...]) -> bool:
     Milliseconds of a step, batch 128, two threads, lanes against planes: mnist_cnn 60 and 43, cuda_convnet 44 and 32.
     """
     layers = [(layer, out) for _, layer, _, out in model.unfolded("", input_shape)]
-    return any(chosen(layer, *out[1:]) != DIRECT for layer, out in layers if isinstance(layer, Conv2d))
+    return any(chosen(layer, out[1], out[2]) != DIRECT for layer, out in layers if isinstance(layer, Conv2d))
 
 
 def _in_bf16(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> Plan:

@@ -70,13 +70,15 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-def tape_step(model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int) -> tuple[float, Array]:
-    """Loss and logits of a step on the tape, at RATE; dropout draws from the step's own stream."""
+def tape_step(
+    model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int, rate: float = RATE
+) -> tuple[float, Array]:
+    """Loss and logits of a step on the tape; dropout draws from the step's own stream."""
     optimiser.zero_grad()
     logits = model(Tensor(x), Rng(5).child("step", step))
     loss = ops.cross_entropy(logits, labels)
     loss.backward()
-    optimiser.step(RATE)
+    optimiser.step(rate)
     return loss.item(), logits.data
 
 
