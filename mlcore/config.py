@@ -48,13 +48,21 @@ class Data(Closed):
 
     `shuffle_labels` is the control that deals the training labels out anew: nothing can be learnt then.
     `surrogate`: whether drawn digits may stand in when MNIST can't be had.
+    `normalise`: by one mean and one deviation, by those of each channel, or by the mean image alone (bytes 0..255 less
+    their mean). `crop`: pixels a side of what the network sees, at a place drawn for each image and epoch, and in the
+    centre in evaluation (0: the whole image). `flip`: half of the training images mirrored. `views`: the test
+    averages the softmax of so many windows of an image; ten are corners, centre and their mirror images.
     """
 
-    dataset: Literal["mnist", "mnist-surrogate"] = "mnist"
+    dataset: Literal["mnist", "mnist-surrogate", "cifar10"] = "mnist"
     validation: Count = 0
     limit: Count = 0
     shuffle_labels: bool = False
     surrogate: bool = True
+    normalise: Literal["scalar", "channel", "image"] = "scalar"
+    crop: Count = 0
+    flip: bool = False
+    views: Literal["centre", "ten"] = "centre"
 
 
 # Each optimiser's own options with their defaults, beside `rate` and `weight_decay`, which all have.
@@ -174,6 +182,7 @@ def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(document)
         schedule.build(recipe.schedule.name, recipe.schedule.options)
         _demand_own_options(recipe.optimiser)
+        _demand_a_crop(recipe.data)
     except ValidationError as error:
         mistakes += [_explain(item, places) for item in error.errors(include_url=False)]
     except RecipeError as error:
@@ -198,6 +207,13 @@ def _demand_own_options(optimiser: Optimiser) -> None:
                     place=f"optimiser.{key}",
                     fix=f"drop it; {optimiser.name} has {', '.join(OPTIMISER_OPTIONS[optimiser.name])}",
                 )
+
+
+def _demand_a_crop(data: Data) -> None:
+    """RecipeError for ten views of whole images, which are only two."""
+    if data.views == "ten" and not data.crop:
+        fix = 'set data.crop, or views = "centre"'
+        raise RecipeError("ten views need a crop to be cut at ten places", place="data.views", fix=fix)
 
 
 def _text_of(path: Path) -> str:

@@ -23,7 +23,7 @@ EVALUATED = 1000  # images at a time
 
 @dataclass(frozen=True)
 class Data:
-    """A split in memory: images float32 [N,1,H,W] normalised, labels int64 [N], both torch tensors."""
+    """A split in memory: images float32 [N,C,H,W] normalised, labels int64 [N], both torch tensors."""
 
     images: Any
     labels: Any
@@ -34,8 +34,7 @@ def run(source: str, folder: Path, threads: int, last: bool, overrides: Sequence
     torch = importlib.import_module("torch")
     began = time.perf_counter(), time.process_time()
     from mlcore import config
-    from mlcore.data.dataset import read_dataset
-    from mlcore.data.images import Normaliser
+    from mlcore.data.kinds import kind_of
     from mlcore.data.loader import Loader, split
     from mlcore.peers import peer_of
     from mlcore.rng import Rng
@@ -46,26 +45,28 @@ def run(source: str, folder: Path, threads: int, last: bool, overrides: Sequence
     net = peer_of(build_model(recipe))
     setup = time.perf_counter() - began[0], time.process_time() - began[1]
 
-    dataset, rng = read_dataset(folder), Rng(recipe.seed)
+    dataset, rng = kind_of(recipe.data.dataset).read_folder(folder), Rng(recipe.seed)
     train, test, scale = _in_memory(torch, dataset)
     part, _ = split(dataset.train_images, dataset.train_labels, recipe.data.validation, recipe.data.limit, rng)
-    loader = Loader(part, recipe.train.batch, Normaliser(*scale), rng.child("loader"))
+    loader = Loader(part, recipe.train.batch, scale, rng.child("loader"))
     if last:
         net = net.to(memory_format=torch.channels_last)
     _train(torch, net, train, loader, recipe)
     return {"test_error_pct": _error_pct(torch, net, test), "setup_s": setup[0], "setup_cpu_s": setup[1]}
 
 
-def _in_memory(torch: Any, dataset: Any) -> tuple[Data, Data, tuple[float, float]]:
+def _in_memory(torch: Any, dataset: Any) -> tuple[Data, Data, Any]:
     """Both splits, normalised by the mean and the deviation of the training images' bytes / 255, and those two."""
+    from mlcore.data.images import Normaliser
+
     images = torch.from_numpy(dataset.train_images).float().div_(255)
     deviation, mean = (value.item() for value in torch.std_mean(images, correction=0))
     test = torch.from_numpy(dataset.test_images).float().div_(255)
     splits = [
-        Data(pixels.sub_(mean).div_(deviation)[:, None], torch.from_numpy(labels).long())
+        Data(pixels.sub_(mean).div_(deviation), torch.from_numpy(labels).long())
         for pixels, labels in ((images, dataset.train_labels), (test, dataset.test_labels))
     ]
-    return splits[0], splits[1], (mean, deviation)
+    return splits[0], splits[1], Normaliser.scalar(mean, deviation)
 
 
 def _train(torch: Any, net: Any, data: Data, loader: Any, recipe: Any) -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mlcore.check import check_round_trip, run_checks
+from mlcore.check import _files_bytes, _loader, check_round_trip, run_checks
 from mlcore.data.loader import Batch, Loader, Part
+from mlcore.data.windows import Windows
 from mlcore.session import assemble, use_threads
-from tests.mlcore.drawn import surrogate, tiny
+from tests.mlcore.drawn import small_cifar, surrogate, tiny
 
 RECIPE = tiny("train.batch=32", "optimiser.rate=0.1")
 Spoil = Callable[[Loader, Batch], Batch]
@@ -20,16 +21,16 @@ class Spoiled(Loader):
     """A loader whose every batch passes through a bug."""
 
     def __init__(self, sound: Loader, spoil: Spoil) -> None:
-        super().__init__(sound.part, sound.batch, sound.normaliser, sound.rng)
+        super().__init__(sound.part, sound.batch, sound.normaliser, sound.rng, sound.cut)
         self.spoil = spoil
 
-    def take(self, index: "np.typing.NDArray[np.int64]") -> Batch:
-        return self.spoil(self, super().take(index))
+    def take(self, index: "np.typing.NDArray[np.int64]", windows: Windows | None = None) -> Batch:
+        return self.spoil(self, super().take(index, windows))
 
 
 def blanked(loader: Loader, batch: Batch) -> Batch:
     images = batch.images.copy()
-    images[8:] = loader.normaliser.table()[0]
+    images[8:] = loader.normaliser.table[0, 0]
     return replace(batch, images=images)
 
 
@@ -58,7 +59,7 @@ def twice_normalised(loader: Loader, batch: Batch) -> Batch:
 
 
 def not_normalised(loader: Loader, batch: Batch) -> Batch:
-    return replace(batch, images=(loader.part.images[batch.index] / 255).astype(np.float32)[:, None])
+    return replace(batch, images=(loader.part.images[batch.index] / 255).astype(np.float32))
 
 
 def transposed(loader: Loader, batch: Batch) -> Batch:
@@ -96,7 +97,7 @@ BUGS: dict[Spoil, str] = {
 @functools.cache
 def sound_loader() -> Loader:
     use_threads(1)
-    return assemble(RECIPE, surrogate()).loader
+    return _loader(assemble(RECIPE, surrogate()))
 
 
 def round_trip(loader: Loader) -> tuple[bool, str]:
@@ -121,6 +122,31 @@ def test_blanks_in_the_files_themselves_are_not_held_against_the_loader() -> Non
     part = Part(images, surrogate().train_labels, np.arange(len(images)))
     loader = Loader(part, 32, sound_loader().normaliser, sound_loader().rng)
     assert check_round_trip(loader, images, surrogate().train_labels, RECIPE).passed
+
+
+AUGMENTED = tiny("train.batch=32", "data={dataset='cifar10',normalise='image',crop=24,flip=true}")
+
+
+def unmirrored(loader: Loader, batch: Batch) -> Batch:
+    assert batch.windows is not None
+    mirrored = batch.windows[:, 2] == 1
+    images = batch.images.copy()
+    images[mirrored] = images[mirrored][..., ::-1]
+    return replace(batch, images=images)
+
+
+def beside(loader: Loader, batch: Batch) -> Batch:
+    assert batch.windows is not None
+    return replace(batch, windows=np.minimum(np.add(batch.windows, [1, 0, 0]), [8, 8, 1]).astype(np.int32))
+
+
+@pytest.mark.parametrize(("bug", "passes"), [(None, True), (unmirrored, False), (beside, False), (shifted, False)])
+def test_augmented_batches_are_held_against_the_files_bytes_too(bug: Spoil | None, passes: bool) -> None:
+    use_threads(1)
+    sound = _loader(assemble(AUGMENTED, small_cifar()))
+    images, labels = _files_bytes(small_cifar())
+    check = check_round_trip(Spoiled(sound, bug) if bug else sound, images, labels, AUGMENTED)
+    assert check.passed == passes, check.saw
 
 
 def test_a_loader_that_forgets_the_last_batch_is_caught() -> None:
@@ -176,13 +202,13 @@ def test_labels_that_leak_into_images_are_caught_by_the_shuffled_control() -> No
     from mlcore.check import _short, check_shuffled
 
     images = surrogate(6000, 10).train_images.copy()
-    images[:, 0, :] = 0
-    images[np.arange(len(images)), 0, surrogate(6000, 10).train_labels] = 255
+    images[:, 0, 0, :] = 0
+    images[np.arange(len(images)), 0, 0, surrogate(6000, 10).train_labels] = 255
     leaking = replace(surrogate(6000, 10), train_images=images)
 
     class Unshuffled(Loader):
-        def take(self, index: "np.typing.NDArray[np.int64]") -> Batch:
-            return replace(super().take(index), labels=leaking.train_labels[index].astype(np.int64))
+        def take(self, index: "np.typing.NDArray[np.int64]", windows: Windows | None = None) -> Batch:
+            return replace(super().take(index, windows), labels=leaking.train_labels[index].astype(np.int64))
 
     check = check_shuffled(
         _short(RECIPE, leaking, shuffle=True),

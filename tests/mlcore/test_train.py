@@ -24,7 +24,7 @@ from mlcore.session import assemble, load_weights, use_threads
 from mlcore.stop import Halted, Stop, listening
 from mlcore.train import Trainer, fit
 from tests.mlcore import drawn
-from tests.mlcore.drawn import Heard, command, mlcore, surrogate, surrogate_folder, tiny
+from tests.mlcore.drawn import Heard, command, mlcore, small_cifar, surrogate, surrogate_folder, tiny
 from tests.mlcore.helpers import needs_compiler
 
 TIMES = ("images_per_s", "wall_s")
@@ -297,7 +297,7 @@ def test_an_epochs_row_is_the_mean_over_its_images_even_when_the_last_batch_is_s
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     session = assemble(tiny(), surrogate())
     run = runs.create(tiny(), tmp_path / "a", datetime.now())
-    state = State(recipe_sha256="", data_sha256={}, data_dir=None, mean=0, deviation=1, step=8)
+    state = State(recipe_sha256="", data_sha256={}, data_dir=None, step=8)
     trainer = Trainer(session, run, state, Monitor(run.metrics, None), Heard(), Stop(), (0.0, 0.0))
     trainer.checkpoint()
     session.model.parameters()["fc1.bias"].data[3] = np.inf
@@ -378,3 +378,29 @@ class _StopAfter(Heard):
     def show(self, view: Any) -> None:
         if view.step == self.steps:
             self.stop.signal = signal.SIGTERM
+
+
+@needs_compiler
+def test_augmented_colour_images_train_and_go_on_in_mid_epoch_to_the_bit(tmp_path: Path) -> None:
+    augmented = "data={dataset='cifar10',normalise='image',crop=24,flip=true,views='ten',validation=20,limit=100}"
+    recipe = tiny("model={name='cuda_convnet'}", "optimiser.rate=1e-4", augmented)
+    whole = run_in(tmp_path / "a", recipe, small_cifar())
+    assert whole["data"]["name"] == "cifar10-unverified"
+    assert whole["test_error_pct"] is not None
+
+    stop = Stop()
+
+    class StopsAtTen(Heard):
+        def show(self, view: Any) -> None:
+            if view.step == 10:
+                stop.ask(signal.SIGTERM)
+
+    run = started(recipe, small_cifar(), tmp_path / "b", False, Heard())
+    with pytest.raises(Interrupted):
+        execute(run, recipe, small_cifar(), StopsAtTen(), Order(pictures=False), stop)
+    found = newest(tmp_path / "b" / "checkpoints", pytest.fail)
+    assert found is not None
+    assert found.state.step == 10, "of 7 an epoch"
+    resumed = run_in(tmp_path / "b", recipe, small_cifar())
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["test_loss"] == whole["test_loss"]
