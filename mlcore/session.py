@@ -16,6 +16,7 @@ from mlcore.data.views import Stream
 from mlcore.errors import CheckpointError, RecipeError
 from mlcore.layers import Sequential
 from mlcore.optim import OPTIMISERS, Optimiser
+from mlcore.paces import paces_of
 from mlcore.result import usable_cores
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
@@ -128,4 +129,4 @@ def network(recipe: Recipe, rng: Rng | None = None) -> tuple[Sequential, Optimis
     """The recipe's network with its first weights, and its optimiser."""
     model, chosen = build_model(recipe, rng), recipe.optimiser
     make = OPTIMISERS[chosen.name]
-    return model, make(model.parameters(), weight_decay=chosen.weight_decay, **chosen.options)
+    return model, make(model.parameters(), paces=paces_of(chosen, model.parameters()), **chosen.options)
