@@ -84,6 +84,7 @@ CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "a bit of everything": (_mixed, (3, 29, 27), 7),
     "edges": (_edges, (2, 11, 10), 5),
     "cuda_convnet": (lambda: build("cuda_convnet", {}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
+    "fig1 of tanh": (lambda: build("fig1", {"activation": "tanh"}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
     "lenet5": (lambda: build("lenet5", {"activation": "tanh", "pool": "avg"}, Rng(1), (1, 14, 14)), (1, 14, 14), 10),
     "mlp": (lambda: build("mlp", {"dropout": 0.2}, Rng(1), (1, 5, 5)), (1, 5, 5), 10),
 }
