@@ -72,9 +72,24 @@ OPTIMISER_OPTIONS: dict[str, dict[str, float]] = {
 }
 
 
-class Optimiser(Closed):
-    """A name of `mlcore.optim.OPTIMISERS`: the peak rate, the L2 coefficient on weights (not biases), its own options.
+class LayerPace(Closed):
+    """What one layer has of its own; what is left out is as in the rest of the network.
 
+    rate: multiplies `optimiser.rate` for all of the layer, biases too; 0 leaves it as it began. bias_rate: multiplies
+    it once more for biases. weight_decay, bias_decay: L2 coefficients.
+    """
+
+    rate: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
+    bias_rate: float | None = Field(default=None, ge=0, le=1e6, allow_inf_nan=False)
+    weight_decay: float | None = Field(default=None, ge=0, le=1e3, allow_inf_nan=False)
+    bias_decay: float | None = Field(default=None, ge=0, le=1e3, allow_inf_nan=False)
+
+
+class Optimiser(Closed):
+    """A name of `mlcore.optim.OPTIMISERS`: the peak rate, the L2 coefficient on weights, its own options.
+
+    bias_rate: how many times faster biases move (cuda-convnet: 2). bias_decay: their L2 coefficient. layers: what
+    single layers have of their own, by the model's names for them. A bias is a parameter whose name ends in "bias".
     momentum belongs to sgd; beta1, beta2 (how much of the running means is kept) and epsilon to adam. What is left
     out takes the default; an option of the other optimiser is refused by `parse`.
     """
@@ -86,6 +101,9 @@ class Optimiser(Closed):
     beta2: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
     epsilon: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0, le=1e3, allow_inf_nan=False)
+    bias_rate: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
+    bias_decay: float = Field(default=0.0, ge=0, le=1e3, allow_inf_nan=False)
+    layers: dict[str, LayerPace] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -103,11 +121,11 @@ class Schedule(Closed):
     """A name of `mlcore.schedule.SCHEDULES` and, beside it, its own options; it scales `optimiser.rate`."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+    __pydantic_extra__: Options = Field(init=False)
     name: str = "constant"
 
     @property
-    def options(self) -> dict[str, Scalar]:
+    def options(self) -> Options:
         """The keys beside `name`."""
         return dict(self.__pydantic_extra__)
 
@@ -116,7 +134,10 @@ class Train(Closed):
     """`steps` caps what `epochs` would give; 0 steps evaluates the untrained network.
 
     The validation part is evaluated after every `eval_every` epochs; a checkpoint is written at the end of an
-    epoch and whenever the last one is `checkpoint_every_s` seconds old.
+    epoch and whenever the last one is `checkpoint_every_s` seconds old. `stop_after`: so many evaluations running
+    without a lower validation error end training (0: never). `keep_best`: the test is made with the weights of the
+    lowest validation error, which checkpoints then hold beside the last ones. `snapshots`: after each epoch, what the
+    network says of every training image is written, for others to score.
     """
 
     epochs: Positive
@@ -124,6 +145,9 @@ class Train(Closed):
     steps: Count | None = None
     eval_every: Positive = 1
     checkpoint_every_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    stop_after: Count = 0
+    keep_best: bool = False
+    snapshots: bool = False
 
 
 class Recipe(Closed):
@@ -280,16 +304,21 @@ def _where(location: Sequence[str], places: dict[str, str]) -> str:
 
 def _explain(item: Mapping[str, Any], places: dict[str, str]) -> str:
     """One of pydantic's errors as `path:line: what; the fix`."""
-    location = [str(part) for part in item["loc"]][: 3 if item["loc"][0] == "model" else 2]  # no names of types
+    location = [str(part) for part in item["loc"]][: _depth(item["loc"])]
     dotted = ".".join(location)
     where = _where(location, places)
     if item["type"] == "missing":
         return f"{where}: '{dotted}' is missing; add it"
     if item["type"] == "extra_forbidden":
-        keys = _all_keys()
+        keys = _all_keys(location)
         hint, known = did_you_mean(nearest_key(dotted, keys)), words_in(".".join(location[:-1]), keys)
         return f"{where}: unknown key '{dotted}'; {hint}known: {', '.join(known)}"
     return f"{where}: '{dotted}' is {_shown(item['input'])}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _depth(location: Sequence[str | int]) -> int:
+    """How much of a location is keys; what follows are pydantic's names of types."""
+    return 4 if location[:2] == ("optimiser", "layers") else 3 if location[0] == "model" else 2
 
 
 def _shown(value: Any) -> str:
@@ -300,10 +329,12 @@ def _shown(value: Any) -> str:
         return "a very long integer"
 
 
-def _all_keys() -> list[str]:
-    """Every dotted key of a recipe, sections too, in the order of the records above."""
+def _all_keys(location: Sequence[str]) -> list[str]:
+    """Every dotted key of a recipe, sections too, in the order of the records above; of the layers, the one there."""
     keys = list(Recipe.model_fields)
     for name, item in Recipe.model_fields.items():
         if isinstance(item.annotation, type) and issubclass(item.annotation, BaseModel):
             keys += [f"{name}.{key}" for key in item.annotation.model_fields]
+    if len(location) == 4:
+        keys += [f"{'.'.join(location[:3])}.{key}" for key in LayerPace.model_fields]
     return keys

@@ -16,6 +16,7 @@ from mlcore.data.views import Stream
 from mlcore.errors import CheckpointError, RecipeError
 from mlcore.layers import Sequential
 from mlcore.optim import OPTIMISERS, Optimiser
+from mlcore.paces import paces_of
 from mlcore.result import usable_cores
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
@@ -44,9 +45,10 @@ class Session:
         """What was held out of training; empty when the recipe holds nothing out."""
         return self.feeds.validation
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        return self.recipe.optimiser.rate * self.schedule(step, self.total_steps)
+    def rate(self, step: int, drops: int = 0) -> float:
+        """The learning rate of a step, after so many plateaus of the validation error."""
+        epoch = step // self.loader.steps_per_epoch
+        return self.recipe.optimiser.rate * self.schedule(schedules.Place(step, self.total_steps, epoch, drops))
 
     def arrays(self) -> Arrays:
         """Weights, buffers, the optimiser's memory and how images are normalised, as a checkpoint keeps them.
@@ -128,4 +130,4 @@ def network(recipe: Recipe, rng: Rng | None = None) -> tuple[Sequential, Optimis
     """The recipe's network with its first weights, and its optimiser."""
     model, chosen = build_model(recipe, rng), recipe.optimiser
     make = OPTIMISERS[chosen.name]
-    return model, make(model.parameters(), weight_decay=chosen.weight_decay, **chosen.options)
+    return model, make(model.parameters(), paces=paces_of(chosen, model.parameters()), **chosen.options)
