@@ -105,7 +105,8 @@ def create(recipe: config.Recipe, out: Path | None, now: datetime) -> Run:
     Raises RecipeError when `out` holds a run already, DataError when it can't be written.
     """
     try:
-        run = Run(_made(out)) if out else _fresh(Path("runs") / f"{now:%Y%m%d-%H%M%S}-{recipe.name}-s{recipe.seed}")
+        path = _made(out) if out else fresh_folder(Path("runs") / f"{now:%Y%m%d-%H%M%S}-{recipe.name}-s{recipe.seed}")
+        run = Run(path)
         write_bytes(run.recipe, config.to_toml(recipe).encode())
     except OSError as error:
         raise DataError(
@@ -123,12 +124,12 @@ def _made(out: Path) -> Path:
     return out
 
 
-def _fresh(path: Path) -> Run:
-    """The folder `path`, or path-2, path-3, ... if runs began in the same second."""
+def fresh_folder(path: Path) -> Path:
+    """The folder `path`, made, or path-2, path-3, ... if runs began in the same second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
         with contextlib.suppress(FileExistsError):
             candidate.mkdir()
-            return Run(candidate)
+            return candidate
     raise RecipeError("holds a thousand runs of this second", place=str(path.parent), fix="choose a place with --out")
