@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlcore import config
 from mlcore.errors import DataError, MlcoreError, RecipeError
@@ -89,7 +89,7 @@ class Run:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder alone; MlcoreError when another process trains in it."""
-        with (self.path / ".lock").open("w") as stream:
+        with self._lock_file() as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -97,6 +97,12 @@ class Run:
                     "another process trains here", place=str(self.path), fix="wait for it, or choose another --out"
                 ) from error
             yield
+
+    def _lock_file(self) -> IO[str]:
+        try:
+            return (self.path / ".lock").open("w")
+        except OSError as error:
+            raise DataError(f"can't be written ({error.strerror})", place=str(self.path), fix="make room") from error
 
 
 def create(recipe: config.Recipe, out: Path | None, now: datetime) -> Run:
