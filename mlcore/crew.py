@@ -20,7 +20,7 @@ from mlcore.group import Group
 from mlcore.session import threads_wanted
 from mlcore.stop import SIGNALS
 
-ARGV = (sys.executable, "-c", "from mlcore.crew import child; child()")
+MLCORE = "from mlcore.crew import end_with_parent; end_with_parent(); from mlcore.cli import main; main()"
 PARENT_DEATH = 1  # Linux: prctl(PR_SET_PDEATHSIG, ...)
 
 Say: TypeAlias = Callable[[str], None]
@@ -52,13 +52,10 @@ def shares(recipe: Recipe, seeds: int, environ: Mapping[str, str]) -> tuple[int,
     return processes, total // processes
 
 
-def child() -> None:
-    """One seed's process: `mlcore train ...` that is told to end when the group's process dies."""
+def end_with_parent() -> None:
+    """For a seed's process: have it told to stop, and so to save, when the group's process dies. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGTERM)
-    from mlcore.cli import main
-
-    main()
 
 
 @dataclass
@@ -92,10 +89,10 @@ class _Crew:
             if self.signal:
                 return {"message": "not begun", "exit_code": 128 + self.signal}
             environment = {**os.environ, "MLCORE_THREADS": str(self.threads)}
+            argv, pipe = (sys.executable, "-c", MLCORE, *self.group.arguments(seed)), asyncio.subprocess.PIPE
             process = await asyncio.create_subprocess_exec(
-                *ARGV, *self.group.arguments(seed), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-                env=environment, start_new_session=True,
-            )  # fmt: skip
+                *argv, stdout=pipe, stderr=pipe, env=environment, start_new_session=True
+            )
             self.running.append(process)
             if self.signal:  # it came while this one was being started
                 process.send_signal(self.signal)
