@@ -70,7 +70,10 @@ def train(
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. Default: runs/<id>.")] = None,
     go_on: Annotated[bool, typer.Option("--continue", help="With --out: go on with the run that DIR holds.")] = False,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a stopped run.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a stopped run or group.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, metavar="N", help="N runs side by side, of the recipe's seed and on.")
+    ] = None,
     pictures: Annotated[bool, typer.Option(help="Draw curves and mistakes, write TensorBoard events.")] = True,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -83,13 +86,21 @@ def train(
     Example: mlcore train lenet5_mnist seed=7 train.epochs=3
 
     Example: mlcore train --resume runs/20260101-120000-lenet5_mnist-s7
+
+    Example: mlcore train lenet5_mnist --seeds 3
     """
     with _uncollected():
         from mlcore import launch  # noqa: F401  all that training needs
         from mlcore.commands import TrainRequest, train_command
+        from mlcore.group import demand_finished
+        from mlcore.tables import seeds_table
 
-    request = TrainRequest(recipe, tuple(overrides or ()), data, out, go_on, resume, pictures, quiet)
-    _print(train_command(request), as_json, lambda d: f"run={d['run']} test_error_pct={d['test_error_pct']}")
+    request = TrainRequest(recipe, tuple(overrides or ()), data, out, go_on, resume, pictures, quiet, seeds)
+    document = train_command(request)
+    if "over_seeds" in document:
+        _print(document, as_json, seeds_table)
+        return demand_finished(document)
+    _print(document, as_json, lambda d: f"run={d['run']} test_error_pct={d['test_error_pct']}")
 
 
 @app.command()

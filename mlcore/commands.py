@@ -35,13 +35,20 @@ class TrainRequest:
     resume: Path | None
     pictures: bool
     quiet: bool
+    seeds: int | None = None
 
 
 def train_command(request: TrainRequest) -> dict[str, Any]:
-    """Train, resume or continue; result.json's document with the run's folder under "run"."""
+    """Train, resume or continue; result.json's document with the run's folder under "run".
+
+    Of several seeds side by side it is the document of seeds.json, whether all finished or not.
+    """
+    from mlcore.group import is_group
     from mlcore.stop import Halted, listening
 
     _demand_sense(request)
+    if request.seeds or (request.resume and is_group(request.resume)):
+        return _train_seeds(request)
     with listening() as stop:
         try:
             return _train(request, stop)
@@ -61,6 +68,26 @@ def _train(request: TrainRequest, stop: Any) -> dict[str, Any]:
     display.say(f"training {recipe.name}, seed {recipe.seed}, on {dataset.name} from {dataset.path}, into {run.path}")
     order = Order(request.overrides, data, request.pictures)
     return {**execute(run, recipe, dataset, display, order, stop), "run": str(run.path)}
+
+
+def _train_seeds(request: TrainRequest) -> dict[str, Any]:
+    from mlcore import crew, group
+    from mlcore.session import network_input, use_threads
+    from mlcore.warm import Wanted, warm
+
+    tell = _say_nothing if request.quiet else _say
+    if request.resume:
+        chosen = group.load_group(request.resume)
+        recipe = chosen.recipe()
+    else:
+        recipe = config.load(str(request.recipe), request.overrides)
+        data = str(find_dataset(recipe, request.data, request.quiet).path.resolve())
+        seeds = tuple(range(recipe.seed, recipe.seed + (request.seeds or 1)))
+        wanted = group.Group(Path(), seeds, request.overrides, data, request.pictures)
+        chosen = group.begin(recipe, wanted, request.out, request.go_on)
+    use_threads(crew.shares(recipe, len(chosen.seeds), os.environ)[1])
+    warm(Wanted.of_recipe(recipe, *network_input(recipe)), now_and_then(tell))  # once, not in every process
+    return group.summarise(chosen, crew.train(chosen, tell))
 
 
 def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:
@@ -290,6 +317,8 @@ def _demand_sense(request: TrainRequest) -> None:
         )
     if not request.resume and not request.recipe:
         raise RecipeError("no recipe", place=place, fix="write for example: mlcore train lenet5_mnist")
+    if request.resume and request.seeds:
+        raise RecipeError("--resume knows its seeds", place=place, fix="leave --seeds away")
     if request.go_on and not request.out:
         raise RecipeError("--continue needs the folder", place=place, fix="add --out DIR")
 

@@ -6,8 +6,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from mlcore import result as results
 from mlcore import runs
 from mlcore.checkpoint import Arrays, Checkpoint, Row, State, newest, save
@@ -15,8 +13,8 @@ from mlcore.config import Recipe
 from mlcore.data.dataset import Dataset
 from mlcore.display import Display, now_and_then
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
-from mlcore.evaluate import Classes, Evaluation
-from mlcore.files import replacing, write_json
+from mlcore.evaluate import Evaluation
+from mlcore.files import write_array, write_json
 from mlcore.monitor import Monitor
 from mlcore.session import Session, assemble, load_weights, network_input, use_threads
 from mlcore.snapshots import of_training_images
@@ -149,24 +147,26 @@ class _Ending:
             raise self._noted("failed", error) from None
         finally:
             trainer.stop.gentle = False
-            trainer.monitor.close()
             trainer.display.close()
 
     def _finish(self, state: State) -> dict[str, Any]:
         trainer, run = self.trainer, self.trainer.run
+        trainer.catch_up()
         trainer.use_best()
         seen, held_out = trainer.evaluate(trainer.session.feeds.test), self._held_out(state)
         try:
-            _save(run.predictions, seen.predictions)
+            write_array(run.predictions, seen.predictions)
             if seen.top5 is not None:
-                _save(run.top5_predictions, seen.top5)
+                write_array(run.top5_predictions, seen.top5)
             if self.order.pictures:
                 self._draw(seen)
             document = self._result("finished", held_out, seen, None)
             write_json(run.result, document)
         except OSError as error:
             raise DataError(
-                f"the result can't be written ({error.strerror})", place=str(run.path), fix="make room, then --resume"
+                f"the result can't be written ({error.strerror or error})",
+                place=str(run.path),
+                fix="make room, then --resume",
             ) from error
         return document
 
@@ -205,7 +205,7 @@ class _Ending:
         try:
             write_json(self.trainer.run.result, self._result(status, (None, None), None, failure))
         except OSError as lost:
-            self.trainer.warn(f"result.json can't be written: {lost.strerror}")
+            self.trainer.warn(f"result.json can't be written: {lost.strerror or lost}")
         return error
 
     def _result(
@@ -250,11 +250,6 @@ class _Ending:
             rate_drops=state.progress.drops,
             stopped_early=state.progress.stopped or None,
         ).document()
-
-
-def _save(path: Path, array: Classes) -> None:
-    with replacing(path) as stream:
-        np.save(stream, array, allow_pickle=False)
 
 
 def _number(row: Row, key: str) -> float | None:

@@ -120,10 +120,15 @@ def forward_backward(session: Session, batch: Batch, step: int) -> tuple[float, 
 
 def use_threads(wanted: int, environ: Mapping[str, str] = os.environ) -> int:
     """Give the kernels `wanted` threads; 0: as MLCORE_THREADS says, else one per usable core. Returns the number."""
+    return kernels.prepare(threads_wanted(wanted, environ))
+
+
+def threads_wanted(wanted: int, environ: Mapping[str, str] = os.environ) -> int:
+    """The number that `use_threads` gives; RecipeError when MLCORE_THREADS is none."""
     text = environ.get("MLCORE_THREADS", "")
     if not wanted and text and not (text.isascii() and text.isdigit() and int(text) > 0):
         raise RecipeError(f"{text!r} is no number of threads", place="MLCORE_THREADS", fix="give a number above 0")
-    return kernels.prepare(wanted or int(text or usable_cores()))
+    return wanted or int(text or usable_cores())
 
 
 def network(recipe: Recipe, rng: Rng | None = None) -> tuple[Sequential, Optimiser]:

@@ -15,7 +15,7 @@ from mlcore.data.dataset import Dataset
 from mlcore.data.feeds import evaluated
 from mlcore.data.views import Stream
 from mlcore.evaluate import Classes
-from mlcore.files import replacing
+from mlcore.files import write_array
 from mlcore.session import Session
 
 PATTERN = "train_predictions_*.npy"
@@ -35,8 +35,7 @@ class Snapshots:
 
     def write(self, epoch: int, predictions_N: Classes) -> None:
         """train_predictions_EEE.npy, `epoch` from 1; an OSError leaves no part of it."""
-        with replacing(self.folder / PATTERN.replace("*", f"{epoch:03}")) as stream:
-            np.save(stream, predictions_N.astype(self.dtype), allow_pickle=False)
+        write_array(self.folder / PATTERN.replace("*", f"{epoch:03}"), predictions_N.astype(self.dtype))
 
 
 def of_training_images(folder: Path, session: Session, dataset: Dataset) -> Snapshots:

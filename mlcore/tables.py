@@ -22,6 +22,23 @@ def summary_table(document: dict[str, Any]) -> str:
     return columns([head, *rows])
 
 
+def seeds_table(document: dict[str, Any]) -> str:
+    """Runs of several seeds, and their mean, sample standard deviation and extremes."""
+    keys = [key for key, spread in document["over_seeds"].items() if spread["mean"] is not None]
+    rows = [
+        (f"seed {row['seed']}", row["status"] or "", *(_decimal(row[key]) for key in keys)) for row in document["runs"]
+    ]
+    sums = [
+        (name, "", *(_decimal(document["over_seeds"][key][name]) for key in keys))
+        for name in ("mean", "deviation", "lowest", "highest")
+    ]
+    return f"{columns([('', '', *keys), *rows, *sums])}\ngroup={document['group']}"
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
 def check_table(document: dict[str, Any]) -> str:
     """The checks, each with what it wanted and saw, and the verdict."""
     rows = [(row["name"], "ok" if row["passed"] else "FAIL", row["wanted"], row["saw"]) for row in document["checks"]]
