@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlcore import __version__
+from mlcore.cli_data import data_app
 from mlcore.errors import Interrupted, MlcoreError, RecipeError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+app.add_typer(data_app, name="data")
 
 RECIPE_HELP = (
     "A .toml file, or a shipped recipe: lenet5_mnist, lenet5_mnist_fast, mlp_mnist."  # a listing would read at import

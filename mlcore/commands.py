@@ -1,9 +1,8 @@
 """What each command does once it was parsed; every function returns the document that the command prints."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mlcore.data.images import Normaliser
 from mlcore.data.kinds import kind_of
 from mlcore.data.mnist import MNIST, SURROGATE
 from mlcore.data.pictures import read_pictures
-from mlcore.display import Plain, choose, now_and_then, passing_line
+from mlcore.display import Plain, choose, passing_line, telling
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
 TRAIN_COUNT = 60_000
@@ -157,7 +156,7 @@ def bench_command(order: Any, out: Path | None, quiet: bool) -> dict[str, Any]:
     from mlcore.bench import bench
     from mlcore.files import write_json
 
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         document = bench(order, tell)
     if out:
         write_json(out, document)
@@ -181,7 +180,7 @@ def bench_recipe_command(
         raise RecipeError("whole runs against torch do not validate", place=recipe, fix="race another recipe")
     torch_module()
     dataset = find_dataset(loaded, data, quiet)
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         document = race_runs(recipe, loaded.seed, dataset.path, threads, rounds, tell)
     document["data"] = {"name": dataset.name, "surrogate": dataset.surrogate, "sha256": dataset.sha256}
     if out:
@@ -193,7 +192,7 @@ def bench_set_command(order: Any, folder: Path, page: Path | None, quiet: bool) 
     """All races of the documentation; with `page`, its tables are rewritten."""
     from mlcore.benchset import run_set, write_page
 
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         document = run_set(folder, order, tell)
     if page:
         write_page(page, document)
@@ -207,15 +206,8 @@ def profile_command(name: str, batch: int | None, threads: int, steps: int, quie
 
     wanted, own_threads = _wanted(name)
     used = use_threads(threads or own_threads)
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         return profile(replace(wanted, batch=batch or wanted.batch), used, steps, tell)
-
-
-@contextlib.contextmanager
-def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Progress on stderr: one line that moves on a terminal, else a line now and then."""
-    with passing_line(quiet) as show:
-        yield show if sys.stderr.isatty() or quiet else now_and_then(_say)
 
 
 def warm_command(names: Sequence[str], threads: int, quiet: bool) -> dict[str, Any]:
@@ -224,7 +216,7 @@ def warm_command(names: Sequence[str], threads: int, quiet: bool) -> dict[str, A
     from mlcore.warm import warm
 
     rows = []
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         for name in names or sorted(path.stem for path in config.RECIPES.glob("*.toml")):
             wanted, own_threads = _wanted(name)
             use_threads(threads or own_threads)
