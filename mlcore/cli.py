@@ -193,6 +193,9 @@ def bench(
     recipe: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Whole runs of a recipe, process start to test error.")
     ] = None,
+    loader: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="What the stream of a recipe of photographs costs.")
+    ] = None,
     data: DataOption = None,
     forward: Annotated[bool, typer.Option("--forward", help="Evaluation instead of training steps.")] = False,
     batch: Annotated[int, typer.Option(min=1)] = 128,
@@ -214,16 +217,20 @@ def bench(
 
     Example: mlcore bench --recipe lenet5_mnist_fast --rounds 3
 
+    Example: mlcore bench --loader alexnet_227 --data photographs
+
     Example: mlcore bench --set build/bench --page docs/performance.md
     """
     from mlcore.bench import Order
     from mlcore.benchset import page as markdown
-    from mlcore.commands import bench_command, bench_recipe_command, bench_set_command
-    from mlcore.tables import bench_table, run_race_table
+    from mlcore.commands import bench_command, bench_loader_command, bench_recipe_command, bench_set_command
+    from mlcore.tables import bench_table, loader_table, run_race_table
 
-    if sum(given is not None for given in (model, the_set, recipe)) != 1:
-        said = "one of MODEL, --recipe and --set is wanted"
+    if sum(given is not None for given in (model, the_set, recipe, loader)) != 1:
+        said = "one of MODEL, --recipe, --loader and --set is wanted"
         raise RecipeError(said, place="mlcore bench", fix="write: mlcore bench alexnet")
+    if loader:
+        return _print(bench_loader_command(loader, data, threads, rounds, out, quiet), as_json, loader_table)
     if recipe:
         document = bench_recipe_command(recipe, against or (), data, threads, rounds, out, quiet)
         return _print(document, as_json, run_race_table)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mlcore.data.images import Bytes
+from mlcore.data.dataset import Bytes
 from mlcore.data.shards.faults import DAMAGED, NO_PICTURE, TOO_LARGE, PictureError
 
 JPEG_BEGIN = b"\xff\xd8\xff"
