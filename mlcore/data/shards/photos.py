@@ -113,11 +113,10 @@ def find_photos(data: Data, folder: Path | None, tell: Tell) -> Photos:
         train.faults.demand_none()
         test.faults.demand_none()
     if len(train.classes) != data.classes:
-        raise RecipeError(
-            f"the shards have {len(train.classes)} classes", place="data.classes", fix="write that number"
-        )
-    statistics, _ = statistics_of(train, data.side, roots.cache, look, tell)
-    return Photos(data, train, test, statistics, train.home)
+        said = f"{data.classes} classes, but the shards have {len(train.classes)}"
+        raise RecipeError(said, place="data.classes", fix="write that number")
+    statistics, _ = statistics_of(train, photo_shape(data)[1], roots.cache, look, tell)
+    return Photos(data, train, test, statistics, files[0].parent)
 
 
 def photo_shape(data: Data) -> Shape:
