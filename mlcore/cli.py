@@ -36,8 +36,8 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 
-RECIPE_HELP = (
-    "A .toml file, or a shipped recipe: lenet5_mnist, lenet5_mnist_fast, mlp_mnist."  # a listing would read at import
+RECIPE_HELP = (  # a listing would read at import
+    "A .toml file, or a shipped recipe: alexnet_227, alexnet_imagenette, lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
 )
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]

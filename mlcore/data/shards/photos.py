@@ -20,7 +20,7 @@ from mlcore.data.shards.feed import ColourNoise, Filler, PhotoFeed, PhotoStream,
 from mlcore.data.shards.files import Roots, Tell, shard_files
 from mlcore.data.shards.scan import open_catalogue
 from mlcore.data.shards.stats import Statistics, statistics_of
-from mlcore.data.windows import Cut
+from mlcore.data.windows import Cut, Views
 from mlcore.errors import DataError, RecipeError
 from mlcore.result import usable_cores
 from mlcore.rng import Rng
@@ -92,9 +92,16 @@ class Photos:
 
     def tested(self, normaliser: Normaliser) -> PhotoStream:
         """The test split, as the recipe has it evaluated."""
-        cut, refuse = _cut(self.data), self.data.broken != "skip"
-        filler = Filler(self.test, Seeing(cut, normaliser, look_of(self.data), refuse))
-        return PhotoStream(filler, np.arange(len(self.test)), cut.views(self.data.views))
+        return self._stream(self.test, normaliser, self.data.views)
+
+    def trained(self, normaliser: Normaliser) -> PhotoStream:
+        """All of the training split, not augmented, by the centre view."""
+        return self._stream(self.train, normaliser, "centre")
+
+    def _stream(self, split: Catalogue, normaliser: Normaliser, views: Views) -> PhotoStream:
+        cut = _cut(self.data)
+        seeing = Seeing(cut, normaliser, look_of(self.data), self.data.broken != "skip")
+        return PhotoStream(Filler(split, seeing), np.arange(len(split)), cut.views(views))
 
 
 def find_photos(data: Data, folder: Path | None, tell: Tell) -> Photos:
