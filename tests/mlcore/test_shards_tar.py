@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
@@ -13,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcore.data.shards.tarwalk import Member, Span, TarError, is_safe, walk
-from mlcore.errors import DataError
 from tests.mlcore.photographs import sound, tar
 
 
@@ -39,7 +39,10 @@ NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 )
 
 
-@given(st.dictionaries(NAMES, st.binary(max_size=1500), max_size=4), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
+@given(
+    st.dictionaries(NAMES, st.binary(max_size=1500), max_size=4),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+)
 @settings(max_examples=100, deadline=None, database=None)
 def test_a_walk_finds_every_member_where_it_is(members: dict[str, bytes], kind: int) -> None:
     content = packed(members, kind)
@@ -53,13 +56,12 @@ WHOLE = packed({"n01/a.jpg": b"x" * 700, "n01/" + "b" * 200: b"y", "n02/c.jpg": 
 
 @given(st.integers(0, len(WHOLE) - 1), st.binary(min_size=1, max_size=8))
 @settings(max_examples=500, deadline=None, database=None)
-def test_bytes_changed_anywhere_give_members_inside_the_file_or_an_error_of_ours(at: int, patch: bytes) -> None:
+def test_bytes_changed_anywhere_give_members_inside_the_file_or_a_tar_error(at: int, patch: bytes) -> None:
     content = WHOLE[:at] + patch + WHOLE[at + len(patch) :]
-    try:
-        for member in walked(content):
-            assert 0 <= member.offset <= member.offset + member.size <= len(content)
-    except DataError as error:
-        assert "here.tar" in str(error)
+    found = list[Member]()
+    with contextlib.suppress(TarError):
+        found = walked(content)
+    assert all(0 <= member.offset <= member.offset + member.size <= len(content) for member in found)
 
 
 @given(st.binary(max_size=2000))

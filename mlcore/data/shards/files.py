@@ -13,7 +13,7 @@ import lzma
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +24,7 @@ from mlcore.files import CHUNK_BYTES, replacing
 
 PACKED = (".tar.gz", ".tgz", ".tar.xz", ".txz")
 ENDINGS = (".tar", *PACKED)
+XZ_MEMORY_BYTES = 1 << 28
 LIMIT_MIB = 16 << 10  # of decompressed shards in the cache; MLCORE_CACHE_MIB sets another
 
 Tell = Callable[[str], None]
@@ -117,29 +118,38 @@ def plain(path: Path, roots: Roots, tell: Tell) -> tuple[Path, bool]:
 
 
 def _unpack(path: Path, folder: Path, stamp: str, room: int) -> tuple[Path, bool]:
-    copy = folder / f"{stamp}.tar"
-    with _opened(path) as source, replacing(copy) as target:
-        intact = _copy(path, source, target, room)
-    if intact:
-        return copy, True
-    return copy.replace(folder / f"{stamp}-damaged.tar"), False
+    copy, intact = folder / f"{stamp}.tar", True
+    with path.open("rb") as source, replacing(copy) as target:
+        pieces = (_gunzipped if path.name.endswith("gz") else _unxzed)(source)
+        try:
+            for piece in pieces:
+                room -= len(piece)
+                if room < 0:
+                    raise _no_room(path, "decompressed it would exceed the bound of the cache")
+                target.write(piece)
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error):
+            intact = False
+    return (copy, True) if intact else (copy.replace(folder / f"{stamp}-damaged.tar"), False)
 
 
-def _opened(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.endswith(("gz",)) else lzma.open(path, "rb")  # type: ignore[return-value]
+def _gunzipped(stream: BinaryIO) -> Iterator[bytes]:
+    """The content in pieces; what comes before a damage is not lost."""
+    with gzip.GzipFile(fileobj=stream) as unpacker:
+        while piece := unpacker.read1(CHUNK_BYTES):
+            yield piece
 
 
-def _copy(path: Path, source: BinaryIO, target: BinaryIO, room: int) -> bool:
-    """Decompress until the end or the damage; whether it was the end."""
-    try:
-        while chunk := source.read(CHUNK_BYTES):
-            room -= len(chunk)
-            if room < 0:
-                raise _no_room(path, "decompressed it would exceed the bound of the cache")
-            target.write(chunk)
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error):
-        return False
-    return True
+def _unxzed(stream: BinaryIO) -> Iterator[bytes]:
+    """The same; not by lzma.open, which would give a file all the memory it asks for."""
+    packed = stream.read(CHUNK_BYTES)
+    while packed.strip(b"\0"):  # streams may follow one another, with padding between
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY_BYTES)
+        while not unpacker.eof:
+            if unpacker.needs_input and not packed:
+                raise EOFError
+            yield unpacker.decompress(packed, CHUNK_BYTES)
+            packed = stream.read(CHUNK_BYTES) if unpacker.needs_input else b""
+        packed = unpacker.unused_data or packed or stream.read(CHUNK_BYTES)
 
 
 def _room(folder: Path, roots: Roots) -> int:
