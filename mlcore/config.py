@@ -239,6 +239,7 @@ def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
         schedule.build(recipe.schedule.name, recipe.schedule.options)
         _demand_own_options(recipe.optimiser)
         _demand_a_crop(recipe.data)
+        _demand_shards_alone(recipe.data)
     except ValidationError as error:
         mistakes += [_explain(item, places) for item in error.errors(include_url=False)]
     except RecipeError as error:
