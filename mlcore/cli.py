@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlcore import __version__
+from mlcore.cli_data import data_app
 from mlcore.errors import Interrupted, MlcoreError, RecipeError
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RECIPE_HELP = (
-    "A .toml file, or a shipped recipe: lenet5_mnist, lenet5_mnist_fast, mlp_mnist."  # a listing would read at import
+app.add_typer(data_app, name="data")
+
+RECIPE_HELP = (  # a listing would read at import
+    "A .toml file, or a shipped recipe: alexnet_227, alexnet_imagenette, lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
 )
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]
@@ -201,6 +204,9 @@ def bench(
     recipe: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Whole runs of a recipe, process start to test error.")
     ] = None,
+    loader: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="What the stream of a recipe of photographs costs.")
+    ] = None,
     data: DataOption = None,
     forward: Annotated[bool, typer.Option("--forward", help="Evaluation instead of training steps.")] = False,
     batch: Annotated[int, typer.Option(min=1)] = 128,
@@ -222,16 +228,20 @@ def bench(
 
     Example: mlcore bench --recipe lenet5_mnist_fast --rounds 3
 
+    Example: mlcore bench --loader alexnet_227 --data photographs
+
     Example: mlcore bench --set build/bench --page docs/performance.md
     """
     from mlcore.bench import Order
     from mlcore.benchset import page as markdown
-    from mlcore.commands import bench_command, bench_recipe_command, bench_set_command
-    from mlcore.tables import bench_table, run_race_table
+    from mlcore.commands import bench_command, bench_loader_command, bench_recipe_command, bench_set_command
+    from mlcore.tables import bench_table, loader_table, run_race_table
 
-    if sum(given is not None for given in (model, the_set, recipe)) != 1:
-        said = "one of MODEL, --recipe and --set is wanted"
+    if sum(given is not None for given in (model, the_set, recipe, loader)) != 1:
+        said = "one of MODEL, --recipe, --loader and --set is wanted"
         raise RecipeError(said, place="mlcore bench", fix="write: mlcore bench alexnet")
+    if loader:
+        return _print(bench_loader_command(loader, data, threads, rounds, out, quiet), as_json, loader_table)
     if recipe:
         document = bench_recipe_command(recipe, against or (), data, threads, rounds, out, quiet)
         return _print(document, as_json, run_race_table)

@@ -10,13 +10,12 @@ from mlcore import result as results
 from mlcore import runs
 from mlcore.checkpoint import Arrays, Checkpoint, Row, State, newest, save
 from mlcore.config import Recipe
-from mlcore.data.dataset import Dataset
 from mlcore.display import Display, now_and_then
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
 from mlcore.evaluate import Evaluation
 from mlcore.files import write_array, write_json
 from mlcore.monitor import Monitor
-from mlcore.session import Session, assemble, load_weights, network_input, use_threads
+from mlcore.session import AnyDataset, Session, assemble, load_weights, network_input, use_threads
 from mlcore.snapshots import of_training_images
 from mlcore.stop import Halted, Stop
 from mlcore.train import Trainer, demand_validation
@@ -34,7 +33,7 @@ class Order:
     pictures: bool = True
 
 
-def started(recipe: Recipe, dataset: Dataset, out: Path | None, go_on: bool, display: Display) -> runs.Run:
+def started(recipe: Recipe, dataset: AnyDataset, out: Path | None, go_on: bool, display: Display) -> runs.Run:
     """The folder to train in. With `go_on`, `out` may hold a run; another recipe's or data's is replaced."""
     run = runs.Run(out) if out else None
     if run and go_on and run.recipe.exists():
@@ -46,7 +45,7 @@ def started(recipe: Recipe, dataset: Dataset, out: Path | None, go_on: bool, dis
 
 
 def execute(
-    run: runs.Run, recipe: Recipe, dataset: Dataset, display: Display, order: Order, stop: Stop
+    run: runs.Run, recipe: Recipe, dataset: AnyDataset, display: Display, order: Order, stop: Stop
 ) -> dict[str, Any]:
     """Train what is left of the run and write its result; returns result.json's document.
 
@@ -69,7 +68,7 @@ def execute(
         return _Ending(trainer, dataset, order, threads).run_to_result()
 
 
-def _same(run: runs.Run, recipe: Recipe, dataset: Dataset, display: Display) -> bool:
+def _same(run: runs.Run, recipe: Recipe, dataset: AnyDataset, display: Display) -> bool:
     """Whether the run in the folder is of this recipe and of these training and test images."""
     try:
         if run.load_recipe() != recipe:
@@ -89,7 +88,7 @@ def _agree(known: dict[str, str], present: dict[str, str]) -> bool:
 
 
 def _restored(
-    run: runs.Run, session: Session, dataset: Dataset, order: Order, display: Display
+    run: runs.Run, session: Session, dataset: AnyDataset, order: Order, display: Display
 ) -> tuple[State, Arrays]:
     """The state to go on from and the best weights that are kept, the rest of its arrays loaded into the session.
 
@@ -129,7 +128,7 @@ class _Ending:
     """What follows on training, however it ended: evaluation, predictions, pictures, result.json."""
 
     trainer: Trainer
-    dataset: Dataset
+    dataset: AnyDataset
     order: Order
     threads: int
 
@@ -241,7 +240,7 @@ class _Ending:
             test_loss=seen.loss if seen else None,
             test_error_pct=seen.error_pct if seen else None,
             failure=failure,
-            warnings=state.warnings,
+            warnings=(*state.warnings, *session.feeds.faults.lines()),
             validation_top5_error_pct=held_out[1],
             test_top5_error_pct=seen.top5_error_pct if seen else None,
             best_validation_error_pct=state.progress.best_pct,

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from mlcore.checkpoint import Row
-from mlcore.data.dataset import Dataset
 from mlcore.evaluate import Classes, confusion
 from mlcore.files import replacing
 from mlcore.runs import Run
+from mlcore.session import AnyDataset
 
 GALLERY = 40
 MOST_NAMES = 20  # classes up to which a confusion matrix has numbers and names
 CURVES = (("train_error_pct", "training"), ("validation_error_pct", "validation"))
 
 
-def draw_all(run: Run, rows: Sequence[Row], dataset: Dataset, predictions: Classes) -> None:
+def draw_all(run: Run, rows: Sequence[Row], dataset: AnyDataset, predictions: Classes) -> None:
     """Write curves.png, and with test labels confusion.png and mistakes.png, into the run's folder."""
     note = "drawn SURROGATE digits, not MNIST" if dataset.surrogate else dataset.name
     draw_curves(run.path / "curves.png", rows, note)
@@ -66,7 +66,7 @@ def draw_confusion(path: Path, counts: Classes, names: Sequence[str], note: str)
     _write(figure, path)
 
 
-def draw_mistakes(path: Path, dataset: Dataset, predictions: Classes, note: str) -> None:
+def draw_mistakes(path: Path, dataset: AnyDataset, predictions: Classes, note: str) -> None:
     """The first misclassified test images, each with its number, its label and what it was taken for."""
     assert dataset.test_labels is not None
     wrong = np.flatnonzero(predictions != dataset.test_labels)

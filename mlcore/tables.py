@@ -55,6 +55,18 @@ def bench_table(document: dict[str, Any]) -> str:
     return "\n".join([bench_title(document), *lines])
 
 
+def loader_table(document: dict[str, Any]) -> str:
+    """Decoding by threads, and the step with and without it."""
+    head = ("decoding threads", "images/s", "CPU ms/image")
+    rows = [
+        (str(row["workers"]), f"{row['images_per_s']:,.0f}", f"{row['cpu_ms_per_image']:.3f}")
+        for row in document["decoding"]
+    ]
+    step = f"{document['recipe']} {document['precision']}, batch {document['batch']}, {document['threads']} threads"
+    times = f"{document['ready_ms']:.1f} ms on ready batches, {document['stream_ms']:.1f} ms on the stream's"
+    return f"{columns([head, *rows])}\n{step}: {times}: {document['slower_pct']:+.1f} %"
+
+
 def bench_title(document: dict[str, Any]) -> str:
     """What was raced, and the peaks that shares are of."""
     peaks = ", ".join(f"{kind} {gflops:.0f}" for kind, gflops in document["peak_gflops"].items())
