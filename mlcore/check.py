@@ -8,25 +8,27 @@ from scratch, and against what must happen when a network learns, or can't.
 """
 
 import gzip
-from collections.abc import Callable, Iterator
+import lzma
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from mlcore.config import Recipe
-from mlcore.data.dataset import CLASSES, TRAIN_IMAGES, TRAIN_LABELS, Dataset, file_in
-from mlcore.data.images import Bytes
+from mlcore.data.dataset import Bytes, Dataset
 from mlcore.data.loader import Batch, Loader
+from mlcore.data.mnist import TRAIN_IMAGES, TRAIN_LABELS, file_in
 from mlcore.errors import ShapeError
 from mlcore.evaluate import evaluate
-from mlcore.session import INPUT_SHAPE, Session, assemble, build_model, forward_backward
+from mlcore.session import Session, assemble, build_model, forward_backward, network_input
 
 MakeLoader = Callable[[Loader], Loader]
 
 HELD_OUT = 2000
 LEARN_IMAGES = 16_000  # as many as short training looks at
 OVERFIT_IMAGES, OVERFIT_STEPS, OVERFIT_LOSS = 32, 300, 0.05
-CHANCE_PCT = 100 * (1 - 1 / CLASSES)
 CHANCE_MARGIN_PCT = 8.0  # an untrained or misled network leans to a class or two; its share is not exactly a tenth
 UNTRAINED_SEEDS = 5
 LEARNS_PCT = 50.0
@@ -46,7 +48,7 @@ def run_checks(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader = lambd
     """The checks, one after another as they are done; about twenty seconds for LeNet-5."""
     plain = _short(recipe, dataset, shuffle=False)
     images, labels = _files_bytes(dataset)
-    yield check_round_trip(make_loader(assemble(recipe, dataset).loader), images, labels, recipe)
+    yield check_round_trip(make_loader(_loader(assemble(recipe, dataset))), images, labels, recipe)
     yield check_shapes(recipe)
     yield check_overfit(recipe, dataset, make_loader)
     yield check_untrained(plain, dataset)
@@ -56,17 +58,17 @@ def run_checks(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader = lambd
 
 def check_round_trip(loader: Loader, images: Bytes, labels: Bytes, recipe: Recipe) -> Check:
     """Every image of an epoch exactly once, each with its own bytes and label as the files have them."""
-    seen = np.zeros(len(labels), dtype=np.int64)
+    seen, shape = np.zeros(len(labels), dtype=np.int64), network_input(recipe)[0]
     wrong_images = wrong_labels = blank = misshapen = 0
     for batch in loader.batches(0, loader.steps_per_epoch):
-        if batch.images.shape != (len(batch.index), *INPUT_SHAPE) or batch.images.dtype != np.float32:
+        if batch.images.shape != (len(batch.index), *shape) or batch.images.dtype != np.float32:
             misshapen += 1
             continue
         np.add.at(seen, batch.index, 1)
-        bytes_NHW = loader.normaliser.undo(batch.images)
-        differs = (bytes_NHW != images[batch.index]).any(axis=(1, 2)) | ~_is_normal(loader, batch)
+        got, files = loader.normaliser.undo(batch.images, batch.windows), _seen_of(images, batch, shape[1:])
+        differs = (got != files).any(axis=(1, 2, 3)) | ~_is_normal(loader, batch)
         wrong_images += int(differs.sum())
-        blank += int((~bytes_NHW.any(axis=(1, 2)) & images[batch.index].any(axis=(1, 2))).sum())
+        blank += int((~got.any(axis=(1, 2, 3)) & files.any(axis=(1, 2, 3))).sum())
         if not recipe.data.shuffle_labels:
             wrong_labels += int((batch.labels != labels[batch.index]).sum())
     astray = int((seen[loader.part.index] != 1).sum() + (seen.sum() - seen[loader.part.index].sum()))
@@ -87,13 +89,15 @@ def check_round_trip(loader: Loader, images: Bytes, labels: Bytes, recipe: Recip
 
 
 def check_shapes(recipe: Recipe) -> Check:
-    """Every layer's output has something in it, and the last one is the ten classes."""
+    """Every layer's output has something in it, and the last one is the classes."""
+    input_shape, classes = network_input(recipe)
+    wanted = f"{classes} classes at the end"
     try:
-        traced = [(name, shape) for name, _, _, shape in build_model(recipe).trace(INPUT_SHAPE)]
+        traced = [(name, shape) for name, _, _, shape in build_model(recipe).trace(input_shape)]
     except ShapeError as error:
-        return Check("shapes", f"{CLASSES} classes at the end", str(error), False)
+        return Check("shapes", wanted, str(error), False)
     saw = " > ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in traced if "_" not in name)
-    return Check("shapes", f"{CLASSES} classes at the end", saw, traced[-1][1] == (CLASSES,))
+    return Check("shapes", wanted, saw, traced[-1][1] == (classes,))
 
 
 def check_overfit(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> Check:
@@ -102,7 +106,7 @@ def check_overfit(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> 
     train = recipe.train.model_copy(update={"batch": batch_size, "steps": OVERFIT_STEPS, "epochs": OVERFIT_STEPS})
     data = recipe.data.model_copy(update={"limit": batch_size, "validation": 0, "shuffle_labels": False})
     session = assemble(recipe.model_copy(update={"train": train, "data": data}), dataset)
-    batch = next(iter(make_loader(session.loader).batches(0, 1)))
+    batch = next(iter(make_loader(_loader(session)).batches(0, 1)))
     loss, wrong, step = float("inf"), batch_size, 0
     while step < OVERFIT_STEPS and (wrong or loss > OVERFIT_LOSS):
         loss, logits = forward_backward(session, batch, step)
@@ -123,7 +127,7 @@ def check_untrained(recipe: Recipe, dataset: Dataset) -> Check:
     for seed in range(UNTRAINED_SEEDS):
         session = assemble(recipe.model_copy(update={"seed": seed}), dataset)
         errors.append(_held_out_error(session))
-    return _chance("zero steps", float(np.mean(errors)))
+    return _chance("zero steps", float(np.mean(errors)), dataset.classes)
 
 
 def check_learns(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> Check:
@@ -134,12 +138,19 @@ def check_learns(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> C
 
 def check_shuffled(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> Check:
     """The same training on labels dealt out anew learns nothing that helps on images held out."""
-    return _chance("shuffled labels", _trained_error(recipe, dataset, make_loader))
+    return _chance("shuffled labels", _trained_error(recipe, dataset, make_loader), dataset.classes)
 
 
-def _chance(name: str, error: float) -> Check:
-    wanted = f"held-out error of {CHANCE_PCT:.0f} % ± {CHANCE_MARGIN_PCT:.0f}"
-    return Check(name, wanted, f"{error:.1f} %", abs(error - CHANCE_PCT) <= CHANCE_MARGIN_PCT)
+def _chance(name: str, error: float, classes: int) -> Check:
+    chance_pct = 100 * (1 - 1 / classes)
+    wanted = f"held-out error of {chance_pct:.0f} % ± {CHANCE_MARGIN_PCT:.0f}"
+    return Check(name, wanted, f"{error:.1f} %", abs(error - chance_pct) <= CHANCE_MARGIN_PCT)
+
+
+def _loader(session: Session) -> Loader:
+    """The session's own: these checks are of datasets in memory."""
+    assert isinstance(session.loader, Loader)
+    return session.loader
 
 
 def _short(recipe: Recipe, dataset: Dataset, shuffle: bool) -> Recipe:
@@ -155,7 +166,7 @@ def _short(recipe: Recipe, dataset: Dataset, shuffle: bool) -> Recipe:
 
 def _trained_error(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> float:
     session = assemble(recipe, dataset)
-    loader = make_loader(session.loader)
+    loader = make_loader(_loader(session))
     for step, batch in enumerate(loader.batches(0, session.total_steps)):
         forward_backward(session, batch, step)
         session.optimiser.step(session.rate(step))
@@ -163,31 +174,63 @@ def _trained_error(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) ->
 
 
 def _held_out_error(session: Session) -> float:
-    part = session.validation
-    seen = evaluate(session.model, session.normaliser, part.images[part.index], part.labels[part.index])
+    seen = evaluate(session.model, session.validation)
     assert seen.error_pct is not None
     return seen.error_pct
 
 
+def _seen_of(images_NCHW: Bytes, batch: Batch, size: Sequence[int]) -> Bytes:
+    """uint8 [B,C,P,Q]: the files' bytes where the batch's windows are."""
+    if batch.windows is None:
+        return images_NCHW[batch.index]
+    seen = []
+    for index, (top, left, mirrored) in zip(batch.index, batch.windows, strict=True):
+        part = images_NCHW[index, :, top : top + size[0], left : left + size[1]]
+        seen.append(part[:, :, ::-1] if mirrored else part)
+    return np.stack(seen)
+
+
 def _is_normal(loader: Loader, batch: Batch) -> np.ndarray:
     """Per image: whether its values are within what normalisation can give (twice normalised ones are not)."""
-    table = loader.normaliser.table()
+    least, most = loader.normaliser.bounds
     slack = np.float32(1e-3)
     low, high = batch.images.min(axis=(1, 2, 3)), batch.images.max(axis=(1, 2, 3))
-    return np.asarray((low >= table[0] - slack) & (high <= table[-1] + slack))
+    return np.asarray((low >= least - slack) & (high <= most + slack))
 
 
 def _files_bytes(dataset: Dataset) -> tuple[Bytes, Bytes]:
-    """Training images and labels decoded by other code than the loader's: headers of 16 and 8 bytes, then bytes."""
-    images = _payload(dataset, TRAIN_IMAGES, header=16)
-    labels = _payload(dataset, TRAIN_LABELS, header=8)
-    return images.reshape(len(labels), *INPUT_SHAPE[1:]), labels
+    """Training images [N,C,H,W] and labels decoded by other code than the loader's."""
+    images, labels = DECODERS[dataset.kind](dataset)
+    return images.reshape(len(labels), *dataset.image_shape), labels
 
 
-def _payload(dataset: Dataset, stem: str, header: int) -> Bytes:
-    path = file_in(dataset.path, stem)
-    assert path is not None, "the dataset was read from this folder"
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
-    return np.frombuffer(content, dtype=np.uint8, offset=header)
+def _decode_idx(dataset: Dataset) -> tuple[Bytes, Bytes]:
+    """Headers of 16 and 8 bytes, then bytes."""
+    paths = [file_in(dataset.path, stem) for stem in (TRAIN_IMAGES, TRAIN_LABELS)]
+    content = [_content(path) for path in paths if path]
+    return np.frombuffer(content[0], np.uint8, offset=16), np.frombuffer(content[1], np.uint8, offset=8)
+
+
+def _decode_cifar(dataset: Dataset) -> tuple[Bytes, Bytes]:
+    """A byte for the label, then the image's, five files long."""
+    content = b"".join(_cifar_content(dataset.path, f"data_batch_{number}.bin") for number in range(1, 6))
+    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3072)
+    return records[:, 1:], records[:, 0]
+
+
+DECODERS: dict[str, Callable[[Dataset], tuple[Bytes, Bytes]]] = {"mnist": _decode_idx, "cifar10": _decode_cifar}
+
+
+def _cifar_content(folder: Path, name: str) -> bytes:
+    found = [path for place in (folder, folder / "cifar-10-batches-bin") for path in sorted(place.glob(f"{name}*"))]
+    if found:
+        return _content(found[0])
+    with tarfile.open(folder / "cifar-10-binary.tar.gz") as archive:
+        stream = archive.extractfile(f"cifar-10-batches-bin/{name}")
+        assert stream is not None, "the dataset was read from this archive"
+        return stream.read()
+
+
+def _content(path: Path) -> bytes:
+    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix, bytes)
+    return unpack(path.read_bytes())

@@ -34,17 +34,15 @@ class State(BaseModel):
 
     `epoch_*`: sums over the epoch under way. `rows`: the metrics so far. `data_dir`: what `--data` was given.
     `overrides`: as typed when the run began.
-    `mean`, `deviation`: how images are normalised. Times in seconds, over all the sittings of the run.
+    Times in seconds, over all the sittings of the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    format: Literal["mlcore.checkpoint/1"] = "mlcore.checkpoint/1"
+    format: Literal["mlcore.checkpoint/2"] = "mlcore.checkpoint/2"
     recipe_sha256: str
     data_sha256: dict[str, str]
     data_dir: str | None
-    mean: float
-    deviation: float
     step: int = Field(ge=0)
     epoch_loss_sum: float = 0.0
     epoch_wrong: int = 0
@@ -60,7 +58,7 @@ class State(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state and its arrays: "model/<parameter or buffer>" and "optimiser/<what it remembers>"."""
+    """A state and its arrays: "model/<parameter or buffer>", "optimiser/<what it remembers>", "normaliser/<moment>"."""
 
     state: State
     arrays: Arrays

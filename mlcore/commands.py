@@ -10,16 +10,17 @@ from typing import Any
 
 from mlcore import config, runs
 from mlcore.checkpoint import Checkpoint, newest
-from mlcore.data.dataset import MNIST, SURROGATE, Dataset, read_dataset
+from mlcore.data.dataset import Dataset
 from mlcore.data.fetch import Places, copy_to, find
 from mlcore.data.images import Normaliser
+from mlcore.data.kinds import kind_of
+from mlcore.data.mnist import MNIST, SURROGATE
 from mlcore.data.pictures import read_pictures
 from mlcore.display import Plain, choose, now_and_then, passing_line
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
 TRAIN_COUNT = 60_000
 MODEL_BATCH = 128  # what a model without a recipe is summed up for
-DATASETS = {"mnist": MNIST, "surrogate": SURROGATE, SURROGATE: SURROGATE}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def _train(request: TrainRequest, stop: Any) -> dict[str, Any]:
 
 def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run on the test images."""
+    from mlcore.data.feeds import evaluated
     from mlcore.evaluate import evaluate
     from mlcore.session import use_threads
 
@@ -71,7 +73,8 @@ def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:
     recipe, found = run.load_recipe(), _checkpoint_of(run)
     dataset = find_dataset(recipe, data or _existing(found.state.data_dir), quiet=False)
     use_threads(recipe.threads)
-    seen = evaluate(_model(recipe, found), _normaliser(found), dataset.test_images, dataset.test_labels)
+    stream = evaluated(recipe.data, dataset.test_images, dataset.test_labels, _normaliser(found))
+    seen = evaluate(_model(recipe, found), stream)
     return {
         "schema": "mlcore.evaluation/1",
         "run": str(folder),
@@ -85,46 +88,49 @@ def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:
 
 
 def predict_command(folder: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """One object per image: its file, its number in the file, the class."""
+    """One object per image: its file, its number in the file, the class, and the class's name where it has one."""
+    from mlcore.data.feeds import evaluated
     from mlcore.evaluate import evaluate
 
     run = runs.Run(folder)
     recipe, found = run.load_recipe(), _checkpoint_of(run)
-    model, normaliser = _model(recipe, found), _normaliser(found)
+    model, normaliser, kind = _model(recipe, found), _normaliser(found), kind_of(recipe.data.dataset)
     for path in images:
-        predictions = evaluate(model, normaliser, read_pictures(path), None).predictions
-        for index, digit in enumerate(predictions.tolist()):
-            yield {"image": str(path), "index": index, "class": digit}
+        stream = evaluated(recipe.data, read_pictures(path, kind.image_shape), None, normaliser)
+        for index, number in enumerate(evaluate(model, stream).predictions.tolist()):
+            name = kind.class_names[number]
+            named = {} if name == str(number) else {"name": name}
+            yield {"image": str(path), "index": index, "class": number, **named}
 
 
 def summary_command(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The network of a recipe, or of a model's name as it was made, layer by layer."""
     from mlcore.models import INPUTS, build
     from mlcore.rng import Rng
-    from mlcore.session import INPUT_SHAPE, build_model
+    from mlcore.session import build_model, network_input
     from mlcore.summary import summarise
 
     if recipe in INPUTS and not overrides:
         summary, batch = summarise(build(recipe, {}, Rng(0)), INPUTS[recipe][0], MODEL_BATCH), MODEL_BATCH
         return {"schema": "mlcore.summary/1", "recipe": recipe, "batch": batch, **asdict(summary)}
     loaded = config.load(recipe, overrides)
-    summary = summarise(build_model(loaded), INPUT_SHAPE, loaded.train.batch)
+    summary = summarise(build_model(loaded), network_input(loaded)[0], loaded.train.batch)
     return {"schema": "mlcore.summary/1", "recipe": loaded.name, "batch": loaded.train.batch, **asdict(summary)}
 
 
 def fetch_command(name: str, data: Path | None, out: Path | None, count: int | None, surrogate: bool) -> dict[str, Any]:
     """Where a dataset is and what it is."""
-    if name not in DATASETS:
-        raise RecipeError(f"no dataset '{name}'", place="mlcore fetch", fix=f"known: {', '.join(DATASETS)}")
-    if count and (DATASETS[name] != SURROGATE or out is None):
+    name = SURROGATE if name == "surrogate" else name
+    kind = kind_of(name)
+    if count and (name != SURROGATE or out is None):
         raise RecipeError(
             "--count is of a surrogate", place="mlcore fetch", fix="write: fetch surrogate --count N --out DIR"
         )
-    if DATASETS[name] == SURROGATE and out and not data:
+    if name == SURROGATE and out and not data:
         dataset = _draw(out, count or TRAIN_COUNT)
     else:
-        dataset = find(DATASETS[name], Places.of(data, os.environ), surrogate, _say)
-        dataset = read_dataset(copy_to(dataset, out)) if out else dataset
+        dataset = find(name, Places.of(data, os.environ), surrogate, _say)
+        dataset = kind.read_folder(copy_to(dataset, out)) if out else dataset
     return {
         "schema": "mlcore.dataset/1",
         "name": dataset.name,
@@ -169,6 +175,8 @@ def bench_recipe_command(
     if list(against) not in ([], ["torch"]):
         raise RecipeError(f"no whole runs against {', '.join(against)}", place="mlcore bench", fix="known: torch")
     loaded = config.load(recipe)
+    if loaded.data.normalise != "scalar" or loaded.data.crop or loaded.data.flip:
+        raise RecipeError("whole runs against torch augment no images", place=recipe, fix="race another recipe")
     torch_module()
     dataset = find_dataset(loaded, data, quiet)
     with _telling(quiet) as tell:
@@ -225,15 +233,14 @@ def warm_command(names: Sequence[str], threads: int, quiet: bool) -> dict[str, A
 
 def _wanted(name: str) -> tuple[Any, int]:
     """The network of a recipe or a model, and the recipe's number of threads (0: all)."""
-    from mlcore.data.dataset import CLASSES
     from mlcore.models import INPUTS
-    from mlcore.session import INPUT_SHAPE
+    from mlcore.session import network_input
     from mlcore.warm import Wanted
 
     if name in INPUTS:
         return Wanted.of_model(name, MODEL_BATCH), 0
     recipe = config.load(name, [])
-    return Wanted.of_recipe(recipe, INPUT_SHAPE, CLASSES), recipe.threads
+    return Wanted.of_recipe(recipe, *network_input(recipe)), recipe.threads
 
 
 def check_command(recipe: str, overrides: Sequence[str], data: Path | None, quiet: bool) -> dict[str, Any]:
@@ -312,7 +319,8 @@ def _model(recipe: config.Recipe, found: Checkpoint) -> Any:
 
 
 def _normaliser(found: Checkpoint) -> Normaliser:
-    return Normaliser(found.state.mean, found.state.deviation)
+    moments = found.group("normaliser")
+    return Normaliser(moments["mean"], moments["deviation"])
 
 
 def _draw(out: Path, count: int) -> Dataset:
@@ -320,7 +328,7 @@ def _draw(out: Path, count: int) -> Dataset:
 
     _say(f"drawing SURROGATE digits into {out}: numbers made from them are not measured on MNIST")
     try:
-        return read_dataset(write_surrogate(out, count, max(count // 6, 1)))
+        return kind_of(MNIST).read_folder(write_surrogate(out, count, max(count // 6, 1)))
     except OSError as error:
         raise DataError(f"can't be written ({error.strerror})", place=str(out), fix="choose another --out") from error
 

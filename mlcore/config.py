@@ -48,13 +48,21 @@ class Data(Closed):
 
     `shuffle_labels` is the control that deals the training labels out anew: nothing can be learnt then.
     `surrogate`: whether drawn digits may stand in when MNIST can't be had.
+    `normalise`: by one mean and one deviation, by those of each channel, or by the mean image alone (bytes 0..255 less
+    their mean). `crop`: pixels a side of what the network sees, at a place drawn for each image and epoch, and in the
+    centre in evaluation (0: the whole image). `flip`: half of the training images mirrored. `views`: the test
+    averages the softmax of so many windows of an image; ten are corners, centre and their mirror images.
     """
 
-    dataset: Literal["mnist", "mnist-surrogate"] = "mnist"
+    dataset: Literal["mnist", "mnist-surrogate", "cifar10"] = "mnist"
     validation: Count = 0
     limit: Count = 0
     shuffle_labels: bool = False
     surrogate: bool = True
+    normalise: Literal["scalar", "channel", "image"] = "scalar"
+    crop: Count = 0
+    flip: bool = False
+    views: Literal["centre", "ten"] = "centre"
 
 
 # Each optimiser's own options with their defaults, beside `rate` and `weight_decay`, which all have.
@@ -64,9 +72,24 @@ OPTIMISER_OPTIONS: dict[str, dict[str, float]] = {
 }
 
 
-class Optimiser(Closed):
-    """A name of `mlcore.optim.OPTIMISERS`: the peak rate, the L2 coefficient on weights (not biases), its own options.
+class LayerPace(Closed):
+    """What one layer has of its own; what is left out is as in the rest of the network.
 
+    rate: multiplies `optimiser.rate` for all of the layer, biases too; 0 leaves it as it began. bias_rate: multiplies
+    it once more for biases. weight_decay, bias_decay: L2 coefficients.
+    """
+
+    rate: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
+    bias_rate: float | None = Field(default=None, ge=0, le=1e6, allow_inf_nan=False)
+    weight_decay: float | None = Field(default=None, ge=0, le=1e3, allow_inf_nan=False)
+    bias_decay: float | None = Field(default=None, ge=0, le=1e3, allow_inf_nan=False)
+
+
+class Optimiser(Closed):
+    """A name of `mlcore.optim.OPTIMISERS`: the peak rate, the L2 coefficient on weights, its own options.
+
+    bias_rate: how many times faster biases move (cuda-convnet: 2). bias_decay: their L2 coefficient. layers: what
+    single layers have of their own, by the model's names for them. A bias is a parameter whose name ends in "bias".
     momentum belongs to sgd; beta1, beta2 (how much of the running means is kept) and epsilon to adam. What is left
     out takes the default; an option of the other optimiser is refused by `parse`.
     """
@@ -78,6 +101,9 @@ class Optimiser(Closed):
     beta2: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
     epsilon: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0, le=1e3, allow_inf_nan=False)
+    bias_rate: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
+    bias_decay: float = Field(default=0.0, ge=0, le=1e3, allow_inf_nan=False)
+    layers: dict[str, LayerPace] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -174,6 +200,7 @@ def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(document)
         schedule.build(recipe.schedule.name, recipe.schedule.options)
         _demand_own_options(recipe.optimiser)
+        _demand_a_crop(recipe.data)
     except ValidationError as error:
         mistakes += [_explain(item, places) for item in error.errors(include_url=False)]
     except RecipeError as error:
@@ -198,6 +225,13 @@ def _demand_own_options(optimiser: Optimiser) -> None:
                     place=f"optimiser.{key}",
                     fix=f"drop it; {optimiser.name} has {', '.join(OPTIMISER_OPTIONS[optimiser.name])}",
                 )
+
+
+def _demand_a_crop(data: Data) -> None:
+    """RecipeError for ten views of whole images, which are only two."""
+    if data.views == "ten" and not data.crop:
+        fix = 'set data.crop, or views = "centre"'
+        raise RecipeError("ten views need a crop to be cut at ten places", place="data.views", fix=fix)
 
 
 def _text_of(path: Path) -> str:
@@ -264,16 +298,21 @@ def _where(location: Sequence[str], places: dict[str, str]) -> str:
 
 def _explain(item: Mapping[str, Any], places: dict[str, str]) -> str:
     """One of pydantic's errors as `path:line: what; the fix`."""
-    location = [str(part) for part in item["loc"]][: 3 if item["loc"][0] == "model" else 2]  # no names of types
+    location = [str(part) for part in item["loc"]][: _depth(item["loc"])]
     dotted = ".".join(location)
     where = _where(location, places)
     if item["type"] == "missing":
         return f"{where}: '{dotted}' is missing; add it"
     if item["type"] == "extra_forbidden":
-        keys = _all_keys()
+        keys = _all_keys(location)
         hint, known = did_you_mean(nearest_key(dotted, keys)), words_in(".".join(location[:-1]), keys)
         return f"{where}: unknown key '{dotted}'; {hint}known: {', '.join(known)}"
     return f"{where}: '{dotted}' is {_shown(item['input'])}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _depth(location: Sequence[str | int]) -> int:
+    """How much of a location is keys; what follows are pydantic's names of types."""
+    return 4 if location[:2] == ("optimiser", "layers") else 3 if location[0] == "model" else 2
 
 
 def _shown(value: Any) -> str:
@@ -284,10 +323,12 @@ def _shown(value: Any) -> str:
         return "a very long integer"
 
 
-def _all_keys() -> list[str]:
-    """Every dotted key of a recipe, sections too, in the order of the records above."""
+def _all_keys(location: Sequence[str]) -> list[str]:
+    """Every dotted key of a recipe, sections too, in the order of the records above; of the layers, the one there."""
     keys = list(Recipe.model_fields)
     for name, item in Recipe.model_fields.items():
         if isinstance(item.annotation, type) and issubclass(item.annotation, BaseModel):
             keys += [f"{name}.{key}" for key in item.annotation.model_fields]
+    if len(location) == 4:
+        keys += [f"{'.'.join(location[:3])}.{key}" for key in LayerPace.model_fields]
     return keys

@@ -105,9 +105,8 @@ class PlanEngine:
 
 def engine_for(session: Session) -> Engine:
     """The plan, where it pays, holding the session's present weights; else the tape."""
-    shape = session.loader.take(session.loader.part.index[:1]).images.shape[1:]
     recipe = session.recipe
-    plan = planned(session.model, session.optimiser, recipe.train.batch, shape, recipe.precision)
+    plan = planned(session.model, session.optimiser, recipe.train.batch, session.input_shape, recipe.precision)
     return PlanEngine(session, plan) if plan else TapeEngine(session)
 
 

@@ -8,6 +8,7 @@
     │   ├── IdxTruncated       2    the file ends before its header says so
     │   ├── IdxWrongCount      2    images and labels differ in number, or bytes follow the last item
     │   ├── IdxOversize        2    the header declares more than the file or the limit allows
+    │   ├── CifarMalformed     2    a file of CIFAR's is cut, damaged, or has labels that are none
     │   ├── DatasetMissing     2    not in the given folder, not in the cache, not to be downloaded
     │   └── ChecksumMismatch   2    the bytes are not the published ones
     ├── CheckpointError        2    no checkpoint can be used
@@ -84,6 +85,10 @@ class IdxWrongCount(DataError):
 
 class IdxOversize(DataError):
     """The header declares more bytes than the file or the limit allows."""
+
+
+class CifarMalformed(DataError):
+    """The file is not records of a label and 3,072 bytes, or can't be unpacked to them."""
 
 
 class DatasetMissing(DataError):

@@ -1,4 +1,7 @@
-"""What a trained network says about images, and how often it is wrong."""
+"""What a trained network says about images, and how often it is wrong.
+
+Legend: N images, V views of each.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,16 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mlcore.autograd import no_grad
-from mlcore.data.images import Bytes, Floats, Normaliser
+from mlcore.data.dataset import Bytes
+from mlcore.data.images import Floats
+from mlcore.data.views import Stream
 from mlcore.errors import NotFinite
 from mlcore.kernels.loss import cross_entropy_forward
 from mlcore.layers import Layer
 from mlcore.tensor import Array, Tensor
 
-BATCH = 500
+SMALLEST = 1e-37  # of a mean of chances; its logarithm is a number in float32
 
 Classes: TypeAlias = npt.NDArray[np.int64]
-Logits: TypeAlias = Callable[[Floats], Array]  # images float32 [N,1,H,W] to [N, classes]
+Logits: TypeAlias = Callable[[Floats], Array]  # images float32 [N,C,H,W] to [N, classes]
 
 
 @dataclass(frozen=True)
@@ -29,30 +34,43 @@ class Evaluation:
     error_pct: float | None
 
 
-def evaluate(
-    model: Layer, normaliser: Normaliser, images_NHW: Bytes, labels_N: Bytes | None, step: int = 0
-) -> Evaluation:
+def evaluate(model: Layer, stream: Stream, step: int = 0) -> Evaluation:
     """Run `model` over all images without a tape; NotFinite (naming `step`) when its outputs are not numbers."""
-    return evaluate_by(on_tape(model), normaliser, images_NHW, labels_N, step)
+    return evaluate_by(on_tape(model), stream, step)
 
 
-def evaluate_by(
-    logits_of: Logits, normaliser: Normaliser, images_NHW: Bytes, labels_N: Bytes | None, step: int = 0
-) -> Evaluation:
+def evaluate_by(logits_of: Logits, stream: Stream, step: int = 0) -> Evaluation:
     """The same for whatever gives logits."""
-    predictions = np.empty(len(images_NHW), dtype=np.int64)
-    loss = 0.0
-    for start in range(0, len(images_NHW), BATCH):
-        part = slice(start, start + BATCH)
-        logits = logits_of(normaliser.apply(images_NHW[part]))
+    predictions, labels, loss, start = np.empty(len(stream), dtype=np.int64), stream.labels, 0.0, 0
+    for piece in stream.pieces():
+        logits = _of_all_views(logits_of, piece)
         if not np.isfinite(logits).all():
             raise NotFinite("the evaluated network's outputs are not finite", step=step, layer="output")
+        part = slice(start, start + len(piece))
         predictions[part] = logits.argmax(axis=1)
-        if labels_N is not None:
-            loss += float(cross_entropy_forward(logits, labels_N[part].astype(np.int64))[0]) * len(logits)
-    if labels_N is None:
+        if labels is not None:
+            loss += float(cross_entropy_forward(logits, labels[part].astype(np.int64))[0]) * len(logits)
+        start += len(piece)
+    if labels is None:
         return Evaluation(predictions, None, None)
-    return Evaluation(predictions, loss / len(labels_N), error_pct(predictions, labels_N))
+    return Evaluation(predictions, loss / len(labels), error_pct(predictions, labels))
+
+
+def _of_all_views(logits_of: Logits, piece_NVCHW: Floats) -> Array:
+    """[N, classes]: logits of images with one view; of several, the logarithm of their softmax's mean.
+
+    That is what the logits of one view become but for a number added to all of an image's, so both are used alike.
+    Source: Krizhevsky 2012, sec. 4.1: the softmax is averaged, not the logits.
+    """
+    count, views = piece_NVCHW.shape[:2]
+    logits = logits_of(piece_NVCHW.reshape(count * views, *piece_NVCHW.shape[2:]))
+    if views == 1:
+        return logits
+    wide = logits.astype(np.float64).reshape(count, views, -1)
+    chances = np.exp(wide - wide.max(axis=2, keepdims=True))
+    chances /= chances.sum(axis=2, keepdims=True)
+    mean: Array = np.log(np.maximum(chances.mean(axis=1), SMALLEST)).astype(logits.dtype)
+    return mean
 
 
 def on_tape(model: Layer) -> Logits:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcore.errors import RecipeError
 from mlcore.options import unknown_name
 
 Array = NDArray[Any]
@@ -49,6 +50,15 @@ def normal(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generat
     return generator.standard_normal(shape) * 0.01
 
 
+def normal_of(deviation: float) -> Initialiser:
+    """N(0, deviation^2), whatever the fans: cuda-convnet's layers have one each."""
+
+    def drawn(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
+        return generator.standard_normal(shape) * deviation
+
+    return drawn
+
+
 def zeros(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
     """All zero: for biases."""
     return np.zeros(shape)
@@ -71,7 +81,23 @@ INITIALISERS: dict[str, Initialiser] = {
 
 
 def initialiser(name: str) -> Initialiser:
-    """The initialiser of that name; RecipeError lists the known ones."""
+    """The initialiser of that name, or "normal:0.04" for a normal one of that deviation.
+
+    RecipeError lists the known ones, or says what is wrong with the deviation.
+    """
+    kind, colon, deviation = name.partition(":")
+    if kind == "normal" and colon:
+        return normal_of(_deviation(deviation))
     if name not in INITIALISERS:
         raise unknown_name("initialiser", name, list(INITIALISERS), "init")
     return INITIALISERS[name]
+
+
+def _deviation(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise RecipeError(f"{text!r} is no standard deviation", place="init", fix="write for example normal:0.01")
+    return value

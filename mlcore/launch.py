@@ -12,13 +12,13 @@ from mlcore import result as results
 from mlcore import runs
 from mlcore.checkpoint import Checkpoint, State, newest, save
 from mlcore.config import Recipe
-from mlcore.data.dataset import CLASSES, Dataset
+from mlcore.data.dataset import Dataset
 from mlcore.display import Display, now_and_then
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
 from mlcore.evaluate import Evaluation
 from mlcore.files import replacing, write_json
 from mlcore.monitor import Monitor
-from mlcore.session import INPUT_SHAPE, Session, assemble, load_weights, use_threads
+from mlcore.session import Session, assemble, load_weights, network_input, use_threads
 from mlcore.stop import Halted, Stop
 from mlcore.train import Trainer
 from mlcore.warm import Wanted, warm
@@ -59,7 +59,7 @@ def execute(
         threads = use_threads(recipe.threads)
         session = assemble(recipe, dataset)
         state = _restored(run, session, dataset, order, display)  # first: stopped while compiling it can be resumed
-        warm(Wanted.of_recipe(recipe, INPUT_SHAPE, CLASSES), now_and_then(display.say))
+        warm(Wanted.of_recipe(recipe, *network_input(recipe)), now_and_then(display.say))
         trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began)
         return _Ending(trainer, dataset, order, threads).run_to_result()
 
@@ -91,8 +91,6 @@ def _restored(run: runs.Run, session: Session, dataset: Dataset, order: Order, d
             recipe_sha256=session.recipe.sha256,
             data_sha256=dataset.sha256,
             data_dir=str(order.data_dir.resolve()) if order.data_dir else None,
-            mean=session.normaliser.mean,
-            deviation=session.normaliser.deviation,
             step=0,
             overrides=order.overrides,
             warnings=dataset.warnings,
@@ -143,8 +141,8 @@ class _Ending:
             trainer.display.close()
 
     def _finish(self, state: State) -> dict[str, Any]:
-        trainer, run, data = self.trainer, self.trainer.run, self.dataset
-        seen = trainer.evaluate(data.test_images, data.test_labels)
+        trainer, run = self.trainer, self.trainer.run
+        seen = trainer.evaluate(trainer.session.feeds.test)
         validation = _last(state, "validation_error_pct")
         if validation is None:
             validation = trainer.validate()[1]

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from mlcore.errors import CheckpointError
 from mlcore.kernels import elementwise
 from mlcore.tensor import Array, Tensor
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How one parameter moves: `rate` multiplies the step's learning rate, `decay` is its own L2 coefficient."""
+
+    rate: float
+    decay: float
+
+
+Paces: TypeAlias = Mapping[str, Pace]  # by parameter
 
 
 class Optimiser(Protocol):
@@ -29,23 +41,27 @@ class Optimiser(Protocol):
 
 
 class _Remembering:
-    """What the optimisers share: parameters, their weight decay, and named arrays that are the memory.
+    """What the optimisers share: parameters, their rates and weight decay, and named arrays that are the memory.
 
     Biases are not decayed: they don't make the function steeper, and pulling them to zero only shifts it. A bias is
     a parameter whose name ends in "bias"; `decay_biases=True` decays all alike, as PyTorch does by default.
-    A parameter whose `grad` is None is left alone.
+    `paces`, by parameter, say otherwise for those they name. A parameter whose `grad` is None is left alone.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], weight_decay: float, decay_biases: bool) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], weight_decay: float, decay_biases: bool, paces: Paces | None
+    ) -> None:
         self.parameters = dict(parameters)
-        self.decay = {
-            name: weight_decay if decay_biases or not name.endswith("bias") else 0.0 for name in self.parameters
-        }
+        usual = {name: Pace(1.0, _usual_decay(name, weight_decay, decay_biases)) for name in self.parameters}
+        paces = {**usual, **(paces or {})}
+        assert paces.keys() == usual.keys(), "a pace of no parameter"
+        self.rates = {name: pace.rate for name, pace in paces.items()}
+        self.decay = {name: pace.decay for name, pace in paces.items()}
 
     def step(self, rate: float) -> None:
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                self._move(name, parameter.data, np.ascontiguousarray(parameter.grad), rate)
+                self._move(name, parameter.data, np.ascontiguousarray(parameter.grad), rate * self.rates[name])
 
     def zero_grad(self) -> None:
         for parameter in self.parameters.values():
@@ -85,6 +101,10 @@ class _Remembering:
 class SGD(_Remembering):
     """v = momentum * v + gradient + weight_decay * w, then w -= rate * v (PyTorch's form, Sutskever et al. 2013).
 
+    AlexNet and cuda-convnet have the rate inside: v = momentum * v - weight_decay * rate * w - rate * gradient, then
+    w += v. At a constant rate both make the same steps, for their v is -rate times ours. Where the rate drops they
+    part: theirs coasts at the old rate's speed, which dies out in about 1 / (1 - momentum) steps, while here the speed
+    drops at once. From rate to rate / 10, theirs goes 0.9 * rate * momentum / (1 - momentum) * v further in all.
     Biases don't decay unless asked to, and a parameter without a gradient is left alone: see `_Remembering`.
     """
 
@@ -95,8 +115,9 @@ class SGD(_Remembering):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         decay_biases: bool = False,
+        paces: Paces | None = None,
     ) -> None:
-        super().__init__(parameters, weight_decay, decay_biases)
+        super().__init__(parameters, weight_decay, decay_biases, paces)
         self.momentum, self.nesterov = momentum, nesterov
         self._velocity = self._zeros()
 
@@ -129,8 +150,9 @@ class Adam(_Remembering):
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         decay_biases: bool = False,
+        paces: Paces | None = None,
     ) -> None:
-        super().__init__(parameters, weight_decay, decay_biases)
+        super().__init__(parameters, weight_decay, decay_biases, paces)
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self._mean, self._square = self._zeros(), self._zeros()
         self._steps = np.zeros(1, np.int64)
@@ -148,5 +170,9 @@ class Adam(_Remembering):
         elementwise.adam_update(weight, grad, self._mean[name], self._square[name], int(self._steps[0]), *how)
 
 
-# By the names that a recipe knows. Each is called with the parameters, weight_decay and its own options.
+def _usual_decay(name: str, weight_decay: float, decay_biases: bool) -> float:
+    return weight_decay if decay_biases or not name.endswith("bias") else 0.0
+
+
+# By the names that a recipe knows. Each is called with the parameters, their paces and its own options.
 OPTIMISERS: dict[str, Callable[..., Optimiser]] = {"sgd": SGD, "adam": Adam}

@@ -13,17 +13,20 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlcore.optim import Pace, Paces
 
 EVALUATED = 1000  # images at a time
 
 
 @dataclass(frozen=True)
 class Data:
-    """A split in memory: images float32 [N,1,H,W] normalised, labels int64 [N], both torch tensors."""
+    """A split in memory: images float32 [N,C,H,W] normalised, labels int64 [N], both torch tensors."""
 
     images: Any
     labels: Any
@@ -34,8 +37,7 @@ def run(source: str, folder: Path, threads: int, last: bool, overrides: Sequence
     torch = importlib.import_module("torch")
     began = time.perf_counter(), time.process_time()
     from mlcore import config
-    from mlcore.data.dataset import read_dataset
-    from mlcore.data.images import Normaliser
+    from mlcore.data.kinds import kind_of
     from mlcore.data.loader import Loader, split
     from mlcore.peers import peer_of
     from mlcore.rng import Rng
@@ -43,42 +45,43 @@ def run(source: str, folder: Path, threads: int, last: bool, overrides: Sequence
 
     torch.set_num_threads(threads)
     recipe = config.load(source, overrides)
-    net = peer_of(build_model(recipe))
+    model = build_model(recipe)
+    net = peer_of(model)
     setup = time.perf_counter() - began[0], time.process_time() - began[1]
 
-    dataset, rng = read_dataset(folder), Rng(recipe.seed)
+    dataset, rng = kind_of(recipe.data.dataset).read_folder(folder), Rng(recipe.seed)
     train, test, scale = _in_memory(torch, dataset)
     part, _ = split(dataset.train_images, dataset.train_labels, recipe.data.validation, recipe.data.limit, rng)
-    loader = Loader(part, recipe.train.batch, Normaliser(*scale), rng.child("loader"))
+    loader = Loader(part, recipe.train.batch, scale, rng.child("loader"))
     if last:
         net = net.to(memory_format=torch.channels_last)
-    _train(torch, net, train, loader, recipe)
+    _train(torch, net, list(model.parameters()), train, loader, recipe)
     return {"test_error_pct": _error_pct(torch, net, test), "setup_s": setup[0], "setup_cpu_s": setup[1]}
 
 
-def _in_memory(torch: Any, dataset: Any) -> tuple[Data, Data, tuple[float, float]]:
+def _in_memory(torch: Any, dataset: Any) -> tuple[Data, Data, Any]:
     """Both splits, normalised by the mean and the deviation of the training images' bytes / 255, and those two."""
+    from mlcore.data.images import Normaliser
+
     images = torch.from_numpy(dataset.train_images).float().div_(255)
     deviation, mean = (value.item() for value in torch.std_mean(images, correction=0))
     test = torch.from_numpy(dataset.test_images).float().div_(255)
     splits = [
-        Data(pixels.sub_(mean).div_(deviation)[:, None], torch.from_numpy(labels).long())
+        Data(pixels.sub_(mean).div_(deviation), torch.from_numpy(labels).long())
         for pixels, labels in ((images, dataset.train_labels), (test, dataset.test_labels))
     ]
-    return splits[0], splits[1], (mean, deviation)
+    return splits[0], splits[1], Normaliser.scalar(mean, deviation)
 
 
-def _train(torch: Any, net: Any, data: Data, loader: Any, recipe: Any) -> None:
-    """SGD by the recipe; like mlcore's it decays weights, not biases."""
+def _train(torch: Any, net: Any, names: Sequence[str], data: Data, loader: Any, recipe: Any) -> None:
+    """SGD by the recipe, each parameter at its own pace; names: the model's own, in the net's order."""
     from mlcore import schedule
+    from mlcore.paces import paces_of
 
     factor = schedule.build(recipe.schedule.name, recipe.schedule.options)
     total = recipe.train.epochs * loader.steps_per_epoch
-    named = list(net.named_parameters())
-    groups = [
-        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": recipe.optimiser.weight_decay},
-        {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
-    ]
+    named = dict(zip(names, net.parameters(), strict=True))
+    groups = grouped(named, paces_of(recipe.optimiser, named))
     optimiser = torch.optim.SGD(groups, recipe.optimiser.rate, recipe.optimiser.momentum, fused=True)
     for step in range(total):
         if step % loader.steps_per_epoch == 0:
@@ -86,10 +89,18 @@ def _train(torch: Any, net: Any, data: Data, loader: Any, recipe: Any) -> None:
         first = step % loader.steps_per_epoch * loader.batch
         chosen = order[first : first + loader.batch]
         for group in optimiser.param_groups:
-            group["lr"] = recipe.optimiser.rate * factor(step, total)
+            group["lr"] = recipe.optimiser.rate * factor(step, total) * group["pace"]
         optimiser.zero_grad(set_to_none=True)
         torch.nn.functional.cross_entropy(net(data.images[chosen]), data.labels[chosen]).backward()
         optimiser.step()
+
+
+def grouped(named: Mapping[str, Any], paces: Paces) -> list[dict[str, Any]]:
+    """Parameters of one pace together, as torch.optim wants them; "pace" is what multiplies their rate."""
+    groups: dict[Pace, list[Any]] = {}
+    for name, parameter in named.items():
+        groups.setdefault(paces[name], []).append(parameter)
+    return [{"params": of, "weight_decay": pace.decay, "pace": pace.rate} for pace, of in groups.items()]
 
 
 def _error_pct(torch: Any, net: Any, data: Data) -> float:

@@ -1,4 +1,4 @@
-"""A run's pictures: learning curves, the confusion matrix, a gallery of misclassified digits.
+"""A run's pictures: learning curves, the confusion matrix, a gallery of misclassified images.
 
 Drawn by matplotlib without a display; it is loaded only here.
 """
@@ -16,6 +16,7 @@ from mlcore.evaluate import Classes, confusion
 from mlcore.runs import Run
 
 GALLERY = 40
+MOST_NAMES = 20  # classes up to which a confusion matrix has numbers and names
 CURVES = (("train_error_pct", "training"), ("validation_error_pct", "validation"))
 
 
@@ -24,7 +25,8 @@ def draw_all(run: Run, rows: Sequence[Row], dataset: Dataset, predictions: Class
     note = "drawn SURROGATE digits, not MNIST" if dataset.surrogate else dataset.name
     draw_curves(run.path / "curves.png", rows, note)
     if dataset.test_labels is not None:
-        draw_confusion(run.path / "confusion.png", confusion(predictions, dataset.test_labels), note)
+        counts = confusion(predictions, dataset.test_labels, dataset.classes)
+        draw_confusion(run.path / "confusion.png", counts, dataset.class_names, note)
         draw_mistakes(run.path / "mistakes.png", dataset, predictions, note)
 
 
@@ -46,16 +48,20 @@ def draw_curves(path: Path, rows: Sequence[Row], note: str) -> None:
     figure.savefig(path)
 
 
-def draw_confusion(path: Path, counts: Classes, note: str) -> None:
-    """Rows: the digit that it is; columns: the digit it was taken for. Only mistakes are coloured."""
+def draw_confusion(path: Path, counts: Classes, names: Sequence[str], note: str) -> None:
+    """Rows: the class that it is; columns: the class it was taken for. Only mistakes are coloured."""
     figure = _figure(5.5, 5.5)
     axes = figure.subplots()
     mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     axes.imshow(mistakes, cmap="Reds")
-    for (truth, taken), count in np.ndenumerate(counts):
+    for (truth, taken), count in np.ndenumerate(counts if len(names) <= MOST_NAMES else counts[:0]):
         colour = "white" if 2 * mistakes[truth, taken] > mistakes.max() else "black"
         axes.text(taken, truth, str(count), ha="center", va="center", fontsize=8, color=colour)
-    axes.set(xlabel="taken for", ylabel="is", title=note, xticks=range(len(counts)), yticks=range(len(counts)))
+    axes.set(xlabel="taken for", ylabel="is", title=note)
+    if len(names) <= MOST_NAMES:
+        turned = 45 if max(map(len, names)) > 2 else 0
+        axes.set_xticks(range(len(names)), names, rotation=turned)
+        axes.set_yticks(range(len(names)), names)
     figure.savefig(path)
 
 
@@ -68,8 +74,9 @@ def draw_mistakes(path: Path, dataset: Dataset, predictions: Classes, note: str)
     for axes in (grid := figure.subplots(5, GALLERY // 5).ravel()):
         axes.axis("off")
     for axes, index in zip(grid, wrong[:GALLERY], strict=False):
-        axes.imshow(dataset.test_images[index], cmap="gray_r", vmin=0, vmax=255)
-        axes.set_title(f"{index}: {dataset.test_labels[index]} as {predictions[index]}", fontsize=7)
+        image, names = dataset.test_image(index).transpose(1, 2, 0), dataset.class_names
+        axes.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray_r", vmin=0, vmax=255)
+        axes.set_title(f"{index}: {names[dataset.test_labels[index]]} as {names[predictions[index]]}", fontsize=7)
     figure.savefig(path)
 
 

@@ -8,77 +8,86 @@ from mlcore import kernels, models, ops
 from mlcore import schedule as schedules
 from mlcore.checkpoint import Arrays
 from mlcore.config import Recipe
-from mlcore.data.dataset import CLASSES, SIDE, Dataset
-from mlcore.data.images import Normaliser
-from mlcore.data.loader import Batch, Loader, Part, shuffled, split
+from mlcore.data.dataset import Dataset, Shape
+from mlcore.data.feeds import Feeds, in_memory, seen_shape
+from mlcore.data.kinds import kind_of
+from mlcore.data.loader import Batch, Feed
+from mlcore.data.views import Stream
 from mlcore.errors import CheckpointError, RecipeError
 from mlcore.layers import Sequential
 from mlcore.optim import OPTIMISERS, Optimiser
+from mlcore.paces import paces_of
 from mlcore.result import usable_cores
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
 
-INPUT_SHAPE = (1, SIDE, SIDE)
-
 
 @dataclass(frozen=True)
 class Session:
-    """One training under way. `validation` is empty when the recipe holds nothing out."""
+    """One training under way; `input_shape`: (C, H, W) of what the network sees of an image."""
 
     recipe: Recipe
     rng: Rng
     model: Sequential
     optimiser: Optimiser
     schedule: schedules.Schedule
-    loader: Loader
-    validation: Part
+    feeds: Feeds
+    input_shape: Shape
     total_steps: int
 
     @property
-    def normaliser(self) -> Normaliser:
-        return self.loader.normaliser
+    def loader(self) -> Feed:
+        """The training batches."""
+        return self.feeds.train
+
+    @property
+    def validation(self) -> Stream:
+        """What was held out of training; empty when the recipe holds nothing out."""
+        return self.feeds.validation
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         return self.recipe.optimiser.rate * self.schedule(step, self.total_steps)
 
     def arrays(self) -> Arrays:
-        """Weights, buffers and the optimiser's memory, as a checkpoint keeps them; those of the model are live."""
+        """Weights, buffers, the optimiser's memory and how images are normalised, as a checkpoint keeps them.
+
+        Those of the model are live.
+        """
         weights = {f"model/{name}": tensor.data for name, tensor in self.model.state().items()}
-        return weights | {f"optimiser/{name}": array for name, array in self.optimiser.state().items()}
+        memory = {f"optimiser/{name}": array for name, array in self.optimiser.state().items()}
+        scale = self.feeds.normaliser
+        return weights | memory | {"normaliser/mean": scale.mean, "normaliser/deviation": scale.deviation}
 
 
 def assemble(recipe: Recipe, dataset: Dataset) -> Session:
     """Build everything anew from the recipe's seed; RecipeError for what can't be built."""
-    rng, data = Rng(recipe.seed), recipe.data
-    if data.validation + max(data.limit, 1) > len(dataset.train_labels):
-        raise RecipeError(
-            f"{data.validation} held out and {max(data.limit, 1)} to train on exceed the "
-            f"{len(dataset.train_labels)} training images",
-            place="data.validation, data.limit",
-            fix="lower one of them",
-        )
-    part, validation = split(dataset.train_images, dataset.train_labels, data.validation, data.limit, rng)
-    part = shuffled(part, rng) if data.shuffle_labels else part
+    rng = Rng(recipe.seed)
+    feeds = in_memory(recipe.data, recipe.train.batch, dataset, rng)
     model, optimiser = network(recipe, rng)
-    loader = Loader(part, recipe.train.batch, Normaliser.of(dataset.train_images), rng.child("loader"))
-    steps = recipe.train.epochs * loader.steps_per_epoch
+    steps = recipe.train.epochs * feeds.train.steps_per_epoch
     return Session(
         recipe=recipe,
         rng=rng,
         model=model,
         optimiser=optimiser,
         schedule=schedules.build(recipe.schedule.name, recipe.schedule.options),
-        loader=loader,
-        validation=validation,
+        feeds=feeds,
+        input_shape=network_input(recipe)[0],
         total_steps=steps if recipe.train.steps is None else min(steps, recipe.train.steps),
     )
+
+
+def network_input(recipe: Recipe) -> tuple[Shape, int]:
+    """(C, H, W) of what the recipe's network sees of an image, and how many classes it tells apart."""
+    kind = kind_of(recipe.data.dataset)
+    return seen_shape(recipe.data, kind.image_shape), len(kind.class_names)
 
 
 def build_model(recipe: Recipe, rng: Rng | None = None) -> Sequential:
     """The recipe's network with its first weights."""
     stream = (rng or Rng(recipe.seed)).child("model")
-    return models.build(recipe.model.name, recipe.model.options, stream, INPUT_SHAPE, CLASSES)
+    return models.build(recipe.model.name, recipe.model.options, stream, *network_input(recipe))
 
 
 def load_weights(model: Sequential, weights: Arrays) -> None:
@@ -120,4 +129,4 @@ def network(recipe: Recipe, rng: Rng | None = None) -> tuple[Sequential, Optimis
     """The recipe's network with its first weights, and its optimiser."""
     model, chosen = build_model(recipe, rng), recipe.optimiser
     make = OPTIMISERS[chosen.name]
-    return model, make(model.parameters(), weight_decay=chosen.weight_decay, **chosen.options)
+    return model, make(model.parameters(), paces=paces_of(chosen, model.parameters()), **chosen.options)

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from mlcore.checkpoint import Checkpoint, Row, State, save
-from mlcore.data.images import Bytes
 from mlcore.data.loader import Batch
+from mlcore.data.views import Stream
 from mlcore.display import Display, View
 from mlcore.engines import Engine, engine_for
 from mlcore.errors import CheckpointError, Interrupted, NotFinite
@@ -93,16 +93,15 @@ class Trainer:
         except CheckpointError as error:
             self.warn(str(error))
 
-    def evaluate(self, images_NHW: Bytes, labels_N: Bytes | None) -> Evaluation:
+    def evaluate(self, stream: Stream) -> Evaluation:
         """What the network says about images now."""
-        return evaluate_by(self.engine.logits, self.session.normaliser, images_NHW, labels_N, self.state.step)
+        return evaluate_by(self.engine.logits, stream, self.state.step)
 
     def validate(self) -> tuple[float | None, float | None]:
         """(loss, error in percent) on the validation part; (None, None) when there is none."""
-        part = self.session.validation
-        if not len(part):
+        if not len(self.session.validation):
             return None, None
-        seen = self.evaluate(part.images[part.index], part.labels[part.index])
+        seen = self.evaluate(self.session.validation)
         return seen.loss, seen.error_pct
 
     def warn(self, text: str) -> None:

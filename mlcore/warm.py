@@ -21,8 +21,8 @@ import numpy as np
 from mlcore import models, ops
 from mlcore.autograd import no_grad
 from mlcore.config import Precision, Recipe
+from mlcore.data.views import BATCH
 from mlcore.engines import planned
-from mlcore.evaluate import BATCH
 from mlcore.kernels import jit
 from mlcore.kernels.ahead import Job, compile_all, jobs_of
 from mlcore.kernels.native import this_machine

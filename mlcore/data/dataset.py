@@ -1,6 +1,8 @@
-"""A dataset read from a folder, with what can be said about its origin: official, unverified or drawn."""
+"""A dataset in memory, with what can be said about its origin: official, unverified or drawn.
 
-from collections.abc import Mapping
+Legend: N images, C channels, H W pixels.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -8,36 +10,24 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mlcore.data.idx import Idx, read_images, read_labels
-from mlcore.errors import DataError, DatasetMissing, IdxWrongCount
-
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+Shape: TypeAlias = tuple[int, int, int]
 
-MNIST, UNVERIFIED, SURROGATE = "mnist", "mnist-unverified", "mnist-surrogate"
-MARK = "SURROGATE.json"  # its presence in a folder says: drawn by mlcore, not MNIST
-CLASSES = 10
-SIDE = 28
-
-# sha256 of the decompressed IDX bytes: the mirrors' gzip headers differ, these do not
-OFFICIAL_SHA256 = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = OFFICIAL_SHA256
+SURROGATE_SUFFIX = "-surrogate"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 [N,28,28] and labels uint8 [N] of both splits, and where they come from.
+    """Images uint8 [N,C,H,W] and labels uint8 [N] of both splits, and where they come from.
 
-    `name`: "mnist" (every file is the official one), "mnist-unverified" or "mnist-surrogate".
-    `test_labels` is None where they are withheld. `sha256`: by file name, of the decompressed bytes.
-    `warnings`: what a reader of any number made from this data must be told.
+    `kind`: its name in `kinds.KINDS`. `name`: the same where every file is the official one, else
+    "<kind>-unverified" or "<kind>-surrogate". `test_labels` is None where they are withheld. `sha256`: by file name,
+    of the decompressed bytes. `warnings`: what a reader of any number made from this data must be told.
     """
 
+    kind: str
     name: str
+    class_names: tuple[str, ...]
     train_images: Bytes
     train_labels: Bytes
     test_images: Bytes
@@ -48,87 +38,31 @@ class Dataset:
 
     @property
     def surrogate(self) -> bool:
-        """Whether these digits were drawn by mlcore: numbers from them say nothing about MNIST."""
-        return self.name == SURROGATE
+        """Whether these images were drawn by mlcore: numbers from them say nothing about the dataset."""
+        return self.name.endswith(SURROGATE_SUFFIX)
+
+    @property
+    def image_shape(self) -> Shape:
+        """(C, H, W) of every image."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.class_names)
+
+    def test_image(self, index: int) -> Bytes:
+        """uint8 [C,H,W], for a picture."""
+        image: Bytes = self.test_images[index]
+        return image
 
 
-def file_in(folder: Path, stem: str) -> Path | None:
-    """The file that holds `stem` in `folder`, gzip or not, in either of the two spellings in use."""
-    dotted = stem.replace("-idx", ".idx")
-    for name in (f"{stem}.gz", stem, f"{dotted}.gz", dotted):
-        if (folder / name).is_file():
-            return folder / name
-    return None
-
-
-def holds_dataset(folder: Path) -> bool:
-    """Whether `folder` has the three files without which there is no dataset; test labels may be withheld."""
-    return all(file_in(folder, stem) for stem in (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES))
-
-
-def read_dataset(folder: Path, official: Mapping[str, str] = OFFICIAL_SHA256) -> Dataset:
-    """Read and check the IDX files in `folder`; they are "mnist" when their sha256 are the `official` ones.
-
-    Raises DatasetMissing, IdxError (malformed, or counts that don't match), DataError (labels beyond 0..9).
-    """
-    found = {stem: path for stem in OFFICIAL_SHA256 if (path := file_in(folder, stem))}
-    missing = [stem for stem in OFFICIAL_SHA256 if stem not in found and stem != TEST_LABELS]
-    if missing:
-        raise DatasetMissing(
-            f"lacks {', '.join(missing)}[.gz]", place=str(folder), fix="run `mlcore fetch mnist` to get them"
-        )
-    train_images, train_labels = _read_pair(found[TRAIN_IMAGES], found[TRAIN_LABELS])
-    test_images, test_labels = _read_pair(found[TEST_IMAGES], found.get(TEST_LABELS))
-    assert train_labels is not None
-    read = {TRAIN_IMAGES: train_images, TRAIN_LABELS: train_labels, TEST_IMAGES: test_images}
-    sha256 = {stem: idx.sha256 for stem, idx in read.items()}
-    if test_labels:
-        sha256[TEST_LABELS] = test_labels.sha256
-    name, warnings = _origin(folder, sha256, official)
-    return Dataset(
-        name=name,
-        train_images=train_images.array,
-        train_labels=train_labels.array,
-        test_images=test_images.array,
-        test_labels=test_labels.array if test_labels else None,
-        sha256=sha256,
-        path=folder,
-        warnings=warnings,
-    )
-
-
-def _read_pair(images_path: Path, labels_path: Path | None) -> tuple[Idx, Idx | None]:
-    images = read_images(images_path)
-    if images.array.shape[1:] != (SIDE, SIDE) or len(images.array) == 0:
-        raise IdxWrongCount(
-            f"holds {'x'.join(map(str, images.array.shape))}, not one or more images of {SIDE}x{SIDE}",
-            place=str(images_path),
-            fix="fetch the file again",
-        )
-    if labels_path is None:
-        return images, None
-    labels = read_labels(labels_path)
-    if len(labels.array) != len(images.array):
-        raise IdxWrongCount(
-            f"{len(labels.array)} labels for the {len(images.array)} images of {images_path.name}",
-            place=str(labels_path),
-            fix="fetch both files from one place",
-        )
-    if labels.array.max() >= CLASSES:
-        at = int(np.argmax(labels.array >= CLASSES))
-        raise DataError(
-            f"label {labels.array[at]} at {at} is not a digit 0..{CLASSES - 1}",
-            place=str(labels_path),
-            fix="fetch the file again",
-        )
-    return images, labels
-
-
-def _origin(folder: Path, sha256: dict[str, str], official: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """The name these files deserve, and the warnings that go with it."""
-    if (folder / MARK).is_file() or folder.name == SURROGATE:
-        return SURROGATE, ("drawn surrogate digits: numbers made from them are not measured on MNIST",)
+def verified_name(
+    kind: str, title: str, sha256: dict[str, str], official: dict[str, str]
+) -> tuple[str, tuple[str, ...]]:
+    """The name that files with these checksums deserve, and the warnings that go with it."""
     different = [stem for stem, digest in sha256.items() if digest != official[stem]]
     if different:
-        return UNVERIFIED, (f"not the official MNIST files: {', '.join(different)} differ by sha256",)
-    return MNIST, ()
+        return f"{kind}-unverified", (f"not the official {title} files: {', '.join(different)} differ by sha256",)
+    return kind, ()

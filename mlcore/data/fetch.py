@@ -1,29 +1,20 @@
 """Where a dataset is found: the folder that was named, the cache, a download, and at last drawn digits.
 
-1. `--data DIR` or MLCORE_DATA: a folder that holds `mnist/` (or `mnist-surrogate/`), or is it. One that does not
+1. `--data DIR` or MLCORE_DATA: a folder that holds `<name>/` (or `<name>-surrogate/`), or is it. One that does not
    exist is an error; one without the data is an error for --data, and a warning for MLCORE_DATA.
 2. the cache: MLCORE_CACHE, else XDG_CACHE_HOME/mlcore, else ~/.cache/mlcore.
 3. the mirrors, file by file; what they send is kept only when its decompressed sha256 is the official one.
-4. where allowed: the surrogate, drawn into the cache, labelled in every output.
+4. where there is one and it is allowed: the surrogate, drawn into the cache, labelled in every output.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlcore.data.dataset import (
-    MARK,
-    MNIST,
-    SURROGATE,
-    UNVERIFIED,
-    Dataset,
-    file_in,
-    holds_dataset,
-    read_dataset,
-)
-from mlcore.data.idx import read_idx
-from mlcore.data.mirrors import Say, Source, download_one
+from mlcore.data.dataset import Dataset
+from mlcore.data.kinds import Kind, kind_of
+from mlcore.data.mirrors import Say, Source
+from mlcore.data.mnist import MARK
 from mlcore.errors import DataError, DatasetMissing
 
 
@@ -53,21 +44,24 @@ class Places:
 def find(
     name: str, places: Places, allow_surrogate: bool = True, say: Say = print, source: Source | None = None
 ) -> Dataset:
-    """Find, verify and read the dataset `name` ("mnist" or "mnist-surrogate").
+    """Find, verify and read the dataset `name`: one of `kinds.names()`.
 
     A folder named by flag must hold it: falling through to other data would be a surprise. For "mnist" a folder
-    with only a surrogate counts when `allow_surrogate`. Raises DatasetMissing, DataError.
+    with only a surrogate counts when `allow_surrogate`. Raises RecipeError, DatasetMissing, DataError.
     """
-    source = source or Source()
-    _demand_folder(places)
-    dataset = _located(name, places, allow_surrogate, say, source)
-    if dataset is None and name == MNIST:
-        dataset = _downloaded(places.cache / MNIST, allow_surrogate, say, source)
+    kind = kind_of(name)
+    source = source or kind.source
+    _demand_folder(kind, places)
+    dataset = _located(name, kind, places, allow_surrogate, say, source)
+    if dataset is None and name == kind.name:
+        dataset = _downloaded(kind, places.cache / name, allow_surrogate and bool(kind.draw), say, source)
     if dataset is None:
-        dataset = read_dataset(_drawn(places.cache / SURROGATE, say), source.official)
-    if dataset.surrogate and name == MNIST and not allow_surrogate:
+        dataset = kind.read(_drawn(kind, places.cache, say), source.official)
+    if dataset.surrogate and name == kind.name and not allow_surrogate:
         raise DatasetMissing(
-            "holds drawn surrogate digits, not MNIST", place=str(dataset.path), fix="name a folder with the real files"
+            f"holds drawn surrogate digits, not {kind.title}",
+            place=str(dataset.path),
+            fix="name a folder with the real files",
         )
     for warning in dataset.warnings:
         say(f"warning: {dataset.path}: {warning}")
@@ -79,112 +73,101 @@ def locate(name: str, places: Places, say: Say, allow_surrogate: bool = True) ->
 
     Without it, a flag's folder raises DatasetMissing, and of MLCORE_DATA's `say` is told.
     """
-    names = [name] if name == SURROGATE or not allow_surrogate else [MNIST, SURROGATE]
+    kind = kind_of(name)
+    names = [name, kind.surrogate] if kind.surrogate and allow_surrogate and name == kind.name else [name]
     if places.named:
-        found = _inside(places.named, names)
+        found = _inside(kind, places.named, names)
         if found is None:
             raise DatasetMissing(
-                _lack(places, names),
+                _lack(kind, places, names),
                 place=str(places.named),
                 fix=f"name the folder that does, or {_without(places)} to search the cache and the mirrors",
             )
         return found
     if places.environment:
-        if found := _inside(places.environment, names):
+        if found := _inside(kind, places.environment, names):
             return found
-        say(f"warning: {places.environment}: {_lack(places, names)}; looking in the cache and at the mirrors")
-    return _inside(places.cache, [name])  # its surrogate counts only after the mirrors failed (see `find`)
+        say(f"warning: {places.environment}: {_lack(kind, places, names)}; looking in the cache and at the mirrors")
+    return _inside(kind, places.cache, [name])  # its surrogate counts only after the mirrors failed (see `find`)
 
 
 def copy_to(dataset: Dataset, out: Path) -> Path:
     """Copy a dataset's files into `out`; returns it. Raises DataError when it can't be written."""
-    names = [path for stem in dataset.sha256 if (path := file_in(dataset.path, stem))]
-    names += [dataset.path / MARK] if (dataset.path / MARK).is_file() else []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for path in names:
-            if path.parent.resolve() != out.resolve():
-                shutil.copyfile(path, out / path.name)
+        kind_of(dataset.kind).copy(dataset, out)
     except OSError as error:
         raise DataError(f"can't be written ({error.strerror})", place=str(out), fix="choose another --out") from error
     return out
 
 
-def _demand_folder(places: Places) -> None:
+def _demand_folder(kind: Kind, places: Places) -> None:
     """Raise DatasetMissing when the folder to look in first is none: whoever named it meant some data by it."""
     folder = places.named or places.environment
     if folder and not folder.is_dir():
         raise DatasetMissing(
             f"named by {places.named_by}, {'is not a folder' if folder.exists() else 'does not exist'}",
             place=str(folder),
-            fix=f"name a folder that holds mnist/, or {_without(places)}",
+            fix=f"name a folder that holds {kind.name}/, or {_without(places)}",
         )
 
 
-def _lack(places: Places, names: list[str]) -> str:
-    return f"named by {places.named_by}, holds no {' or '.join(f'{name}/' for name in names)} with the IDX files"
+def _lack(kind: Kind, places: Places, names: list[str]) -> str:
+    return f"named by {places.named_by}, holds no {' or '.join(f'{name}/' for name in names)} with {kind.files}"
 
 
 def _without(places: Places) -> str:
     return "leave --data away" if places.named_by == "--data" else "unset MLCORE_DATA"
 
 
-def _inside(root: Path, names: list[str]) -> Path | None:
+def _inside(kind: Kind, root: Path, names: list[str]) -> Path | None:
     candidates = [root / name for name in names]
-    if SURROGATE in names or not (root / MARK).is_file():
+    if kind.surrogate in names or not (root / MARK).is_file():
         candidates.append(root)
-    return next((folder for folder in candidates if holds_dataset(folder)), None)
+    return next((folder for folder in candidates if kind.holds(folder)), None)
 
 
-def _located(name: str, places: Places, allow_surrogate: bool, say: Say, source: Source) -> Dataset | None:
+def _located(name: str, kind: Kind, places: Places, allow_surrogate: bool, say: Say, source: Source) -> Dataset | None:
     """The dataset that is there already; a damaged copy in our own cache counts as none, and is fetched again."""
     folder = locate(name, places, say, allow_surrogate)
-    if folder is None or folder != places.cache / MNIST:
-        return read_dataset(folder, source.official) if folder else None
+    if folder is None or folder != places.cache / kind.name:
+        return kind.read(folder, source.official) if folder else None
     try:
-        dataset = read_dataset(folder, source.official)
+        dataset = kind.read(folder, source.official)
     except DataError as error:
         say(f"the cache is damaged: {error}")
         return None
-    if dataset.name == UNVERIFIED:
+    if not dataset.surrogate and dataset.name != kind.name:
         say(f"the cache is damaged: {folder}: {'; '.join(dataset.warnings)}")
         return None
     return dataset
 
 
-def _downloaded(folder: Path, allow_surrogate: bool, say: Say, source: Source) -> Dataset | None:
-    """MNIST, downloaded into `folder`; None when that failed and the surrogate may stand in."""
-    say(f"fetching MNIST into {folder}")
+def _downloaded(kind: Kind, folder: Path, may_draw: bool, say: Say, source: Source) -> Dataset | None:
+    """The dataset, downloaded into `folder`; None when that failed and the surrogate may stand in."""
+    say(f"fetching {kind.title} into {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stem, digest in source.official.items():
-            if not _is_official(file_in(folder, stem), digest):
-                download_one(folder / f"{stem}.gz", digest, say, source)
-        return read_dataset(folder, source.official)
+        kind.download(folder, say, source)
+        return kind.read(folder, source.official)
     except (DataError, OSError) as error:
-        if not allow_surrogate:
+        if not may_draw:
             fix = "name a folder that holds it with --data"
-            raise DatasetMissing(f"MNIST can't be had: {error}", place=str(folder), fix=fix) from error
-        say(f"warning: MNIST can't be had: {error}")
+            raise DatasetMissing(f"{kind.title} can't be had: {error}", place=str(folder), fix=fix) from error
+        say(f"warning: {kind.title} can't be had: {error}")
         return None
 
 
-def _is_official(path: Path | None, digest: str) -> bool:
-    try:
-        return path is not None and read_idx(path).sha256 == digest
-    except DataError:
-        return False
-
-
-def _drawn(folder: Path, say: Say) -> Path:
-    """The surrogate in `folder`, drawn unless it is there and whole (its mark is written last)."""
-    if holds_dataset(folder) and (folder / MARK).is_file():
+def _drawn(kind: Kind, cache: Path, say: Say) -> Path:
+    """The surrogate in the cache, drawn unless it is there and whole (its mark is written last)."""
+    assert kind.surrogate
+    assert kind.draw
+    folder = cache / kind.surrogate
+    if kind.holds(folder) and (folder / MARK).is_file():
         return folder
-    from mlcore.data.surrogate import write_surrogate
-
-    say(f"drawing SURROGATE digits into {folder}: numbers made from them are not measured on MNIST")
+    say(f"drawing SURROGATE digits into {folder}: numbers made from them are not measured on {kind.title}")
     try:
-        return write_surrogate(folder)
+        return kind.draw(folder)
     except OSError as error:
         raise DataError(
             f"can't be written ({error.strerror})", place=str(folder), fix="set MLCORE_CACHE to a folder that can"

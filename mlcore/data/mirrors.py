@@ -1,24 +1,19 @@
-"""Downloads of MNIST's files: the mirrors in turn, each answer verified before it is used."""
+"""Downloads of a dataset's files: the mirrors in turn, each answer verified before it is used."""
 
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mlcore.data.dataset import OFFICIAL_SHA256
-from mlcore.data.idx import read_idx
 from mlcore.errors import ChecksumMismatch, DataError, DatasetMissing
 
-MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
 TIMEOUT_S = 30
 # what an exception is called to a person, by its class or the nearest of its bases that is named here
 FAILURES = {
     "ChecksumMismatch": "other bytes than the published ones",
+    "CifarMalformed": "not the archive",
     "DataError": "not an IDX file",
     "Timeout": "timed out",
     "TimeoutError": "timed out",
@@ -29,6 +24,7 @@ FAILURES = {
 
 Say = Callable[[str], None]
 Download = Callable[[str, Path], None]
+Check = Callable[[Path, str], None]  # a file and where it came from; DataError when it is not the published one
 
 
 def fetch_url(url: str, path: Path) -> None:
@@ -44,13 +40,13 @@ def fetch_url(url: str, path: Path) -> None:
 class Source:
     """Where downloads come from and what they must be: sha256 of decompressed bytes by file name without .gz."""
 
-    mirrors: tuple[str, ...] = MIRRORS
-    official: Mapping[str, str] = field(default_factory=lambda: OFFICIAL_SHA256)
+    mirrors: tuple[str, ...]
+    official: Mapping[str, str]
     download: Download = fetch_url
 
 
-def download_one(path: Path, digest: str, say: Say, source: Source) -> None:
-    """Try the mirrors in turn for `path`, which takes its place only after its decompressed bytes were verified.
+def download_one(path: Path, check: Check, say: Say, source: Source) -> None:
+    """Try the mirrors in turn for `path`, which takes its place only after `check` has held.
 
     Raises DatasetMissing with a few words for each mirror.
     """
@@ -61,7 +57,7 @@ def download_one(path: Path, digest: str, say: Say, source: Source) -> None:
             part = Path(scratch) / path.name
             try:
                 source.download(url, part)
-                _verify(part, url, digest)
+                check(part, url)
                 part.replace(path)
                 say(f"fetched {url}")
                 return
@@ -78,7 +74,7 @@ def _failure(error: Exception) -> str:
     return next(known, None) or getattr(error, "strerror", None) or type(error).__name__
 
 
-def _verify(path: Path, url: str, digest: str) -> None:
-    got = read_idx(path).sha256
+def check_sha256(got: str, digest: str, place: str) -> None:
+    """ChecksumMismatch unless they are equal."""
     if got != digest:
-        raise ChecksumMismatch(f"decompressed sha256 is {got}, not {digest}", place=str(url), fix="not used")
+        raise ChecksumMismatch(f"decompressed sha256 is {got}, not {digest}", place=place, fix="not used")

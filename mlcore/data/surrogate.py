@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mlcore.data.dataset import MARK
 from mlcore.data.glyphs import GLYPHS, Stroke, Style
 from mlcore.data.idx import write_idx
+from mlcore.data.mnist import MARK
 from mlcore.files import write_bytes
 from mlcore.rng import Rng
 

@@ -98,13 +98,14 @@ def run(work: int, table: Array, lanes: int, memory: Memory, batch: Batch) -> No
 
 
 def update(
-    weights: Array, velocity: Array, grads: Array, spans: Array, decays: Array, rate: float, momentum: float,
+    weights: Array, velocity: Array, grads: Array, spans: Array, rates: Array, decays: Array, momentum: float,
     nesterov: bool,
 ) -> None:  # fmt: skip
-    """SGD, in place: spans [S, 2] (from, to) of the weights, each with its decay; grads [G, P] are added in order."""
+    """SGD, in place: spans [S, 2] (from, to) of the weights, each with its rate [S] and decay [S]; grads [G, P] are
+    added in order."""
     ahead, own = (momentum, 1.0) if nesterov else (1.0, 0.0)
-    steps = np.float32(rate), np.float32(momentum), np.float32(ahead), np.float32(own)
-    _update(4 * grads.size, weights, velocity, grads, spans, decays, *steps)
+    steps = np.float32(momentum), np.float32(ahead), np.float32(own)
+    _update(4 * grads.size, weights, velocity, grads, spans, rates.astype(np.float32), decays, *steps)
 
 
 @SharedKernel
@@ -188,8 +189,8 @@ def _update(
     velocity: Array,
     grads: Array,
     spans: Array,
+    rates: Array,
     decays: Array,
-    rate: Any,
     momentum: Any,
     ahead: Any,
     own: Any,
@@ -201,7 +202,7 @@ def _update(
             more = grads[group, part]
             for i in range(slope.size):
                 slope[i] += more[i]
-        _move(weights[part], velocity[part], slope, decays[span], rate, momentum, ahead, own)
+        _move(weights[part], velocity[part], slope, decays[span], rates[span], momentum, ahead, own)
 
 
 @kernel

@@ -43,7 +43,7 @@ class LanePlan:
         self.training, self.evaluation = self.network.table(training=True), self.network.table(training=False)
         self.memory = _memory(self.network, -(-batch // self.lanes))
         self.velocity = np.zeros_like(self.memory.weights)
-        self.spans, self.decays = _spans(self.network, optimiser)
+        self.spans, self.rates, self.decays = _spans(self.network, optimiser)
         self.work = 3 * model.macs(input_shape)
         self._groups = 0
         self.take()
@@ -67,8 +67,8 @@ class LanePlan:
     def update(self, rate: float) -> None:
         """Move the weights by the gradients of the last `forward`."""
         lane_program.update(
-            self.memory.weights, self.velocity, self.memory.grads[: self._groups], self.spans, self.decays,
-            rate, self.optimiser.momentum, self.optimiser.nesterov,
+            self.memory.weights, self.velocity, self.memory.grads[: self._groups], self.spans, rate * self.rates,
+            self.decays, self.optimiser.momentum, self.optimiser.nesterov,
         )  # fmt: skip
 
     def logits(self, images_NCHW: Array) -> Array:
@@ -123,14 +123,15 @@ def _memory(made: Network, groups: int) -> Memory:
     )
 
 
-def _spans(made: Network, optimiser: SGD) -> tuple[Array, Array]:
-    """Pieces of the parameters that the update deals out to threads, each with its decay."""
-    pieces = list(_pieces(made, optimiser))
-    return np.array([piece[:2] for piece in pieces], np.int64), np.array([piece[2] for piece in pieces], np.float32)
+def _spans(made: Network, optimiser: SGD) -> tuple[Array, Array, Array]:
+    """Pieces of the parameters that the update deals out to threads; each one's multiple of the rate, and decay."""
+    pieces = list(_pieces(made))
+    rates, decays = ([of[name] for name, _, _ in pieces] for of in (optimiser.rates, optimiser.decay))
+    return np.array([piece[1:] for piece in pieces], np.int64), np.array(rates), np.array(decays, np.float32)
 
 
-def _pieces(made: Network, optimiser: SGD) -> Iterator[tuple[int, int, float]]:
+def _pieces(made: Network) -> Iterator[tuple[str, int, int]]:
     for slot in made.parameters.slots:
         end = slot.start + int(np.prod(slot.shape))
         for start in range(slot.start, end, lane_program.UPDATE_BLOCK):
-            yield start, min(end, start + lane_program.UPDATE_BLOCK), optimiser.decay[slot.name]
+            yield slot.name, start, min(end, start + lane_program.UPDATE_BLOCK)

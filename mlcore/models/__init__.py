@@ -8,6 +8,7 @@ from typing import Any
 from mlcore.layers import Sequential
 from mlcore.models.alexnet import alexnet, alexnet_small
 from mlcore.models.cuda_convnet import cuda_convnet
+from mlcore.models.fig1 import fig1
 from mlcore.models.lenet5 import lenet5
 from mlcore.models.mlp import mlp
 from mlcore.models.mnist_cnn import mnist_cnn
@@ -21,6 +22,7 @@ MODELS: dict[str, Builder] = {
     "alexnet": alexnet,
     "alexnet_small": alexnet_small,
     "cuda_convnet": cuda_convnet,
+    "fig1": fig1,
     "lenet5": lenet5,
     "mlp": mlp,
     "mnist_cnn": mnist_cnn,
@@ -32,6 +34,7 @@ INPUTS: dict[str, tuple[tuple[int, ...], int]] = {
     "alexnet": ((3, 227, 227), 1000),
     "alexnet_small": ((3, 64, 64), 200),
     "cuda_convnet": ((3, 32, 32), 10),
+    "fig1": ((3, 32, 32), 10),
     "lenet5": ((1, 28, 28), 10),
     "mlp": ((1, 28, 28), 10),
     "mnist_cnn": ((1, 28, 28), 10),

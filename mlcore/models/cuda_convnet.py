@@ -3,9 +3,9 @@
 Source: cuda-convnet's published configurations layers-80sec, layers-18pct, layers-conv-local-13pct and -11pct. All
 begin with 5x5 convolutions, each with a pooling of 3x3 windows 2 apart; the last two go on with locally connected
 layers, and the 11 % one normalises across channels, as in Krizhevsky et al. 2012, sec. 3.3. Its poolings count windows
-that stick out at the far edge; here a padding of 1 gives the same 16, 8 and 4 pixels a side. Its own step sizes of the
-weights' first values (1e-4, 0.01, 0.04, 0.1) belong to inputs of 0..255; here the initialiser is an option. The 11 %
-network is trained on random crops of 24x24.
+that stick out at the far edge; here a padding of 1 gives the same 16, 8 and 4 pixels a side. With weights =
+"published" each layer begins with the deviation of its configuration, for inputs of 0..255 less the mean image. The
+11 % network is trained on random crops of 24x24.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mlcore.rng import Rng
 
 @dataclass(frozen=True)
 class CudaConvnetOptions:
-    """net: which of the four. weights: how all weights begin."""
+    """net: which of the four. weights: how all weights begin; "published": each layer's as the author's."""
 
     net: Literal["80s", "18pct", "13pct", "11pct"] = "80s"
     weights: str = "he"
@@ -42,16 +42,22 @@ class CudaConvnetOptions:
 def cuda_convnet(options: Mapping[str, Any], rng: Rng, input_shape: tuple[int, ...], classes: int) -> Sequential:
     """The network for `input_shape` (channels, height, width), usually (3, 32, 32); see CudaConvnetOptions."""
     chosen = read_options(CudaConvnetOptions, options, "model.options")
-    stack = _Stack(input_shape, chosen.weights, rng)
+    stack = _Stack(input_shape, _beginnings(chosen), rng)
     NETS[chosen.net](stack)
     stack.linear("output", classes)
     return Sequential(stack.layers, input_shape)
 
 
+def _beginnings(chosen: CudaConvnetOptions) -> Mapping[str, str]:
+    """The initialiser of each layer."""
+    of = DEVIATIONS[chosen.net]
+    return {name: f"normal:{of[name]}" if chosen.weights == "published" else chosen.weights for name in of}
+
+
 class _Stack:
     """Layers put on one another; each is made for what the one below it gives."""
 
-    def __init__(self, input_shape: tuple[int, ...], weights: str, rng: Rng) -> None:
+    def __init__(self, input_shape: tuple[int, ...], weights: Mapping[str, str], rng: Rng) -> None:
         self.shape, self.weights, self.rng = input_shape, weights, rng
         self.layers: list[tuple[str, Layer]] = []
 
@@ -61,7 +67,7 @@ class _Stack:
 
     def conv(self, name: str, outputs: int) -> None:
         """5x5, the map keeps its size; no ReLU."""
-        self.add(name, Conv2d(self.shape[0], outputs, 5, self.rng.child(name), padding=2, weights=self.weights))
+        self.add(name, Conv2d(self.shape[0], outputs, 5, self.rng.child(name), padding=2, weights=self.weights[name]))
 
     def conv_relu(self, name: str, outputs: int) -> None:
         self.conv(name, outputs)
@@ -70,13 +76,13 @@ class _Stack:
     def local_relu(self, name: str, outputs: int) -> None:
         """3x3 with weights of its own at every place; the map keeps its size."""
         stream = self.rng.child(name)
-        self.add(name, LocallyConnected2d(self.shape, outputs, 3, stream, padding=1, weights=self.weights))
+        self.add(name, LocallyConnected2d(self.shape, outputs, 3, stream, padding=1, weights=self.weights[name]))
         self.add(f"{name}_act", ReLU())
 
     def linear(self, name: str, outputs: int) -> None:
         if len(self.shape) > 1:
             self.add("flatten", Flatten())
-        self.add(name, Linear(self.shape[0], outputs, self.rng.child(name), weights=self.weights))
+        self.add(name, Linear(self.shape[0], outputs, self.rng.child(name), weights=self.weights[name]))
 
 
 def _net_80s(stack: _Stack) -> None:
@@ -128,4 +134,12 @@ NETS: dict[str, Callable[[_Stack], None]] = {
     "18pct": _net_18pct,
     "13pct": _net_13pct,
     "11pct": _net_11pct,
+}
+
+# initW of the published configurations, by layer.
+DEVIATIONS: dict[str, dict[str, float]] = {
+    "80s": {"conv1": 1e-4, "conv2": 0.01, "conv3": 0.01, "fc1": 0.1, "output": 0.1},
+    "18pct": {"conv1": 1e-4, "conv2": 0.01, "conv3": 0.01, "output": 0.01},
+    "13pct": {"conv1": 1e-4, "conv2": 0.01, "local3": 0.04, "local4": 0.04, "output": 0.01},
+    "11pct": {"conv1": 1e-4, "conv2": 0.01, "local3": 0.04, "local4": 0.04, "output": 0.01},
 }

@@ -112,8 +112,9 @@ class Plan:
         return self.stages[-1].out.rows(count).copy()
 
     def _moves(self, layer: str, rate: float) -> dict[str, Move]:
-        decay, momentum = self.optimiser.decay, self.optimiser.momentum
-        return {part: Move(rate, momentum, decay.get(f"{layer}.{part}", 0.0)) for part in ("weight", "bias")}
+        known, decay, rates = self.optimiser.momentum, self.optimiser.decay, self.optimiser.rates
+        names = {part: f"{layer}.{part}" for part in ("weight", "bias")}
+        return {part: Move(rate * rates[name], known, decay[name]) for part, name in names.items() if name in rates}
 
 
 def _of(layer: str, arrays: Mapping[str, Array]) -> Weights:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mlcore import config
-from mlcore.data.dataset import Dataset, read_dataset
+from mlcore.data.dataset import Dataset
+from mlcore.data.mnist import read_mnist
 from mlcore.data.surrogate import write_surrogate
 from mlcore.display import Quiet
 
@@ -38,7 +39,7 @@ def surrogate_folder(train: int = 600, test: int = 120) -> Path:
 @functools.cache
 def surrogate(train: int = 600, test: int = 120) -> Dataset:
     """The same, read."""
-    return read_dataset(surrogate_folder(train, test))
+    return read_mnist(surrogate_folder(train, test))
 
 
 def tiny(*overrides: str) -> config.Recipe:

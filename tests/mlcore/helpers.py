@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlcore import ops
 from mlcore.layers import Sequential
-from mlcore.optim import SGD
+from mlcore.optim import SGD, Pace
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
 
@@ -68,6 +68,11 @@ def run_python(code: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def odd_paces(model: Sequential) -> dict[str, Pace]:
+    """A rate and a decay of its own for every parameter."""
+    return {name: Pace(1 + 0.25 * (i % 5), 0.01 * (i % 3)) for i, name in enumerate(model.parameters())}
 
 
 def tape_step(model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int) -> tuple[float, Array]:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mlcore.check import check_round_trip, run_checks
+from mlcore.check import _loader, check_round_trip, run_checks
 from mlcore.data.loader import Batch, Loader, Part
+from mlcore.data.windows import Windows
 from mlcore.session import assemble, use_threads
 from tests.mlcore.drawn import surrogate, tiny
 
@@ -23,13 +24,13 @@ class Spoiled(Loader):
         super().__init__(sound.part, sound.batch, sound.normaliser, sound.rng)
         self.spoil = spoil
 
-    def take(self, index: "np.typing.NDArray[np.int64]") -> Batch:
-        return self.spoil(self, super().take(index))
+    def take(self, index: "np.typing.NDArray[np.int64]", windows: Windows | None = None) -> Batch:
+        return self.spoil(self, super().take(index, windows))
 
 
 def blanked(loader: Loader, batch: Batch) -> Batch:
     images = batch.images.copy()
-    images[8:] = loader.normaliser.table()[0]
+    images[8:] = loader.normaliser.table[0, 0]
     return replace(batch, images=images)
 
 
@@ -58,7 +59,7 @@ def twice_normalised(loader: Loader, batch: Batch) -> Batch:
 
 
 def not_normalised(loader: Loader, batch: Batch) -> Batch:
-    return replace(batch, images=(loader.part.images[batch.index] / 255).astype(np.float32)[:, None])
+    return replace(batch, images=(loader.part.images[batch.index] / 255).astype(np.float32))
 
 
 def transposed(loader: Loader, batch: Batch) -> Batch:
@@ -96,7 +97,7 @@ BUGS: dict[Spoil, str] = {
 @functools.cache
 def sound_loader() -> Loader:
     use_threads(1)
-    return assemble(RECIPE, surrogate()).loader
+    return _loader(assemble(RECIPE, surrogate()))
 
 
 def round_trip(loader: Loader) -> tuple[bool, str]:
@@ -176,13 +177,13 @@ def test_labels_that_leak_into_images_are_caught_by_the_shuffled_control() -> No
     from mlcore.check import _short, check_shuffled
 
     images = surrogate(6000, 10).train_images.copy()
-    images[:, 0, :] = 0
-    images[np.arange(len(images)), 0, surrogate(6000, 10).train_labels] = 255
+    images[:, 0, 0, :] = 0
+    images[np.arange(len(images)), 0, 0, surrogate(6000, 10).train_labels] = 255
     leaking = replace(surrogate(6000, 10), train_images=images)
 
     class Unshuffled(Loader):
-        def take(self, index: "np.typing.NDArray[np.int64]") -> Batch:
-            return replace(super().take(index), labels=leaking.train_labels[index].astype(np.int64))
+        def take(self, index: "np.typing.NDArray[np.int64]", windows: Windows | None = None) -> Batch:
+            return replace(super().take(index, windows), labels=leaking.train_labels[index].astype(np.int64))
 
     check = check_shuffled(
         _short(RECIPE, leaking, shuffle=True),

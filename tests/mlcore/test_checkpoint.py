@@ -24,8 +24,6 @@ def checkpoint(step: int) -> Checkpoint:
         recipe_sha256="r",
         data_sha256={"train": "d"},
         data_dir=None,
-        mean=0.13,
-        deviation=1 / 3,
         step=step,
         epoch_loss_sum=0.1 * step,
         rows=ROWS,
@@ -165,7 +163,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = st.sampled_from(["state", "arrays_bytes", "arrays_sha256", "sha256", "step", "rows", "mean"])
+FIELDS = st.sampled_from(["state", "arrays_bytes", "arrays_sha256", "sha256", "step", "rows", "wall_s"])
 
 
 def outcome(path: Path) -> Checkpoint | CheckpointError:
@@ -198,7 +196,7 @@ def test_well_sealed_nonsense_gives_nothing_but_a_documented_error(key: str, val
         "arrays_bytes": len(arrays),
         "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
     }
-    (document["state"] if key in ("step", "rows", "mean") else document)[key] = value  # type: ignore[index]
+    (document["state"] if key in ("step", "rows", "wall_s") else document)[key] = value  # type: ignore[index]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step-0000000001.json"
         path.write_bytes(_sealed({k: v for k, v in document.items() if k != "sha256"}))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcore import config
-from mlcore.config import load, parse, to_toml
+from mlcore.config import LayerPace, load, parse, to_toml
 from mlcore.errors import RecipeError
 from tests.mlcore.drawn import RECIPE, tiny
 
@@ -106,6 +106,22 @@ def test_an_optimisers_impossible_options_are_named(overrides: tuple[str, ...], 
     (mistake,) = mistakes(RECIPE, *overrides)
     assert mistake.startswith("override 'optimiser.")
     assert message in mistake
+
+
+def test_layers_have_rates_and_decays_of_their_own() -> None:
+    text = RECIPE.replace("[schedule]", "[optimiser.layers.fc1]\nweight_decay = 0.03\n[schedule]")
+    recipe = parse(text, "r.toml", ("optimiser.layers.fc2.rate=2", "optimiser.bias_rate=2"))
+    assert recipe.optimiser.layers == {"fc1": LayerPace(weight_decay=0.03), "fc2": LayerPace(rate=2)}
+    assert parse(to_toml(recipe), "resolved") == recipe
+
+
+def test_a_layers_unknown_option_is_named_with_its_line() -> None:
+    text = RECIPE.replace("[schedule]", "[optimiser.layers.fc1]\nweigth_decay = 0.03\n[schedule]")
+    line = 1 + text.splitlines().index("weigth_decay = 0.03")
+    (mistake,) = mistakes(text)
+    assert mistake.startswith(f"r.toml:{line}: unknown key 'optimiser.layers.fc1.weigth_decay'; did you mean")
+    assert "'optimiser.layers.fc1.weight_decay'? known: rate, bias_rate, weight_decay, bias_decay" in mistake
+    assert "'optimiser.layers.fc1.rate' is -1" in mistakes(RECIPE, "optimiser.layers.fc1.rate=-1")[0]
 
 
 def test_the_hash_tells_every_value_apart() -> None:

@@ -5,24 +5,26 @@ import http.server
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mlcore.data.dataset import (
+from mlcore.data.fetch import Places, copy_to, find
+from mlcore.data.idx import read_idx, write_idx
+from mlcore.data.mirrors import fetch_url
+from mlcore.data.mnist import (
     MARK,
     OFFICIAL_SHA256,
+    SOURCE,
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
     file_in,
-    read_dataset,
+    read_mnist,
 )
-from mlcore.data.fetch import Places, copy_to, find
-from mlcore.data.idx import read_idx, write_idx
-from mlcore.data.mirrors import Source, fetch_url
 from mlcore.errors import DataError, DatasetMissing, IdxWrongCount
 from tests.mlcore.drawn import real_mnist, surrogate, surrogate_folder
 
@@ -91,7 +93,7 @@ def test_an_environment_without_the_data_is_named_in_a_warning_and_passed_over(t
     as_mnist(tmp_path / "cache" / "mnist")
     (tmp_path / "env").mkdir()
     said: list[str] = []
-    source = Source(official=pretended())
+    source = replace(SOURCE, official=pretended())
     dataset = find("mnist", Places(None, tmp_path / "env", tmp_path / "cache"), say=said.append, source=source)
     assert dataset.path == tmp_path / "cache" / "mnist"
     assert [line for line in said if line.startswith(f"warning: {tmp_path / 'env'}: named by MLCORE_DATA, holds no")]
@@ -111,7 +113,7 @@ def test_places_come_from_flag_and_environment() -> None:
 
 
 def test_files_that_are_not_the_official_ones_are_called_unverified(tmp_path: Path) -> None:
-    dataset = read_dataset(as_mnist(tmp_path / "mnist"))
+    dataset = read_mnist(as_mnist(tmp_path / "mnist"))
     assert dataset.name == "mnist-unverified"
     assert not dataset.surrogate
     assert TRAIN_IMAGES in dataset.warnings[0]
@@ -119,9 +121,9 @@ def test_files_that_are_not_the_official_ones_are_called_unverified(tmp_path: Pa
 
 def test_files_with_the_official_checksums_are_mnist_with_or_without_test_labels(tmp_path: Path) -> None:
     folder = as_mnist(tmp_path / "mnist")
-    assert read_dataset(folder, pretended()).name == "mnist"
+    assert read_mnist(folder, pretended()).name == "mnist"
     (folder / f"{TEST_LABELS}.gz").unlink()
-    dataset = read_dataset(folder, pretended())
+    dataset = read_mnist(folder, pretended())
     assert dataset.name == "mnist"
     assert dataset.test_labels is None
     assert TEST_LABELS not in dataset.sha256
@@ -132,14 +134,14 @@ def test_a_single_changed_label_is_no_longer_mnist(tmp_path: Path) -> None:
     labels = surrogate().train_labels.copy()
     labels[0] = (labels[0] + 1) % 10
     write_idx(folder / f"{TRAIN_LABELS}.gz", labels)
-    assert read_dataset(folder, pretended()).name == "mnist-unverified"
+    assert read_mnist(folder, pretended()).name == "mnist-unverified"
 
 
 def test_a_drawn_folder_is_a_surrogate_by_its_mark_or_by_its_name(tmp_path: Path) -> None:
     shutil.copytree(surrogate_folder(), tmp_path / "mnist")
     as_mnist(tmp_path / "mnist-surrogate")
-    assert read_dataset(tmp_path / "mnist").surrogate
-    assert read_dataset(tmp_path / "mnist-surrogate", pretended()).surrogate
+    assert read_mnist(tmp_path / "mnist").surrogate
+    assert read_mnist(tmp_path / "mnist-surrogate", pretended()).surrogate
 
 
 def test_a_surrogate_is_refused_where_only_mnist_will_do(tmp_path: Path) -> None:
@@ -153,29 +155,29 @@ def test_a_folder_that_lacks_a_file_is_none(stem: str, tmp_path: Path) -> None:
     folder = as_mnist(tmp_path / "mnist")
     (folder / f"{stem}.gz").unlink()
     with pytest.raises(DatasetMissing, match=stem):
-        read_dataset(folder)
+        read_mnist(folder)
 
 
 def test_counts_that_differ_and_labels_beyond_nine_are_errors(tmp_path: Path) -> None:
     folder = as_mnist(tmp_path / "mnist")
     write_idx(folder / f"{TRAIN_LABELS}.gz", np.zeros(599, np.uint8))
     with pytest.raises(IdxWrongCount, match="599 labels"):
-        read_dataset(folder)
+        read_mnist(folder)
     write_idx(folder / f"{TRAIN_LABELS}.gz", np.full(600, 10, np.uint8))
     with pytest.raises(DataError, match="not a digit"):
-        read_dataset(folder)
+        read_mnist(folder)
     write_idx(folder / f"{TRAIN_IMAGES}.gz", np.zeros((600, 28, 27), np.uint8))
     with pytest.raises(IdxWrongCount, match="28x28"):
-        read_dataset(folder)
+        read_mnist(folder)
 
 
 def test_a_download_is_kept_in_the_cache_and_used_from_there(tmp_path: Path) -> None:
     said: list[str] = []
-    source = Source(official=pretended(), download=from_drawn_files)
+    source = replace(SOURCE, official=pretended(), download=from_drawn_files)
     dataset = find("mnist", nowhere(tmp_path), say=said.append, source=source)
     assert dataset.name == "mnist"
     assert len([line for line in said if line.startswith("fetched")]) == 4
-    offline = Source(official=pretended(), download=lambda url, path: pytest.fail("asked the mirror again"))
+    offline = replace(SOURCE, official=pretended(), download=lambda url, path: pytest.fail("asked the mirror again"))
     assert find("mnist", nowhere(tmp_path), source=offline).name == "mnist"
 
 
@@ -189,7 +191,7 @@ def test_a_mirror_that_sends_other_bytes_is_passed_over(tmp_path: Path) -> None:
         else:
             from_drawn_files(url, path)
 
-    source = Source(mirrors=("bad/", "good/"), official=pretended(), download=download)
+    source = replace(SOURCE, mirrors=("bad/", "good/"), official=pretended(), download=download)
     assert find("mnist", nowhere(tmp_path), say=asked.append, source=source).name == "mnist"
     assert {url.partition("/")[0] for url in asked if url.endswith(".gz") and " " not in url} == {"bad", "good"}
     assert not [path for path in (tmp_path / "cache" / "mnist").iterdir() if path.name.startswith(".")]
@@ -202,7 +204,7 @@ def refuses(url: str, path: Path) -> None:
 def test_without_network_the_surrogate_stands_in_only_where_allowed(tmp_path: Path) -> None:
     shutil.copytree(surrogate_folder(), tmp_path / "cache" / "mnist-surrogate")
     said: list[str] = []
-    source = Source(download=refuses)
+    source = replace(SOURCE, download=refuses)
     dataset = find("mnist", nowhere(tmp_path), say=said.append, source=source)
     assert dataset.surrogate
     assert any("not measured on MNIST" in line for line in said)
@@ -218,7 +220,9 @@ def test_a_failed_download_is_told_once_with_a_few_words_for_each_mirror(tmp_pat
             refuses(url, path)
 
     said: list[str] = []
-    source = Source(mirrors=("https://a.org/mnist/", "https://slow.org/", "https://odd.org/"), download=download)
+    source = replace(
+        SOURCE, mirrors=("https://a.org/mnist/", "https://slow.org/", "https://odd.org/"), download=download
+    )
     with pytest.raises(DatasetMissing) as caught:
         find("mnist", nowhere(tmp_path), allow_surrogate=False, say=said.append, source=source)
     wanted = f"no mirror gave {TRAIN_IMAGES}.gz (a.org: no connection, slow.org: timed out, odd.org: not an IDX file)"
@@ -230,7 +234,7 @@ def test_a_failed_download_is_told_once_with_a_few_words_for_each_mirror(tmp_pat
 
 
 def test_a_damaged_cache_is_fetched_again(tmp_path: Path) -> None:
-    source = Source(official=pretended(), download=from_drawn_files)
+    source = replace(SOURCE, official=pretended(), download=from_drawn_files)
     folder = find("mnist", nowhere(tmp_path), source=source).path
     (folder / f"{TRAIN_LABELS}.gz").write_bytes(b"torn")
     assert find("mnist", nowhere(tmp_path), source=source).name == "mnist"
@@ -241,7 +245,7 @@ def test_a_damaged_cache_is_fetched_again(tmp_path: Path) -> None:
 def test_an_unwritable_cache_is_a_documented_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(DataError):
-        find("mnist", nowhere(tmp_path), source=Source(download=refuses))
+        find("mnist", nowhere(tmp_path), source=replace(SOURCE, download=refuses))
 
 
 def test_fetch_url_downloads_over_http(tmp_path: Path) -> None:
@@ -252,7 +256,7 @@ def test_fetch_url_downloads_over_http(tmp_path: Path) -> None:
         fetch_url(f"http://127.0.0.1:{server.server_port}/{name}", tmp_path / name)
         with pytest.raises(OSError, match="404"):
             fetch_url(f"http://127.0.0.1:{server.server_port}/none.gz", tmp_path / "none.gz")
-        absent = Source(mirrors=(f"http://127.0.0.1:{server.server_port}/none/",))
+        absent = replace(SOURCE, mirrors=(f"http://127.0.0.1:{server.server_port}/none/",))
         with pytest.raises(DatasetMissing, match=r"\(127\.0\.0\.1: HTTP 404\)"):
             find("mnist", nowhere(tmp_path), allow_surrogate=False, source=absent)
         server.shutdown()
@@ -260,7 +264,7 @@ def test_fetch_url_downloads_over_http(tmp_path: Path) -> None:
 
 
 def test_a_copy_is_what_it_was_copied_from(tmp_path: Path) -> None:
-    copy = read_dataset(copy_to(surrogate(), tmp_path / "out"))
+    copy = read_mnist(copy_to(surrogate(), tmp_path / "out"))
     assert copy.sha256 == surrogate().sha256
     assert copy.surrogate
 
@@ -270,5 +274,5 @@ def test_the_real_files_are_recognised_as_mnist() -> None:
     dataset = find("mnist", Places(real_mnist(), None, Path("unused")), allow_surrogate=False)
     assert dataset.name == "mnist"
     assert np.bincount(dataset.train_labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert dataset.train_images.shape == (60_000, 28, 28)
+    assert dataset.train_images.shape == (60_000, 1, 28, 28)
     assert file_in(dataset.path, TRAIN_IMAGES) is not None

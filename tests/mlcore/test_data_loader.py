@@ -10,7 +10,7 @@ from mlcore.data.images import Normaliser
 from mlcore.data.loader import Batch, Loader, Part, shuffled, split
 from mlcore.rng import Rng
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (53, 28, 28)).astype(np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (53, 1, 28, 28)).astype(np.uint8)
 LABELS = (np.arange(53) % 10).astype(np.uint8)
 
 
@@ -34,7 +34,7 @@ def test_normalising_makes_mean_zero_and_deviation_one_and_undoes_to_the_byte() 
 
 
 def test_blank_images_normalise_without_dividing_by_zero() -> None:
-    blank = np.zeros((2, 28, 28), np.uint8)
+    blank = np.zeros((2, 1, 28, 28), np.uint8)
     assert np.isfinite(Normaliser.of(blank).apply(blank)).all()
 
 

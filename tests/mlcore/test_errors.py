@@ -41,6 +41,7 @@ def test_every_error_survives_pickling_and_json(kind: type[MlcoreError]) -> None
         ("IdxTruncated", 2),
         ("IdxWrongCount", 2),
         ("IdxOversize", 2),
+        ("CifarMalformed", 2),
         ("DatasetMissing", 2),
         ("ChecksumMismatch", 2),
         ("CheckpointError", 2),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mlcore.data.images import Normaliser
+from mlcore.data.views import BATCH, InMemory
 from mlcore.errors import NotFinite
-from mlcore.evaluate import BATCH, confusion, error_pct, evaluate
+from mlcore.evaluate import confusion, error_pct, evaluate
 from mlcore.layers import Layer
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
@@ -20,25 +21,29 @@ class Brightest(Layer):
         return Tensor(np.eye(10, dtype=np.float32)[digits])
 
 
-AS_IS = Normaliser(0.0, 1.0)
+AS_IS = Normaliser.scalar(0.0, 1.0)
+
+
+def shown(digits: list[int], labels: "np.typing.NDArray[np.uint8] | None" = None) -> InMemory:
+    return InMemory(images(digits), labels, AS_IS)
 
 
 def images(digits: list[int]) -> "np.typing.NDArray[np.uint8]":
-    made = np.zeros((len(digits), 28, 28), np.uint8)
-    made[:, 0, 0] = digits
+    made = np.zeros((len(digits), 1, 28, 28), np.uint8)
+    made[:, 0, 0, 0] = digits
     return made
 
 
 def test_predictions_keep_the_order_over_batches() -> None:
     digits = [i % 10 for i in range(2 * BATCH + 7)]
-    seen = evaluate(Brightest(), AS_IS, images(digits), None)
+    seen = evaluate(Brightest(), shown(digits))
     assert seen.predictions.tolist() == digits
     assert seen.loss is seen.error_pct is None
 
 
 def test_the_error_counts_what_is_wrong_and_the_loss_is_the_mean_over_images() -> None:
     labels = np.array([1, 2, 3, 4], np.uint8)
-    seen = evaluate(Brightest(), AS_IS, images([1, 2, 3, 0]), labels)
+    seen = evaluate(Brightest(), shown([1, 2, 3, 0], labels))
     assert seen.error_pct == 25.0
     right, wrong = np.log(np.e + 9) - 1, np.log(np.e + 9)
     assert seen.loss == pytest.approx((3 * right + wrong) / 4, rel=1e-5)
@@ -50,7 +55,7 @@ def test_logits_that_are_no_numbers_are_an_error_not_a_prediction() -> None:
             return Tensor(super().__call__(x, rng).data * np.float32(np.nan))
 
     with pytest.raises(NotFinite, match="step 12"):
-        evaluate(Broken(), AS_IS, images([1]), None, step=12)
+        evaluate(Broken(), shown([1]), step=12)
 
 
 def test_the_confusion_matrix_has_truth_in_rows() -> None:

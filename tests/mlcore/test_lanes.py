@@ -32,7 +32,7 @@ from mlcore.planned.fuse import Unplannable
 from mlcore.planned.plan import Plan
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
-from tests.mlcore.helpers import RATE, Array, assert_near, needs_compiler, normal, run_python, tape_step
+from tests.mlcore.helpers import RATE, Array, assert_near, needs_compiler, normal, odd_paces, run_python, tape_step
 
 Make = Callable[[], Sequential]
 
@@ -84,6 +84,7 @@ CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "a bit of everything": (_mixed, (3, 29, 27), 7),
     "edges": (_edges, (2, 11, 10), 5),
     "cuda_convnet": (lambda: build("cuda_convnet", {}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
+    "fig1 of tanh": (lambda: build("fig1", {"activation": "tanh"}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
     "lenet5": (lambda: build("lenet5", {"activation": "tanh", "pool": "avg"}, Rng(1), (1, 14, 14)), (1, 14, 14), 10),
     "mlp": (lambda: build("mlp", {"dropout": 0.2}, Rng(1), (1, 5, 5)), (1, 5, 5), 10),
 }
@@ -100,13 +101,19 @@ def test_lanes_equal_the_tape_with_nesterovs_momentum() -> None:
     _compare("mlp", nesterov=True)
 
 
-def _compare(case: str, nesterov: bool) -> None:
+@needs_compiler
+def test_lanes_equal_the_tape_when_every_parameter_has_its_own_pace() -> None:
+    _compare("lenet5", nesterov=False, paced=True)
+
+
+def _compare(case: str, nesterov: bool, paced: bool = False) -> None:
     make, shape, classes = CASES[case]
     model, other = make(), make()
     for one in (model, other):
         for name, tensor in one.parameters().items():  # biases that a wrong decay would move
             tensor.data += 0.1 if name.endswith("bias") else 0
-    optimiser, others = (SGD(one.parameters(), 0.9, 0.02, nesterov) for one in (model, other))
+    paces = odd_paces(model) if paced else None
+    optimiser, others = (SGD(one.parameters(), 0.9, 0.02, nesterov, paces=paces) for one in (model, other))
     plan = LanePlan(other, others, 70, shape)
     for step, count in enumerate((70, 1, 33)):
         x, labels = normal((count, *shape), seed=step), (np.arange(count) * 3 + step) % classes

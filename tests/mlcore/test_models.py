@@ -10,6 +10,7 @@ import pytest
 from mlcore.errors import RecipeError, ShapeError
 from mlcore.layers import LocalResponseNorm
 from mlcore.models import INPUTS, MODELS, build
+from mlcore.models.cuda_convnet import DEVIATIONS
 from mlcore.ops import cross_entropy
 from mlcore.optim import SGD
 from mlcore.rng import Rng
@@ -125,6 +126,15 @@ def test_the_cifar_networks_have_their_layers_and_parameters(net: str, parameter
     assert {kind: seen.count(kind) for kind in kinds} == kinds
 
 
+@pytest.mark.parametrize("net", DEVIATIONS)
+def test_the_cifar_networks_begin_as_published(net: str) -> None:
+    parameters = build("cuda_convnet", {"net": net, "weights": "published"}, Rng(0)).parameters()
+    assert {f"{layer}.weight" for layer in DEVIATIONS[net]} == {name for name in parameters if name.endswith("weight")}
+    for layer, deviation in DEVIATIONS[net].items():
+        assert float(parameters[f"{layer}.weight"].data.std()) == pytest.approx(deviation, rel=0.1)
+        assert not parameters[f"{layer}.bias"].data.any()
+
+
 def test_the_11_percent_network_takes_crops_of_24_pixels() -> None:
     model = build("cuda_convnet", {"net": "11pct"}, Rng(0), (3, 24, 24))
     assert model(Tensor(normal((2, 3, 24, 24)))).shape == (2, 10)
@@ -132,7 +142,11 @@ def test_the_11_percent_network_takes_crops_of_24_pixels() -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("mnist_cnn", 320 + 18_496 + 1_179_776 + 1_290), ("cuda_convnet", 2_432 + 25_632 + 51_264 + 65_600 + 650)],
+    [
+        ("mnist_cnn", 320 + 18_496 + 1_179_776 + 1_290),
+        ("cuda_convnet", 2_432 + 25_632 + 51_264 + 65_600 + 650),
+        ("fig1", 89_578),
+    ],
 )
 def test_the_small_networks_have_their_parameters(name: str, parameters: int) -> None:
     assert summarise(build(name, {}, Rng(0)), INPUTS[name][0]).parameters == parameters
@@ -193,6 +207,13 @@ def test_an_image_too_small_for_lenet5_is_refused_by_layer() -> None:
         build("lenet5", {}, Rng(0), (1, 8, 8))
 
 
+def test_fig_1s_networks_differ_in_their_activation_only() -> None:
+    relu, tanh = (summarise(build("fig1", {"activation": name}, Rng(0)), (3, 32, 32)).rows for name in ("relu", "tanh"))
+    assert [row.kind for row in relu].count("ReLU") == [row.kind for row in tanh].count("Tanh") == 3
+    shapes, others = ([(row.layer, row.output_shape, row.parameters) for row in rows] for rows in (relu, tanh))
+    assert shapes == others
+
+
 def test_other_images_and_classes_fit_lenet5() -> None:
     model = build("lenet5", {}, Rng(0), (3, 32, 32), 7)
     assert model(Tensor(normal((2, 3, 32, 32)))).shape == (2, 7)
@@ -212,6 +233,8 @@ def test_other_images_and_classes_fit_lenet5() -> None:
         ("mlp", {"dropout": 1.5}, "[0, 1)"),
         ("mlp", {"dropout": True}, "write a number"),
         ("cuda_convnet", {"net": "11"}, "did you mean '11pct'"),
+        ("cuda_convnet", {"weights": "normal:wide"}, "'wide' is no standard deviation; write for example normal:0.01"),
+        ("cuda_convnet", {"weights": "publishd"}, "unknown initialiser 'publishd'"),
         ("resnet_small", {"n": 0}, "give at least 1"),
     ],
 )

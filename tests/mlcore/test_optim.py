@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlcore.config import Optimiser as Wanted
 from mlcore.errors import CheckpointError, RecipeError
-from mlcore.optim import SGD, Adam, Optimiser
+from mlcore.optim import SGD, Adam, Optimiser, Pace
+from mlcore.paces import paces_of
 from mlcore.schedule import SCHEDULES, build
 from mlcore.tensor import Tensor
 from tests.mlcore.helpers import normal, tensor
@@ -82,6 +84,83 @@ def test_adam_decays_weights_but_not_biases() -> None:
     Adam(parameters, weight_decay=0.1).step(0.5)
     assert parameters["fc.weight"].data.tolist() == [[pytest.approx(0.5), pytest.approx(-1.5)]]
     assert parameters["fc.bias"].data.tolist() == [3.0]
+
+
+PACES = {"fc.weight": Pace(0.5, 0.3), "fc.bias": Pace(2.0, 0.1)}
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_moves_each_parameter_at_its_own_pace(nesterov: bool) -> None:
+    parameters = _parameters()
+    optimiser = SGD(parameters, 0.9, 0.7, nesterov, paces=PACES)
+    twins = {name: (p.data.astype(np.float64), np.zeros(p.shape)) for name, p in parameters.items()}
+    for step in range(5):
+        for name, p in parameters.items():
+            p.grad = normal(p.shape, seed=step)
+            weight, velocity = twins[name]
+            slope = p.grad + PACES[name].decay * weight
+            velocity[...] = 0.9 * velocity + slope
+            weight -= 0.1 * PACES[name].rate * (slope + 0.9 * velocity if nesterov else velocity)
+        optimiser.step(0.1)
+    for name, p in parameters.items():
+        assert p.data == pytest.approx(twins[name][0], rel=1e-5)
+
+
+def test_adam_moves_each_parameter_at_its_own_pace() -> None:
+    parameters = _parameters(grad=0.0)
+    Adam(parameters, paces={"fc.weight": Pace(3.0, 0.0), "fc.bias": Pace(2.0, 0.1)}).step(0.25)
+    assert parameters["fc.weight"].data.tolist() == [[1.0, -2.0]]
+    assert parameters["fc.bias"].data.tolist() == [pytest.approx(3 - 0.5)]
+
+
+def test_a_rate_of_zero_leaves_a_parameter_as_it_began() -> None:
+    parameters = _parameters()
+    SGD(parameters, 0.9, 0.1, paces={"fc.weight": Pace(0.0, 0.1)}).step(1.0)
+    assert parameters["fc.weight"].data.tolist() == [[1.0, -2.0]]
+
+
+def test_the_authors_momentum_makes_the_same_steps_until_the_rate_drops_and_then_coasts_further() -> None:
+    parameters, slope, theirs, velocity = _parameters(), 0.5, 3.0, 0.0
+    parameters["fc.bias"].grad = np.full(1, slope, np.float32)
+    optimiser = SGD(parameters, 0.9)
+    rates = [0.1] * 60 + [0.01] * 300
+    for step, rate in enumerate(rates):
+        optimiser.step(rate)
+        velocity = 0.9 * velocity - rate * slope
+        theirs += velocity
+        if step == 59:
+            assert parameters["fc.bias"].data.tolist() == [pytest.approx(theirs, rel=1e-5)]
+    further = 0.9 * 0.1 * 0.9 / (1 - 0.9) * (slope / (1 - 0.9))
+    assert float(parameters["fc.bias"].data[0]) - theirs == pytest.approx(further, rel=0.01)
+
+
+def _wanting(**more: Any) -> Wanted:
+    return Wanted.model_validate({"rate": 0.1, "weight_decay": 0.5, **more})
+
+
+NAMES = ("conv1.weight", "conv1.bias", "block.fc.weight", "block.fc.bias")
+
+
+def test_a_recipe_gives_biases_a_rate_and_a_decay_of_their_own() -> None:
+    paces = paces_of(_wanting(bias_rate=2.0, bias_decay=0.1), NAMES)
+    assert paces["conv1.weight"] == paces["block.fc.weight"] == Pace(1.0, 0.5)
+    assert paces["conv1.bias"] == paces["block.fc.bias"] == Pace(2.0, 0.1)
+
+
+def test_a_layers_own_rate_and_decay_go_before_the_networks() -> None:
+    own = {"conv1": {"rate": 3.0, "weight_decay": 0.03}, "block.fc": {"bias_rate": 5.0, "bias_decay": 0.2}}
+    paces = paces_of(_wanting(bias_rate=2.0, layers=own), NAMES)
+    assert paces["conv1.weight"] == Pace(3.0, 0.03)
+    assert paces["conv1.bias"] == Pace(6.0, 0.0)
+    assert paces["block.fc.weight"] == Pace(1.0, 0.5)
+    assert paces["block.fc.bias"] == Pace(5.0, 0.2)
+
+
+def test_a_pace_of_an_unknown_layer_suggests_the_one_that_was_meant() -> None:
+    with pytest.raises(
+        RecipeError, match=r"optimiser.layers: unknown layer 'con1'; did you mean 'conv1'\? known: conv1"
+    ):
+        paces_of(_wanting(layers={"con1": {"rate": 2.0}}), NAMES)
 
 
 MAKERS: dict[str, Callable[[dict[str, Tensor]], Optimiser]] = {

@@ -32,7 +32,7 @@ from mlcore.planned.fuse import AvgPooling, Dropping, MaxPooling, Unplannable, W
 from mlcore.planned.plan import Plan
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
-from tests.mlcore.helpers import RATE, Array, assert_near, needs_compiler, normal, run_python, tape_step
+from tests.mlcore.helpers import RATE, Array, assert_near, needs_compiler, normal, odd_paces, run_python, tape_step
 
 Make = Callable[[], Sequential]
 
@@ -75,12 +75,22 @@ CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
 @needs_compiler
 @pytest.mark.parametrize("case", CASES)
 def test_a_plan_equals_the_tape(case: str) -> None:
+    _compare(case, paced=False)
+
+
+@needs_compiler
+def test_a_plan_equals_the_tape_when_every_parameter_has_its_own_pace() -> None:
+    _compare("a bit of everything", paced=True)
+
+
+def _compare(case: str, paced: bool) -> None:
     make, shape, classes = CASES[case]
     model, other = make(), make()
     for one in (model, other):
         for name, tensor in one.parameters().items():  # biases that a wrong decay would move
             tensor.data += 0.1 if name.endswith("bias") else 0
-    optimiser, others = SGD(model.parameters(), 0.9, 0.02), SGD(other.parameters(), 0.9, 0.02)
+    paces = odd_paces(model) if paced else None
+    optimiser, others = (SGD(one.parameters(), 0.9, 0.02, paces=paces) for one in (model, other))
     plan = Plan(other, others, 19, shape)
     for step, count in enumerate((19, 1, 18)):
         x, labels = normal((count, *shape), seed=step), (np.arange(count) * 3 + step) % classes

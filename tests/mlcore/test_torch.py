@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore import ops
+from mlcore.config import Optimiser as Wanted
 from mlcore.layers import (
     BatchNorm2d,
     Conv2d,
@@ -29,6 +30,8 @@ from mlcore.layers import (
 )  # fmt: skip
 from mlcore.models import build
 from mlcore.optim import SGD, Adam, Optimiser
+from mlcore.paces import paces_of
+from mlcore.peer_run import grouped
 from mlcore.peers import peer_of
 from mlcore.planned.plan import Plan
 from mlcore.rng import Rng
@@ -258,3 +261,28 @@ def _optimisers(case: Taped, model: Sequential, peer: Any) -> tuple[Optimiser, A
         return ours, torch.optim.Adam(others, case.rate, (0.9, 0.99), 1e-4, weight_decay=5e-4)
     theirs = torch.optim.SGD(others, case.rate, 0.9, weight_decay=5e-4)
     return SGD(parameters, 0.9, weight_decay=5e-4, decay_biases=True), theirs
+
+
+def test_rates_and_decays_of_layers_and_biases_equal_pytorchs_parameter_groups() -> None:
+    model = build("lenet5", {}, Rng(4), (1, 12, 12))
+    convert(model, np.float64)
+    peer = peer_of(model)
+    first, *_ = layers = list(dict.fromkeys(name.rpartition(".")[0] for name in model.parameters()))
+    own = {first: {"rate": 0.5, "weight_decay": 0.03}, layers[-1]: {"bias_rate": 3.0, "weight_decay": 0.1}}
+    wanted = Wanted.model_validate(
+        {"rate": 0.05, "weight_decay": 0.004, "bias_rate": 2.0, "bias_decay": 0.01, "layers": own}
+    )
+    paces = paces_of(wanted, model.parameters())
+    groups = grouped(dict(zip(model.parameters(), peer.parameters(), strict=True)), paces)
+    ours = SGD(model.parameters(), 0.9, paces=paces)
+    theirs = torch.optim.SGD([{**group, "lr": 0.05 * group.pop("pace")} for group in groups], 0.05, 0.9)
+    for step in range(10):
+        x, labels = normal((8, 1, 12, 12), np.float64, seed=step), (np.arange(8) + step) % 10
+        ours.zero_grad()
+        theirs.zero_grad()
+        ops.cross_entropy(model(Tensor(x), Rng(step)), labels).backward()
+        F.cross_entropy(peer(torch.from_numpy(x)), torch.from_numpy(labels)).backward()
+        ours.step(0.05)
+        theirs.step()
+    for mine, other in zip(model.parameters().values(), peer.parameters(), strict=True):
+        np.testing.assert_allclose(mine.data, other.detach().numpy(), rtol=1e-9, atol=1e-10)
