@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
 import secrets
@@ -18,12 +17,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import measure, policy, risk, trials, verdicts
+from orchestrator import measure, policy, risk, suite, trials, verdicts
 from orchestrator.calls import Durable, Json
 from orchestrator.datasets import Dataset
 from orchestrator.errors import BudgetExhausted
@@ -80,7 +79,7 @@ class Gate:
         return self._note("policy", not wrong, "; ".join(wrong) or "within what the task may write", None)
 
     def _tests(self, selection: tuple[str, ...], base: bool) -> Receipt:
-        """The tests run with nothing of the change's configuration, and must be as many as were collected."""
+        """The tests run with nothing of the change's configuration; of the base's, every one has to be there."""
         tree = self._fresh_tree("base-tests" if base else "own-tests")
         if base:
             shutil.rmtree(tree / "tests", ignore_errors=True)
@@ -89,33 +88,28 @@ class Gate:
         present = tuple(path for path in selection if (tree / path.partition("::")[0]).exists())
         if not present:
             return self._note("tests", False, f"none of {', '.join(selection)} exists", None)
-        expected = self._pytest(self.run.base_folder, present, "--collect-only")[1].get("collected") if base else None
-        if base and expected is None:
+        expected = self._pytest(self.run.base_folder, present, "--collect-only")[1] if base else None
+        if expected and not expected.counts:
             return self._note("tests", False, "the base commit's own tests can't be collected", None)
-        done, counted = self._pytest(tree, present)
-        passed, what = _tests_passed(done, counted, expected)
+        done, ran = self._pytest(tree, present)
+        passed, what = suite.passed(done, ran, expected)
         if base and not passed and self._fails_at_base(present):
             what = f"these tests fail at the base commit too, so mend them first: {what}"
-        return self._note("tests", passed, what, done, counted=counted)
+        return self._note("tests", passed, what, done, counted=ran.counts)
 
     def _fails_at_base(self, present: tuple[str, ...]) -> bool:
-        done, counted = self._pytest(self.run.base_folder, present)
-        return not _tests_passed(done, counted, None)[0]
+        return not suite.passed(*self._pytest(self.run.base_folder, present), None)[0]
 
-    def _pytest(self, tree: Path, selection: tuple[str, ...], *flags: str) -> tuple[Completed, dict[str, int]]:
-        plugin = Path(__file__).resolve().with_name("testplugin.py")  # never imported here: it reads standard input
+    def _pytest(self, tree: Path, selection: tuple[str, ...], *flags: str) -> tuple[Completed, suite.Ran]:
         nonce = secrets.token_hex(16)
-        argv = (
-            *(sys.executable, "-P", "-m", "pytest", "-c", "/dev/null", "--rootdir", str(REPO), "--noconftest"),
-            *("-p", plugin.stem, "-p", "no:cacheprovider", "-p", "no:xdist", "-q", *flags, "--", *selection),
-        )
         place = self._folder / "plugin"  # a folder of its own: without a sandbox only folders can stand for each other
         place.mkdir(exist_ok=True)
-        shutil.copyfile(plugin, place / plugin.name)
+        shutil.copyfile(suite.PLUGIN, place / suite.PLUGIN.name)
         mounts = (Mount(tree, REPO, writable=tree != self.run.base_folder), Mount(place, SCORER))
         env = {"PYTHONPATH": str(SCORER)}  # the plugin adds the change's files, once pytest itself is loaded
-        done = self._run(argv, mounts, env, stdin=f"{nonce}\n".encode())
-        return done, _counted(done.stdout, nonce)
+        limits = replace(self._limits, output_bytes=suite.OUTPUT_BYTES)
+        done = self._run(suite.argv(REPO, selection, *flags), mounts, env, f"{nonce}\n".encode(), limits)
+        return done, suite.reported(done.stdout, nonce)
 
     def _accept(self, argv: tuple[str, ...]) -> Receipt:
         done = self._run(argv, (Mount(self._fresh_tree("accept"), REPO, writable=True),), {"PYTHONPATH": str(REPO)})
@@ -270,7 +264,12 @@ class Gate:
         return Limits(wall_s=settings.command_minutes * 60, memory_bytes=int(settings.memory_gb * 2**30))
 
     def _run(
-        self, argv: tuple[str, ...], mounts: tuple[Mount, ...], env: dict[str, str], stdin: bytes = b""
+        self,
+        argv: tuple[str, ...],
+        mounts: tuple[Mount, ...],
+        env: dict[str, str],
+        stdin: bytes = b"",
+        limits: Limits | None = None,
     ) -> Completed:
         """A command over the change's files, with the datasets (test labels withheld) and kernels of its own."""
         cache = self._folder / "cache"
@@ -281,36 +280,9 @@ class Gate:
             mounts=(*mounts, Mount(self.run.state.path("data"), DATA), Mount(cache, CACHE, writable=True)),
             env={"MLCORE_DATA": str(DATA), "NUMBA_CACHE_DIR": str(CACHE), "HOME": "/tmp", **env},
             stdin=stdin,
-            limits=self._limits,
+            limits=limits or self._limits,
         )
         return self.run.sandbox.run(command)
-
-
-def _tests_passed(done: Completed, counted: dict[str, int], expected: int | None) -> tuple[bool, str]:
-    tail = "\n".join(done.stdout.strip().splitlines()[-12:])[-1200:]
-    if not counted:
-        return False, f"the tests did not come to their end (exit code {done.exit_code}): {tail}"
-    if done.exit_code != 0 or counted.get("failed") or counted["exit"] != 0:
-        return False, f"tests failed: {tail}"
-    if counted.get("evaded"):
-        return False, f"{counted['evaded']} tests were skipped by what they test: {tail}"
-    if counted["ended"] != counted["collected"]:
-        return False, f"{counted['ended']} of {counted['collected']} tests came to their end: {tail}"
-    if expected is not None and counted["collected"] != expected:
-        return False, f"{counted['collected']} tests were collected, {expected} at the base commit"
-    return True, f"{counted.get('passed', 0)} passed, {counted.get('skipped', 0)} skipped"
-
-
-def _counted(stdout: str, nonce: str) -> dict[str, int]:
-    """The plugin's count, if the line that carries our nonce is there."""
-    for line in reversed(stdout.splitlines()):
-        if nonce in line:
-            try:
-                found = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            return {key: value for key, value in found.items() if isinstance(value, int)}
-    return {}
 
 
 def _ids(receipts: list[Receipt]) -> tuple[str, ...]:

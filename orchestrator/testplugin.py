@@ -1,4 +1,4 @@
-"""A pytest plugin that the gate mounts beside the tests: it counts what ran, and signs the count with the gate's nonce.
+"""A pytest plugin that the gate mounts beside the tests: it counts and names what ran, signed with the gate's nonce.
 
 pytest's exit code alone can be faked by the code under test (`os._exit(0)` gives 0). The nonce comes over standard
 input before any test module is imported; the line with it is written when the session has really ended.
@@ -10,6 +10,7 @@ all the same: this keeps out tricks, not a program written against this very plu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -21,7 +22,8 @@ _nonce = sys.stdin.readline().strip()
 _outcomes: Counter[str] = Counter()
 _roots: set[str] = set()  # the top folders of the tests that were collected
 _ended: set[str] = set()
-_collected = 0
+_collected: list[str] = []
+ID_CHARS = 120  # of a test's name in the line; a longer one ends in its digest
 
 
 def pytest_configure() -> None:
@@ -30,8 +32,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish(session: Any) -> None:
-    global _collected
-    _collected = len(session.items)
+    _collected.extend(_short(item.nodeid) for item in session.items)
     _roots.update(item.nodeid.split("/")[0] for item in session.items)
 
 
@@ -52,5 +53,14 @@ def _evaded(report: Any) -> bool:
 
 
 def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
-    line = {"nonce": _nonce, "collected": _collected, "ended": len(_ended), "exit": int(exitstatus), **_outcomes}
-    os.write(_out, f"\n{json.dumps(line)}\n".encode())
+    counts = {"collected": len(_collected), "ended": len(_ended), "exit": int(exitstatus), **_outcomes}
+    with os.fdopen(_out, "w", encoding="utf-8") as out:  # a pipe takes a long line in parts
+        out.write(f"\n{json.dumps({'nonce': _nonce, **counts, 'ids': _collected})}\n")
+
+
+def _short(nodeid: str) -> str:
+    """A name that fits into the line and is still this test's alone."""
+    if len(nodeid) <= ID_CHARS:
+        return nodeid
+    digest = hashlib.sha256(nodeid.encode(errors="replace")).hexdigest()[:16]
+    return f"{nodeid[: ID_CHARS - 17]}~{digest}"

@@ -41,10 +41,16 @@ FILES: dict[str, str | bytes] = {
 BROKEN = "def add(a, b):\n    return 0\n"
 
 
-def judge(folder: Path, files: Mapping[str, str | bytes], sandbox: Sandbox | None = None, **task: Any) -> Judgement:
-    """What the gate says of a change of these files, for task `b`, which has no target."""
+def judge(
+    folder: Path,
+    files: Mapping[str, str | bytes],
+    sandbox: Sandbox | None = None,
+    before: Mapping[str, str | bytes] | None = None,
+    **task: Any,
+) -> Judgement:
+    """What the gate says of a change of these files, for task `b`, which has no target. before: more of the base."""
     root = folder / "user"
-    first = repository(root, FILES)
+    first = repository(root, {**FILES, **(before or {})})
     state = State.of(root)
     made = small_library()
     wide = library(
@@ -174,6 +180,57 @@ def test_expected():
 """
     found = judge(tmp_path, {"tests/test_code.py": f"import pytest\n{SUITE}{more}"})
     assert (found.outcome, found.feedback) == ("accepted", "")
+
+
+TABLE = "TABLE = {{{rows}}}\n\n\ndef add(a, b):\n    return a + b\n"
+OVER_A_TABLE = """\
+import pytest
+
+from code_ import TABLE
+
+
+@pytest.mark.parametrize("name", TABLE, ids=str)
+def test_row(name):
+    assert TABLE[name] == name.upper()
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "missing"),
+    [
+        ("'a': 'A', 'b': 'B', 'c': 'C'", None),  # a row more
+        ("'a': 'A'", "[b]"),  # a row less
+        ("'a': 'A', 'c': 'C'", "[b]"),  # as many, but another name
+    ],
+)
+def test_tests_over_a_table_may_grow_with_it_and_none_may_go(tmp_path: Path, rows: str, missing: str | None) -> None:
+    before = {"code_.py": TABLE.format(rows="'a': 'A', 'b': 'B'"), "tests/test_table.py": OVER_A_TABLE}
+    found = judge(tmp_path, {"code_.py": TABLE.format(rows=rows)}, before=before)
+    if missing is None:
+        assert (found.outcome, found.feedback) == ("accepted", "")
+    else:
+        words = f"tests: 1 tests of the base commit are missing: tests/test_table.py::test_row{missing}"
+        assert (found.outcome, found.feedback) == ("refused", words)
+
+
+def test_the_many_tests_that_are_missing_are_counted_and_some_are_named(tmp_path: Path) -> None:
+    rows = ", ".join(f"'{letter}': '{letter.upper()}'" for letter in "abcdefgh")
+    before = {"code_.py": TABLE.format(rows=rows), "tests/test_table.py": OVER_A_TABLE}
+    found = judge(tmp_path, {"code_.py": TABLE.format(rows="'h': 'H'")}, before=before)
+    assert "7 tests of the base commit are missing: " in found.feedback
+    assert found.feedback.endswith("test_row[e] and 2 more")
+
+
+def test_long_names_of_tests_are_told_apart(tmp_path: Path) -> None:
+    long = "x" * 300
+    before = {
+        "code_.py": TABLE.format(rows=f"'{long}a': '{long.upper()}A', '{long}b': '{long.upper()}B'"),
+        "tests/test_table.py": OVER_A_TABLE,
+    }
+    assert judge(tmp_path / "1", {"r.toml": "x = 1\n"}, before=before).outcome == "accepted"
+    other = TABLE.format(rows=f"'{long}a': '{long.upper()}A', '{long}c': '{long.upper()}C'")
+    found = judge(tmp_path / "2", {"code_.py": other}, before=before)
+    assert "1 tests of the base commit are missing" in found.feedback
 
 
 def test_more_tests_of_its_own_are_run_too(tmp_path: Path) -> None:
