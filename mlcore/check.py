@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlcore.config import Recipe
+from mlcore.config import Recipe, Schedule
 from mlcore.data.dataset import Bytes, Dataset
 from mlcore.data.loader import Batch, Loader
 from mlcore.data.mnist import TRAIN_IMAGES, TRAIN_LABELS, file_in
@@ -105,7 +105,8 @@ def check_overfit(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> 
     batch_size = min(OVERFIT_IMAGES, len(dataset.train_labels))
     train = recipe.train.model_copy(update={"batch": batch_size, "steps": OVERFIT_STEPS, "epochs": OVERFIT_STEPS})
     data = recipe.data.model_copy(update={"limit": batch_size, "validation": 0, "shuffle_labels": False})
-    session = assemble(recipe.model_copy(update={"train": train, "data": data}), dataset)
+    at_first_rate = {"schedule": Schedule()} if recipe.schedule.name == "epochs" else {}  # an epoch is one step here
+    session = assemble(recipe.model_copy(update={"train": train, "data": data, **at_first_rate}), dataset)
     batch = next(iter(make_loader(_loader(session)).batches(0, 1)))
     loss, wrong, step = float("inf"), batch_size, 0
     while step < OVERFIT_STEPS and (wrong or loss > OVERFIT_LOSS):

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlcore.errors import CheckpointError
 from mlcore.files import sha256_of, write_bytes
+from mlcore.progress import Progress
 
 KEEP = 2
 LIMIT_BYTES = 64 << 20  # of the JSON part
@@ -33,7 +34,7 @@ class State(BaseModel):
     """What the arrays don't say. The loader's place and every random stream follow from the recipe and `step`.
 
     `epoch_*`: sums over the epoch under way. `rows`: the metrics so far. `data_dir`: what `--data` was given.
-    `overrides`: as typed when the run began.
+    `overrides`: as typed when the run began. `progress`: what the validation errors so far lead to.
     Times in seconds, over all the sittings of the run.
     """
 
@@ -52,16 +53,25 @@ class State(BaseModel):
     cpu_s: float = 0.0
     train_wall_s: float = 0.0
     overrides: tuple[str, ...] = ()
+    progress: Progress = Progress()
     rows: tuple[Row, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state and its arrays: "model/<parameter or buffer>", "optimiser/<what it remembers>", "normaliser/<moment>"."""
+    """A state and its arrays: "model/<parameter or buffer>", "optimiser/<what it remembers>", "normaliser/<moment>".
+
+    With train.keep_best also "best/<parameter or buffer>".
+    """
 
     state: State
     arrays: Arrays
+
+    @property
+    def weights(self) -> Arrays:
+        """What evaluation goes by: those of the lowest validation error where the run keeps them, else the last."""
+        return self.group("best") or self.group("model")
 
     def group(self, name: str) -> Arrays:
         """The arrays under "name/", by the rest of their names."""

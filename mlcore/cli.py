@@ -42,7 +42,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/20260101-120000-...")]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="A folder that holds mnist/ or is it; else MLCORE_DATA."),
+    typer.Option("--data", metavar="DIR", help="A folder that holds mnist/, cifar10/ or is it; else MLCORE_DATA."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
@@ -106,13 +106,13 @@ def evaluate(run: RunFolder, data: DataOption = None, as_json: JsonOption = Fals
 @app.command()
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="IDX files (gzip or not) or pictures.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="IDX files, CIFAR batches or pictures.")],
 ) -> None:
-    """Print the digit in each image, as one JSON object per line.
+    """Print the class of each image, as one JSON object per line.
 
     There is no --json since the output is JSON already: {"image": "digit.png", "index": 0, "class": 7}
 
-    Pictures are made grey and 28x28; dark ink on light paper is inverted to MNIST's light on dark.
+    Pictures are made as large as the dataset's; for MNIST grey, and dark ink on light paper is inverted.
 
     Example: mlcore predict runs/20260101-120000-lenet5_mnist-s1 digit.png
     """
@@ -140,7 +140,7 @@ def summary(recipe: RecipeOrModel, overrides: Overrides = None, as_json: JsonOpt
 
 @app.command()
 def fetch(
-    dataset: Annotated[str, typer.Argument(metavar="[mnist|surrogate]")] = "mnist",
+    dataset: Annotated[str, typer.Argument(metavar="[mnist|cifar10|surrogate]")] = "mnist",
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Also copy the files into DIR.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Of a surrogate: how many training images.")] = None,
@@ -150,6 +150,8 @@ def fetch(
     """Find, download or draw a dataset; print where it is.
 
     Example: mlcore fetch mnist
+
+    Example: mlcore fetch cifar10 --out data/cifar10
 
     Example: mlcore fetch surrogate --out data/mnist-surrogate --count 6000
     """

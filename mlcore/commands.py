@@ -177,6 +177,8 @@ def bench_recipe_command(
     loaded = config.load(recipe)
     if loaded.data.normalise != "scalar" or loaded.data.crop or loaded.data.flip:
         raise RecipeError("whole runs against torch augment no images", place=recipe, fix="race another recipe")
+    if loaded.schedule.name == "plateau" or loaded.train.stop_after or loaded.train.keep_best:
+        raise RecipeError("whole runs against torch do not validate", place=recipe, fix="race another recipe")
     torch_module()
     dataset = find_dataset(loaded, data, quiet)
     with _telling(quiet) as tell:
@@ -314,7 +316,7 @@ def _model(recipe: config.Recipe, found: Checkpoint) -> Any:
     from mlcore.session import build_model, load_weights
 
     model = build_model(recipe)
-    load_weights(model, found.group("model"))
+    load_weights(model, found.weights)
     return model
 
 

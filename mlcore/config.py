@@ -121,11 +121,11 @@ class Schedule(Closed):
     """A name of `mlcore.schedule.SCHEDULES` and, beside it, its own options; it scales `optimiser.rate`."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+    __pydantic_extra__: Options = Field(init=False)
     name: str = "constant"
 
     @property
-    def options(self) -> dict[str, Scalar]:
+    def options(self) -> Options:
         """The keys beside `name`."""
         return dict(self.__pydantic_extra__)
 
@@ -134,7 +134,10 @@ class Train(Closed):
     """`steps` caps what `epochs` would give; 0 steps evaluates the untrained network.
 
     The validation part is evaluated after every `eval_every` epochs; a checkpoint is written at the end of an
-    epoch and whenever the last one is `checkpoint_every_s` seconds old.
+    epoch and whenever the last one is `checkpoint_every_s` seconds old. `stop_after`: so many evaluations running
+    without a lower validation error end training (0: never). `keep_best`: the test is made with the weights of the
+    lowest validation error, which checkpoints then hold beside the last ones. `snapshots`: after each epoch, what the
+    network says of every training image is written, for others to score.
     """
 
     epochs: Positive
@@ -142,6 +145,9 @@ class Train(Closed):
     steps: Count | None = None
     eval_every: Positive = 1
     checkpoint_every_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    stop_after: Count = 0
+    keep_best: bool = False
+    snapshots: bool = False
 
 
 class Recipe(Closed):

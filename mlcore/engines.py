@@ -41,14 +41,17 @@ class Engine(Protocol):
     def is_finite(self) -> bool:
         """Whether the gradients of the last step are, as far as the loss does not tell."""
 
-    def move(self, number: int) -> None:
-        """Finish the step: move the weights."""
+    def move(self, rate: float) -> None:
+        """Finish the step: move the weights at this learning rate."""
 
     def logits(self, images: Array) -> Array:
         """The network's output [N, classes] in evaluation, by the present weights."""
 
     def give(self) -> None:
         """Bring the session's model and optimiser up to date."""
+
+    def take(self) -> None:
+        """Go on from the session's model and optimiser as they are now."""
 
 
 class TapeEngine:
@@ -64,14 +67,17 @@ class TapeEngine:
         parameters = self.session.model.parameters().values()
         return all(tensor.grad is None or all_finite(tensor.grad) for tensor in parameters)
 
-    def move(self, number: int) -> None:
-        self.session.optimiser.step(self.session.rate(number))
+    def move(self, rate: float) -> None:
+        self.session.optimiser.step(rate)
 
     def logits(self, images: Array) -> Array:
         return on_tape(self.session.model)(images)
 
     def give(self) -> None:
         """The model is what was trained."""
+
+    def take(self) -> None:
+        """The model is what is trained."""
 
 
 class PlanEngine:
@@ -92,8 +98,8 @@ class PlanEngine:
         """A plan leaves its gradients where it needs them; what they break is seen in the next step's loss."""
         return True
 
-    def move(self, number: int) -> None:
-        self.plan.update(self.session.rate(number))
+    def move(self, rate: float) -> None:
+        self.plan.update(rate)
 
     def logits(self, images: Array) -> Array:
         starts = range(0, len(images), self.plan.batch)
@@ -101,6 +107,9 @@ class PlanEngine:
 
     def give(self) -> None:
         self.plan.give()
+
+    def take(self) -> None:
+        self.plan.take()
 
 
 def engine_for(session: Session) -> Engine:
@@ -127,7 +136,7 @@ def _saves_on_planes(model: Sequential, input_shape: tuple[int, ...]) -> bool:
     Milliseconds of a step, batch 128, two threads, lanes against planes: mnist_cnn 60 and 43, cuda_convnet 44 and 32.
     """
     layers = [(layer, out) for _, layer, _, out in model.unfolded("", input_shape)]
-    return any(chosen(layer, *out[1:]) != DIRECT for layer, out in layers if isinstance(layer, Conv2d))
+    return any(chosen(layer, out[1], out[2]) != DIRECT for layer, out in layers if isinstance(layer, Conv2d))
 
 
 def _in_bf16(model: Sequential, optimiser: Optimiser, batch: int, input_shape: tuple[int, ...]) -> Plan:

@@ -19,6 +19,7 @@ from mlcore.kernels.loss import cross_entropy_forward
 from mlcore.layers import Layer
 from mlcore.tensor import Array, Tensor
 
+MANY = 10  # classes up to which only the first guess counts
 SMALLEST = 1e-37  # of a mean of chances; its logarithm is a number in float32
 
 Classes: TypeAlias = npt.NDArray[np.int64]
@@ -27,11 +28,17 @@ Logits: TypeAlias = Callable[[Floats], Array]  # images float32 [N,C,H,W] to [N,
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`predictions` int64 [N], one class per image in their order; mean `loss` and `error_pct`, None without labels."""
+    """`predictions` int64 [N], one class per image in their order; mean `loss` and `error_pct`, None without labels.
+
+    `top5` int64 [N, 5]: the likeliest classes, likeliest first; `top5_error_pct`: how many images have their label in
+    none of them. Both None with MANY classes or fewer, where five guesses say little.
+    """
 
     predictions: Classes
     loss: float | None
     error_pct: float | None
+    top5: Classes | None = None
+    top5_error_pct: float | None = None
 
 
 def evaluate(model: Layer, stream: Stream, step: int = 0) -> Evaluation:
@@ -41,19 +48,31 @@ def evaluate(model: Layer, stream: Stream, step: int = 0) -> Evaluation:
 
 def evaluate_by(logits_of: Logits, stream: Stream, step: int = 0) -> Evaluation:
     """The same for whatever gives logits."""
-    predictions, labels, loss, start = np.empty(len(stream), dtype=np.int64), stream.labels, 0.0, 0
+    labels, guesses, loss, start = stream.labels, [np.empty((0, 1), np.int64)], 0.0, 0
     for piece in stream.pieces():
         logits = _of_all_views(logits_of, piece)
         if not np.isfinite(logits).all():
             raise NotFinite("the evaluated network's outputs are not finite", step=step, layer="output")
-        part = slice(start, start + len(piece))
-        predictions[part] = logits.argmax(axis=1)
+        guesses.append(likeliest(logits))
         if labels is not None:
-            loss += float(cross_entropy_forward(logits, labels[part].astype(np.int64))[0]) * len(logits)
+            right = labels[start : start + len(piece)].astype(np.int64)
+            loss += float(cross_entropy_forward(logits, right)[0]) * len(piece)
         start += len(piece)
+    best = np.concatenate(guesses[1:] or guesses)
+    top5 = best if best.shape[1] > 1 else None
     if labels is None:
-        return Evaluation(predictions, None, None)
-    return Evaluation(predictions, loss / len(labels), error_pct(predictions, labels))
+        return Evaluation(best[:, 0], None, None, top5)
+    top5_error = None if top5 is None else top5_error_pct(top5, labels)
+    return Evaluation(best[:, 0], loss / len(labels), error_pct(best[:, 0], labels), top5, top5_error)
+
+
+def likeliest(logits: Array) -> Classes:
+    """int64 [N, 5] classes by falling logits; [N, 1] of up to MANY classes. Of equal logits the first class leads."""
+    if logits.shape[1] <= MANY:
+        first: Classes = logits.argmax(axis=1)[:, None].astype(np.int64)
+        return first
+    order: Classes = np.argsort(-logits, axis=1, kind="stable")[:, :5].astype(np.int64)
+    return order
 
 
 def _of_all_views(logits_of: Logits, piece_NVCHW: Floats) -> Array:
@@ -86,6 +105,11 @@ def on_tape(model: Layer) -> Logits:
 def error_pct(predictions_N: npt.NDArray[np.integer], labels_N: npt.NDArray[np.integer]) -> float:
     """The share of wrong predictions, in percent of N."""
     return 100.0 * int(np.count_nonzero(predictions_N != labels_N)) / len(labels_N)
+
+
+def top5_error_pct(guesses_N5: Classes, labels_N: npt.NDArray[np.integer]) -> float:
+    """The share of images whose label is none of their five guesses, in percent of N."""
+    return 100.0 * int(np.count_nonzero((guesses_N5 != labels_N[:, None]).all(axis=1))) / len(labels_N)
 
 
 def confusion(predictions_N: Classes, labels_N: Bytes, classes: int = 10) -> Classes:

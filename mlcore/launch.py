@@ -4,24 +4,27 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from mlcore import result as results
 from mlcore import runs
-from mlcore.checkpoint import Checkpoint, State, newest, save
+from mlcore.checkpoint import Arrays, Checkpoint, Row, State, newest, save
 from mlcore.config import Recipe
 from mlcore.data.dataset import Dataset
 from mlcore.display import Display, now_and_then
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
-from mlcore.evaluate import Evaluation
+from mlcore.evaluate import Classes, Evaluation
 from mlcore.files import replacing, write_json
 from mlcore.monitor import Monitor
 from mlcore.session import Session, assemble, load_weights, network_input, use_threads
+from mlcore.snapshots import of_training_images
 from mlcore.stop import Halted, Stop
-from mlcore.train import Trainer
+from mlcore.train import Trainer, demand_validation
 from mlcore.warm import Wanted, warm
+
+Errors: TypeAlias = tuple[float | None, float | None]  # top-1 and top-5, percent
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,13 @@ def execute(
         began = (time.monotonic(), time.process_time())
         threads = use_threads(recipe.threads)
         session = assemble(recipe, dataset)
-        state = _restored(run, session, dataset, order, display)  # first: stopped while compiling it can be resumed
+        demand_validation(session)
+        # before compiling: what is stopped while it compiles can be resumed
+        state, best = _restored(run, session, dataset, order, display)
         warm(Wanted.of_recipe(recipe, *network_input(recipe)), now_and_then(display.say))
-        trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began)
+        trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began, best)
+        if recipe.train.snapshots:
+            trainer.snapshots = of_training_images(run.path, session, dataset)
         return _Ending(trainer, dataset, order, threads).run_to_result()
 
 
@@ -83,8 +90,13 @@ def _agree(known: dict[str, str], present: dict[str, str]) -> bool:
     return all(known[name] == present[name] for name in known.keys() & present.keys())
 
 
-def _restored(run: runs.Run, session: Session, dataset: Dataset, order: Order, display: Display) -> State:
-    """The state to go on from, its arrays loaded into the session; a first checkpoint when there is none."""
+def _restored(
+    run: runs.Run, session: Session, dataset: Dataset, order: Order, display: Display
+) -> tuple[State, Arrays]:
+    """The state to go on from and the best weights that are kept, the rest of its arrays loaded into the session.
+
+    A first checkpoint is made when there is none.
+    """
     found = newest(run.checkpoints, display.warn)
     if found is None:
         state = State(
@@ -96,7 +108,7 @@ def _restored(run: runs.Run, session: Session, dataset: Dataset, order: Order, d
             warnings=dataset.warnings,
         )
         save(run.checkpoints, Checkpoint(state, session.arrays()))
-        return state
+        return state, {}
     if found.state.recipe_sha256 != session.recipe.sha256 or not _agree(found.state.data_sha256, dataset.sha256):
         raise CheckpointError(
             "the checkpoints are of another recipe or other data", place=str(run.path), fix="choose another --out"
@@ -104,7 +116,7 @@ def _restored(run: runs.Run, session: Session, dataset: Dataset, order: Order, d
     load_weights(session.model, found.group("model"))
     session.optimiser.load_state(found.group("optimiser"))
     display.say(f"going on after step {found.state.step} of {session.total_steps}")
-    return found.state
+    return found.state, found.group("best")
 
 
 def _monitor(run: runs.Run, state: State, order: Order) -> Monitor:
@@ -142,22 +154,35 @@ class _Ending:
 
     def _finish(self, state: State) -> dict[str, Any]:
         trainer, run = self.trainer, self.trainer.run
-        seen = trainer.evaluate(trainer.session.feeds.test)
-        validation = _last(state, "validation_error_pct")
-        if validation is None:
-            validation = trainer.validate()[1]
+        trainer.use_best()
+        seen, held_out = trainer.evaluate(trainer.session.feeds.test), self._held_out(state)
         try:
-            with replacing(run.predictions) as stream:
-                np.save(stream, seen.predictions, allow_pickle=False)
+            _save(run.predictions, seen.predictions)
+            if seen.top5 is not None:
+                _save(run.top5_predictions, seen.top5)
             if self.order.pictures:
                 self._draw(seen)
-            document = self._result("finished", validation, seen, None)
+            document = self._result("finished", held_out, seen, None)
             write_json(run.result, document)
         except OSError as error:
             raise DataError(
                 f"the result can't be written ({error.strerror})", place=str(run.path), fix="make room, then --resume"
             ) from error
         return document
+
+    @property
+    def _tested_step(self) -> int:
+        """Whose weights are tested: the last step's, or the kept ones'."""
+        progress = self.trainer.state.progress
+        return self.trainer.state.step if progress.best_step is None or not self.trainer.best else progress.best_step
+
+    def _held_out(self, state: State) -> Errors:
+        """(error, top-5 error) on the validation part, by the weights that are tested."""
+        epochs = [row for row in state.rows if row["kind"] == "epoch" and row["step"] == self._tested_step]
+        if epochs:
+            return _number(epochs[-1], "validation_error_pct"), _number(epochs[-1], "validation_top5_error_pct")
+        seen = self.trainer.validate()
+        return (seen.error_pct, seen.top5_error_pct) if seen else (None, None)
 
     def _draw(self, seen: Evaluation) -> None:
         """Pictures never cost a run its result."""
@@ -178,7 +203,7 @@ class _Ending:
             layer=getattr(error, "layer", None),
         )
         try:
-            write_json(self.trainer.run.result, self._result(status, None, None, failure))
+            write_json(self.trainer.run.result, self._result(status, (None, None), None, failure))
         except OSError as lost:
             self.trainer.warn(f"result.json can't be written: {lost.strerror}")
         return error
@@ -186,7 +211,7 @@ class _Ending:
     def _result(
         self,
         status: results.Status,
-        validation: float | None,
+        held_out: Errors,
         seen: Evaluation | None,
         failure: results.Failure | None,
     ) -> dict[str, Any]:
@@ -212,12 +237,29 @@ class _Ending:
             parameters=sum(tensor.data.size for tensor in session.model.parameters().values()),
             weights_sha256=results.weights_sha256(weights),
             train_loss=_last(state, "train_loss"),
-            validation_error_pct=validation,
+            validation_error_pct=held_out[0],
             test_loss=seen.loss if seen else None,
             test_error_pct=seen.error_pct if seen else None,
             failure=failure,
             warnings=state.warnings,
+            validation_top5_error_pct=held_out[1],
+            test_top5_error_pct=seen.top5_error_pct if seen else None,
+            best_validation_error_pct=state.progress.best_pct,
+            best_step=state.progress.best_step,
+            tested_step=self._tested_step if seen else None,
+            rate_drops=state.progress.drops,
+            stopped_early=state.progress.stopped or None,
         ).document()
+
+
+def _save(path: Path, array: Classes) -> None:
+    with replacing(path) as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def _number(row: Row, key: str) -> float | None:
+    value = row.get(key)
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _last(state: State, key: str) -> float | None:

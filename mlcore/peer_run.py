@@ -89,7 +89,8 @@ def _train(torch: Any, net: Any, names: Sequence[str], data: Data, loader: Any, 
         first = step % loader.steps_per_epoch * loader.batch
         chosen = order[first : first + loader.batch]
         for group in optimiser.param_groups:
-            group["lr"] = recipe.optimiser.rate * factor(step, total) * group["pace"]
+            place = schedule.Place(step, total, step // loader.steps_per_epoch)
+            group["lr"] = recipe.optimiser.rate * factor(place) * group["pace"]
         optimiser.zero_grad(set_to_none=True)
         torch.nn.functional.cross_entropy(net(data.images[chosen]), data.labels[chosen]).backward()
         optimiser.step()

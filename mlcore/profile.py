@@ -18,7 +18,7 @@ import numpy as np
 
 from mlcore import autograd, models, ops
 from mlcore.engines import planned
-from mlcore.kernels import conv, gemm, panels, plane_weights, planes
+from mlcore.kernels import conv, gemm, panels, plane_weights, planes, winograd
 from mlcore.kernels.peak import measured_peaks
 from mlcore.lanes.plan import LanePlan
 from mlcore.layers import Residual, Sequential
@@ -37,6 +37,7 @@ NOTHING_S = 5e-6  # what a call costs that has nothing to do
 # What is done for the gradients of weights, wherever it is called: a linear layer on a plan makes them in its update.
 FOR_WEIGHTS = (
     (plane_weights, "weight_gradient"),
+    (winograd, "weight_gradient"),
     (planes, "relu_and_bias_gradient"),
     (panels, "update"),
     (conv, "conv2d_grad_weight"),
@@ -82,7 +83,7 @@ def profile(wanted: Wanted, threads: int, steps: int, tell: Callable[[str], None
     peaks = measured_peaks(threads)
     model = models.build(wanted.model, wanted.options, Rng(1), wanted.input_shape, wanted.classes)
     optimiser = SGD(model.parameters(), 0.9)
-    engine = planned(model, optimiser, wanted.batch, wanted.input_shape)
+    engine = planned(model, optimiser, wanted.batch, wanted.input_shape, wanted.precision)
     batch = _batch(wanted)
     if isinstance(engine, LanePlan):
         names, (seen, whole) = list(model.layers), _in_lanes(engine, batch, steps, tell)
@@ -98,7 +99,7 @@ def profile(wanted: Wanted, threads: int, steps: int, tell: Callable[[str], None
         "engine": ENGINES[type(engine)],
         "peak_gflops": peaks,
         "step_ms": 1e3 * statistics.median(whole),
-        "rows": _rows(medians, _least(model, names, wanted), peaks["fp32"]),
+        "rows": _rows(medians, _least(model, names, wanted), peaks[wanted.precision]),
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlcore.kernels import lane_program
-from mlcore.kernels.lane_program import KINDS, Batch
+from mlcore.kernels.lane_kinds import KINDS, Batch
 from mlcore.lanes.plan import LanePlan
 from mlcore.lanes.stages import Operations, Stage
 from mlcore.tensor import Array

@@ -89,6 +89,13 @@ class Result(Record):
     test_error_pct: float | None
     failure: Failure | None
     warnings: tuple[str, ...]
+    validation_top5_error_pct: float | None = None
+    test_top5_error_pct: float | None = None
+    best_validation_error_pct: float | None = None
+    best_step: int | None = None
+    tested_step: int | None = None
+    rate_drops: int = 0
+    stopped_early: Literal["plateau", "stop_after"] | None = None
 
     def document(self) -> dict[str, Any]:
         """As plain JSON, the schema's name first and under the key "schema"."""

@@ -19,6 +19,8 @@ OWNED = (
     "metrics.jsonl",
     "result.json",
     "predictions.npy",
+    "predictions_top5.npy",
+    "train_predictions_*.npy",
     "checkpoints",
     "events",
     "curves.png",
@@ -50,6 +52,10 @@ class Run:
         return self.path / "predictions.npy"
 
     @property
+    def top5_predictions(self) -> Path:
+        return self.path / "predictions_top5.npy"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -74,8 +80,7 @@ class Run:
 
     def clear(self) -> None:
         """Remove this run's files, and only those that a run writes."""
-        for name in OWNED:
-            path = self.path / name
+        for path in [path for name in OWNED for path in self.path.glob(name)]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:

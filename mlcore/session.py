@@ -45,9 +45,10 @@ class Session:
         """What was held out of training; empty when the recipe holds nothing out."""
         return self.feeds.validation
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        return self.recipe.optimiser.rate * self.schedule(step, self.total_steps)
+    def rate(self, step: int, drops: int = 0) -> float:
+        """The learning rate of a step, after so many plateaus of the validation error."""
+        epoch = step // self.loader.steps_per_epoch
+        return self.recipe.optimiser.rate * self.schedule(schedules.Place(step, self.total_steps, epoch, drops))
 
     def arrays(self) -> Arrays:
         """Weights, buffers, the optimiser's memory and how images are normalised, as a checkpoint keeps them.

@@ -2,23 +2,26 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from mlcore.checkpoint import Checkpoint, Row, State, save
+from mlcore.checkpoint import Arrays, Checkpoint, Row, State, save
 from mlcore.data.loader import Batch
 from mlcore.data.views import Stream
 from mlcore.display import Display, View
 from mlcore.engines import Engine, engine_for
-from mlcore.errors import CheckpointError, Interrupted, NotFinite
+from mlcore.errors import CheckpointError, Interrupted, NotFinite, RecipeError
 from mlcore.evaluate import Evaluation, evaluate_by
 from mlcore.finite import all_finite, find_non_finite
 from mlcore.monitor import LOG_EVERY, Monitor
+from mlcore.progress import Progress
 from mlcore.runs import Run
-from mlcore.session import Session
+from mlcore.schedule import Plateau
+from mlcore.session import Session, load_weights
+from mlcore.snapshots import Snapshots
 from mlcore.stop import Stop
 
 
@@ -33,21 +36,28 @@ class Step:
     rate: float
 
 
-def fit(session: Session, start: int, engine: Engine | None = None) -> Iterator[Step]:
-    """The loop: a step per batch, from `start` to the recipe's end."""
+def fit(
+    session: Session, start: int, engine: Engine | None = None, drops: Callable[[], int] = lambda: 0
+) -> Iterator[Step]:
+    """The loop: a step per batch, from `start` to the recipe's end. drops: plateaus met so far, asked at every step."""
     engine = engine or engine_for(session)
     for number, batch in enumerate(session.loader.batches(start, session.total_steps), start):
         loss, logits = engine.step(batch, number)
         if not (np.isfinite(loss) and engine.is_finite()):
             raise _where_not_finite(session, batch, number)
-        engine.move(number)
+        rate = session.rate(number, drops())
+        engine.move(rate)
         wrong = int(np.count_nonzero(logits.argmax(axis=1) != batch.labels))
-        yield Step(number, loss, len(batch.labels), wrong, session.rate(number))
+        yield Step(number, loss, len(batch.labels), wrong, rate)
 
 
 @dataclass
 class Trainer:
-    """Drives `fit` from a state to the end. `began`: (wall, CPU) clocks at the start of this sitting."""
+    """Drives `fit` from a state to the end. `began`: (wall, CPU) clocks at the start of this sitting.
+
+    `best`: weights and buffers of the lowest validation error so far, where the recipe keeps them. `snapshots`: where
+    what the network says of the training images goes after each epoch.
+    """
 
     session: Session
     run: Run
@@ -56,6 +66,8 @@ class Trainer:
     display: Display
     stop: Stop
     began: tuple[float, float]
+    best: Arrays = field(default_factory=dict)
+    snapshots: Snapshots | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
     @cached_property
@@ -66,7 +78,7 @@ class Trainer:
     def train(self) -> State:
         """Train to the end; raises Interrupted (checkpoint written) or NotFinite (the last one stays)."""
         start, first, clock = time.perf_counter(), self.state.step, time.perf_counter()
-        for step in fit(self.session, first, self.engine):
+        for step in () if self._is_over() else fit(self.session, first, self.engine, self._drops):
             self._count(step, time.perf_counter() - clock)
             self._log(step)
             pace = (time.perf_counter() - start) / (self.state.step - first)
@@ -79,17 +91,26 @@ class Trainer:
                 self._close_epoch()
             if due:
                 self.checkpoint()
-            if self.stop.signal and self.state.step < self.session.total_steps:
+            if self._is_over():
+                break
+            if self.stop.signal:
                 raise self._interrupted(self.stop.signal)
             clock = time.perf_counter()
         return self.timed()
+
+    def use_best(self) -> None:
+        """Put the kept weights into the network, if there are any: what is evaluated from now on."""
+        if self.best:
+            load_weights(self.session.model, self.best)
+            self.engine.take()
 
     def checkpoint(self) -> None:
         """Save now; a failure is told and training goes on, for the checkpoint before stays."""
         _demand_finite_weights(self.session, self.state.step)
         self.saved_at = time.monotonic()
         try:
-            save(self.run.checkpoints, Checkpoint(self.timed(), self.session.arrays()))
+            best = {f"best/{name}": array for name, array in self.best.items()}
+            save(self.run.checkpoints, Checkpoint(self.timed(), self.session.arrays() | best))
         except CheckpointError as error:
             self.warn(str(error))
 
@@ -97,12 +118,9 @@ class Trainer:
         """What the network says about images now."""
         return evaluate_by(self.engine.logits, stream, self.state.step)
 
-    def validate(self) -> tuple[float | None, float | None]:
-        """(loss, error in percent) on the validation part; (None, None) when there is none."""
-        if not len(self.session.validation):
-            return None, None
-        seen = self.evaluate(self.session.validation)
-        return seen.loss, seen.error_pct
+    def validate(self) -> Evaluation | None:
+        """What the network says on the validation part; None when there is none."""
+        return self.evaluate(self.session.validation) if len(self.session.validation) else None
 
     def warn(self, text: str) -> None:
         """Tell now and in the result."""
@@ -175,10 +193,50 @@ class Trainer:
             "wall_s": self.timed().wall_s,
         }
         if epoch % self.session.recipe.train.eval_every == 0 or state.step == self.session.total_steps:
-            row["validation_loss"], row["validation_error_pct"] = self.validate()
+            row |= self._validated()
         self._row(row)
         self._update(epoch_loss_sum=0.0, epoch_wrong=0, epoch_images=0)
         self.display.say(_epoch_line(row, -(-self.session.total_steps // self.session.loader.steps_per_epoch)))
+        self._tell_progress(state.progress)
+        self._snapshot(epoch)
+
+    def _validated(self) -> Row:
+        """What the validation part adds to an epoch's row; rate, end and best weights follow from it."""
+        seen = self.validate()
+        if seen is None or seen.error_pct is None:
+            return {}
+        state, train, schedule = self.state, self.session.recipe.train, self.session.schedule
+        plateau = schedule if isinstance(schedule, Plateau) else None
+        progress = state.progress.seen(seen.error_pct, state.step, plateau, train.stop_after)
+        self._update(progress=progress)
+        if train.keep_best and progress.is_best(state.step):
+            self.best = {name: tensor.data.copy() for name, tensor in self.session.model.state().items()}
+        top5: Row = {} if seen.top5_error_pct is None else {"validation_top5_error_pct": seen.top5_error_pct}
+        return {"validation_loss": seen.loss, "validation_error_pct": seen.error_pct, **top5}
+
+    def _tell_progress(self, before: Progress) -> None:
+        now = self.state.progress
+        if now.drops > before.drops:
+            rate = self.session.rate(self.state.step, now.drops)
+            self.display.say(f"the validation error stalls: the rate drops to {rate:g} ({now.drops})")
+        if now.stopped:
+            best = f"{now.best_pct:.2f} % at step {now.best_step}"
+            self.display.say(f"the validation error stalls: training ends; the lowest was {best}")
+
+    def _snapshot(self, epoch: int) -> None:
+        """A snapshot that can't be written costs a warning: training is worth more."""
+        if self.snapshots is None:
+            return
+        try:
+            self.snapshots.write(epoch, self.evaluate(self.snapshots.images).predictions)
+        except OSError as error:
+            self.warn(f"the predictions after epoch {epoch} can't be written: {error.strerror or error}")
+
+    def _is_over(self) -> bool:
+        return self.state.step >= self.session.total_steps or bool(self.state.progress.stopped)
+
+    def _drops(self) -> int:
+        return self.state.progress.drops
 
     def _is_due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.session.recipe.train.checkpoint_every_s
@@ -191,9 +249,24 @@ class Trainer:
         )
 
 
+def demand_validation(session: Session) -> None:
+    """RecipeError for what needs validation errors where nothing is held out."""
+    train = session.recipe.train
+    needing = {
+        'schedule.name = "plateau"': isinstance(session.schedule, Plateau),
+        "train.stop_after": train.stop_after > 0,
+        "train.keep_best": train.keep_best,
+    }
+    for key, needs in needing.items():
+        if needs and not len(session.validation):
+            raise RecipeError("needs images held out", place=key, fix="set data.validation, for example to 5000")
+
+
 def _epoch_line(row: Row, epochs: int) -> str:
     validation = row["validation_error_pct"]
     shown = "" if validation is None else f"  validation error {validation:.2f} %"
+    if (top5 := row.get("validation_top5_error_pct")) is not None:
+        shown += f" (top-5 {top5:.2f} %)"
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
         f"train error {row['train_error_pct']:.2f} %{shown}  {row['images_per_s']:,.0f} images/s"

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from orchestrator import demo
 from orchestrator.errors import InputError
 from orchestrator.house import State
 from orchestrator.providers.replay import VERSION
 
+PLACE = "/repository"  # stands in a recording for the folder of the run
+
 
 def lines(state: State, run_id: str, how: str) -> Iterator[str]:
     """The recording, a line at a time. `how`: who answered, in honest words. Raises InputError if nobody was asked."""
+    root = json.dumps(str(state.folder.parent))[1:-1]
+    for record in _records(state, run_id, how):
+        yield json.dumps(record).replace(root, PLACE)  # where it was recorded is nobody's business
+
+
+def _records(state: State, run_id: str, how: str) -> Iterator[dict[str, Any]]:
     row = state.ledger.run(run_id)
     calls = [call for call in state.ledger.calls(run_id) if call["state"] == "done" and call["request"]]
     if not calls:
@@ -28,8 +37,8 @@ def lines(state: State, run_id: str, how: str) -> Iterator[str]:
         "demo": demo.trailers(state.folder.parent, row["base_commit"]),
         "pulls": demo.pulls(state, run_id),
     }
-    yield json.dumps(head)
+    yield head
     for call in calls:
         asked = json.loads(call["request"])
         place = {"who": asked.pop("who"), "turn": asked.pop("turn"), "tier": call["tier"], "model": call["model"]}
-        yield json.dumps({**place, **asked, "reply": json.loads(call["reply"])})
+        yield {**place, **asked, "reply": json.loads(call["reply"])}

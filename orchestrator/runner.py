@@ -101,6 +101,7 @@ class Runner:
             assignment = Assignment.model_validate(each)
             if assignment.task in self._run.assignments:
                 self._run.assignments[assignment.task] = assignment
+                self._run.ledger.set_task(self._run.id, assignment.task, agent=assignment.agent)
 
     async def delegate(self) -> Json:
         """The workflow in which the chief and the leads are asked."""

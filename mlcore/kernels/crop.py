@@ -19,7 +19,7 @@ def crop_by_table(
     images_NCHW: Array, index_B: Array, windows_B3: Array, size: tuple[int, int], table_C256: Array
 ) -> Array:
     """float32 [B,C,P,Q]: table[channel, byte] of image `index[b]` in window `windows[b]`; the table is float32."""
-    out = np.empty((len(index_B), images_NCHW.shape[1], *size), np.float32)
+    out = _room(images_NCHW, index_B, windows_B3, size)
     _by_table(images_NCHW, index_B, windows_B3, table_C256, out)
     return out
 
@@ -28,9 +28,18 @@ def crop_minus_mean(
     images_NCHW: Array, index_B: Array, windows_B3: Array, size: tuple[int, int], scale_C: Array, mean_CHW: Array
 ) -> Array:
     """float32 [B,C,P,Q]: byte * scale[channel] - mean[channel] of the same pixel; scale and mean are float32."""
-    out = np.empty((len(index_B), images_NCHW.shape[1], *size), np.float32)
+    out = _room(images_NCHW, index_B, windows_B3, size)
     _minus_mean(images_NCHW, index_B, windows_B3, scale_C, mean_CHW, out)
     return out
+
+
+def _room(images: Array, index: Array, windows: Array, size: tuple[int, int]) -> Array:
+    """The memory for what is cut; what would be read must be there, for the kernels don't look."""
+    count, channels, height, width = images.shape
+    if len(index):
+        assert index.min() >= 0 and index.max() < count and windows.shape == (len(index), 3)  # noqa: PT018
+        assert windows.min() >= 0 and (windows[:, :2].max(axis=0) + size <= (height, width)).all()  # noqa: PT018
+    return np.empty((len(index), channels, *size), np.float32)
 
 
 @kernel

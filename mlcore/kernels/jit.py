@@ -44,14 +44,19 @@ class SharedKernel:
 
     def __call__(self, work: int, *arguments: Any) -> Any:
         chosen = self.serial if work < WORTH_SHARING or get_num_threads() == 1 else self.parallel
-        if _noted is not None:
-            _noted.append((chosen, arguments))
-            return None
-        return chosen(*arguments)
+        return None if note(chosen, arguments) else chosen(*arguments)
 
 
 Call = tuple[Any, tuple[Any, ...]]  # a dispatcher of numba's and what it was called with
 _noted: list[Call] | None = None
+
+
+def note(dispatcher: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether calls are noted now; this one then is."""
+    if _noted is None:
+        return False
+    _noted.append((dispatcher, arguments))
+    return True
 
 
 @contextlib.contextmanager

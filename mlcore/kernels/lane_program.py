@@ -15,55 +15,19 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from mlcore.kernels.entries import call_entry
 from mlcore.kernels.jit import SharedKernel, kernel
-from mlcore.kernels.lane_ends import ENDS, cross_entropy, load_row, logits_out, turn
-from mlcore.kernels.lane_maps import (
-    RUNS,
-    bias_gradient,
-    clear_row,
-    dropout_row,
-    relu_row,
-    respond_back_row,
-    respond_row,
-    tanh_back_row,
-    tanh_row,
-)
-from mlcore.kernels.lane_matrix import CORRELATE, DESCEND, correlate, descend
-from mlcore.kernels.lane_pool import WINDOWS, avg_pool, avg_pool_back, max_pool, max_pool_back
+from mlcore.kernels.lane_kinds import Batch, Place, entries
 from mlcore.kernels.micro import address_of
 
-KINDS = {
-    "correlate": CORRELATE,
-    "descend": DESCEND,
-    "bias gradient": RUNS,
-    "max pool": WINDOWS,
-    "max pool back": WINDOWS,
-    "avg pool": WINDOWS,
-    "avg pool back": WINDOWS,
-    "clear": RUNS,
-    "relu": RUNS,
-    "tanh": RUNS,
-    "tanh back": RUNS,
-    "dropout": RUNS,
-    "respond": RUNS,
-    "respond back": RUNS,
-    "load": ENDS,
-    "logits": ENDS,
-    "loss": ENDS,
-    "turn": ENDS,
-}
-(
-    CORRELATING, DESCENDING, SUMMING, MAX, MAX_BACK, AVG, AVG_BACK, CLEARING, RELU, TANH, TANH_BACK, DROPPING,
-    RESPONDING, RESPONDING_BACK, LOADING, SHOWING, LOSING, TURNING,
-) = range(len(KINDS))  # fmt: skip
-COLUMNS = max(len(names) for names in KINDS.values())
 UPDATE_BLOCK = 1 << 12
 
 Array = NDArray[Any]
 
 
 class Memory(NamedTuple):
-    """activations float32 [T, A / 4] and winners uint8 [T, A]: one each per thread; grads float32 [G, P]."""
+    """activations float32 [T, A / 4] and winners uint8 [T, A]: one each per thread; weights float32 [P], grads float32
+    [G, P], constants float64."""
 
     activations: Array
     winners: Array
@@ -72,29 +36,11 @@ class Memory(NamedTuple):
     constants: Array
 
 
-class Batch(NamedTuple):
-    """What goes in (float32 images [N,C,H,W], int64 labels and dropouts' seeds) and comes out: logits, losses [N]."""
-
-    images: Array
-    labels: Array
-    seeds: Array
-    logits: Array
-    losses: Array
-
-
-def operation(kind: str, **columns: int) -> list[int]:
-    """A row of a table; columns that are not named are zero."""
-    names = KINDS[kind]
-    row = [0] * COLUMNS
-    row[0] = list(KINDS).index(kind)
-    for name, value in columns.items():
-        row[names.index(name)] = value
-    return row
-
-
 def run(work: int, table: Array, lanes: int, memory: Memory, batch: Batch) -> None:
     """All groups of a batch through the table. work: multiplications, about."""
-    _run(work, table, lanes, memory, batch)
+    images = np.require(batch.images, np.float32, ["C", "A", "W"])  # exactly as the entries were compiled for
+    labels = np.require(batch.labels, np.int64, ["C", "A", "W"])
+    _run(work, table, entries(table), lanes, memory, batch._replace(images=images, labels=labels))
 
 
 def update(
@@ -109,78 +55,24 @@ def update(
 
 
 @SharedKernel
-def _run(table: Array, lanes: int, memory: Memory, batch: Batch) -> None:
+def _run(table: Array, kernels: Array, lanes: int, memory: Memory, batch: Batch) -> None:
     threads, groups = memory.activations.shape[0], -(-batch.images.shape[0] // lanes)
     for thread in prange(threads):
+        own, winners = memory.activations[thread], memory.winners[thread]
         for group in range(thread, groups, threads):
-            _run_group(table, memory.activations[thread], memory.winners[thread], memory, group, group * lanes, batch)
+            _run_group(table, kernels, own, winners, memory, group, group * lanes, batch)
 
 
 @kernel
-def _run_group(table: Array, own: Array, winners: Array, memory: Memory, group: int, first: int, batch: Batch) -> None:
+def _run_group(
+    table: Array, kernels: Array, own: Array, winners: Array, memory: Memory, group: int, first: int, batch: Batch
+) -> None:
     """The images from `first` on."""
     grads = memory.grads[min(group, memory.grads.shape[0] - 1)]
-    base, won = address_of(own), address_of(winners)
-    bases = np.array([base, address_of(memory.weights), address_of(grads)])
+    bases = np.array([address_of(own), address_of(memory.weights), address_of(grads)])
+    place = Place(own, winners, grads, bases, memory.constants, batch, np.int64(first))
     for op in table:
-        kind = op[0]
-        if kind == CORRELATING:
-            correlate(op, bases)
-        elif kind == DESCENDING:
-            descend(op, bases)
-        elif kind == SUMMING:
-            bias_gradient(op, base, grads)
-        elif kind <= AVG_BACK:
-            _pool(op, base, won)
-        elif kind <= RESPONDING_BACK:
-            _map(op, own, memory.constants, batch.seeds, first)
-        else:
-            _end(op, own, first, batch)
-
-
-@kernel
-def _pool(op: Array, base: int, won: int) -> None:
-    kind = op[0]
-    if kind == MAX:
-        max_pool(op, base, won)
-    elif kind == MAX_BACK:
-        max_pool_back(op, base, won)
-    elif kind == AVG:
-        avg_pool(op, base)
-    else:
-        avg_pool_back(op, base)
-
-
-@kernel
-def _map(op: Array, own: Array, constants: Array, seeds: Array, first: int) -> None:
-    kind = op[0]
-    if kind == CLEARING:
-        clear_row(op, own)
-    elif kind == RELU:
-        relu_row(op, own)
-    elif kind == TANH:
-        tanh_row(op, own)
-    elif kind == TANH_BACK:
-        tanh_back_row(op, own)
-    elif kind == DROPPING:
-        dropout_row(op, own, seeds, constants, first)
-    elif kind == RESPONDING:
-        respond_row(op, own, constants)
-    else:
-        respond_back_row(op, own, constants)
-
-
-@kernel
-def _end(op: Array, own: Array, first: int, batch: Batch) -> None:
-    kind = op[0]
-    if kind == LOADING:
-        load_row(op, own, batch.images, first)
-    elif kind == SHOWING:
-        logits_out(op, own, first, batch.logits)
-    elif kind == LOSING:
-        cross_entropy(op, own, first, batch.logits, batch.labels, batch.losses)
-    else:
-        turn(op, own)
+        call_entry(kernels[op[0]], op, place)
 
 
 @SharedKernel

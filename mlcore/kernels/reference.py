@@ -1,7 +1,7 @@
 """The slow twin of every kernel: few lines of NumPy, right at a glance, for any float dtype.
 
-The fast kernels (`gemm`, `conv`, `local`, `pool`, `norm`, `batch_norm`, `elementwise`, `loss`) have the same names and
-arguments; the tests hold them against these.
+The fast kernels (`gemm`, `conv`, `local`, `pool`, `norm`, `batch_norm`, `elementwise`, `loss`, `crop`) have the same
+names and arguments; the tests hold them against these.
 
 Legend: N batch, C input channel, H W input, O output channel, I input features or channels per group,
 K L kernel window, P Q output height and width.
@@ -280,6 +280,30 @@ def _pad(x_NCHW: Array, padding: int) -> Array:
 def _windows(padded_shape: Shape, window: Shape, stride: int) -> tuple[int, int]:
     """How many windows fit, down and across."""
     return (padded_shape[2] - window[0]) // stride + 1, (padded_shape[3] - window[1]) // stride + 1
+
+
+def crop_by_table(
+    images_NCHW: Array, index_B: Array, windows_B3: Array, size: tuple[int, int], table_C256: Array
+) -> Array:
+    cut = crop(images_NCHW, index_B, windows_B3, size)
+    return np.stack([table_C256[c][cut[:, c]] for c in range(cut.shape[1])], axis=1)
+
+
+def crop_minus_mean(
+    images_NCHW: Array, index_B: Array, windows_B3: Array, size: tuple[int, int], scale_C: Array, mean_CHW: Array
+) -> Array:
+    cut = crop(images_NCHW, index_B, windows_B3, size).astype(np.float32)
+    mean_BCPQ = crop(mean_CHW[None], np.zeros_like(index_B), windows_B3, size)
+    return np.asarray(cut * scale_C[:, None, None] - mean_BCPQ)
+
+
+def crop(images_NCHW: Array, index_B: Array, windows_B3: Array, size: tuple[int, int]) -> Array:
+    """Each image's window (top, left, mirrored) of that size."""
+    parts = [
+        images_NCHW[i, :, top : top + size[0], left : left + size[1]][:, :, :: -1 if mirrored else 1]
+        for i, (top, left, mirrored) in zip(index_B, windows_B3, strict=True)
+    ]
+    return np.stack(parts)
 
 
 def _each_place(weight_shape: Shape, stride: int) -> Iterator[tuple[int, int, slice, slice]]:

@@ -1,8 +1,8 @@
 """The text of a tile: LLVM code for one shape, one vector width, and what is read and written.
 
 A tile multiplies words: a float by a float, or a pair of bf16 by a pair, two products added to the float32 sum at once.
-On processors without such an instruction the pair is taken apart into floats. `product` and `stores` are these choices;
-everything else of a tile is the same for all.
+On processors without such an instruction the pair is taken apart into floats. `product` is this choice, `numbers` is
+what is written; everything else of a tile is the same for all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlcore.kernels.native import Machine
-from mlcore.kernels.precision import NAN, WORD_BYTES
+from mlcore.kernels.number_text import NUMBERS, Floats, Halves, declarations
+from mlcore.kernels.precision import WORD_BYTES
 
 INTEGERS = (
     "outer",  # steps of the outer walk
@@ -35,21 +36,17 @@ def tile_source(rows: int, vectors: int, machine: Machine, read: str, written: s
     product = NATIVE if read == "bf16" and machine.has_bf16 else PRODUCTS[read]
     return "\n".join(
         [
-            *(line.format(lanes=lanes) for line in DECLARATIONS),
+            FUSED.format(lanes=lanes),
+            *declarations(lanes),
             NATIVE.declaration if product is NATIVE else "",
             f"define void @tile({head}, float %floor) {{",
-            *_Tile(rows, vectors, lanes, product, STORES[written]).lines(),
+            *_Tile(rows, vectors, machine, product, NUMBERS[written]).lines(),
             "}",
         ]
     )
 
 
-DECLARATIONS = (
-    "declare <{lanes} x float> @llvm.fmuladd.v{lanes}f32(<{lanes} x float>, <{lanes} x float>, <{lanes} x float>)",
-    "declare <{lanes} x float> @llvm.masked.load.v{lanes}f32.p0(ptr, i32, <{lanes} x i1>, <{lanes} x float>)",
-    "declare void @llvm.masked.store.v{lanes}f32.p0(<{lanes} x float>, ptr, i32, <{lanes} x i1>)",
-    "declare void @llvm.masked.store.v{lanes}i16.p0(<{lanes} x i16>, ptr, i32, <{lanes} x i1>)",
-)
+FUSED = "declare <{lanes} x float> @llvm.fmuladd.v{lanes}f32(<{lanes} x float>, <{lanes} x float>, <{lanes} x float>)"
 
 
 class _Floats:
@@ -110,41 +107,8 @@ class _NativePairs:
         yield f"%new{i}_{j} = call <16 x float> {self.name}({operands})"
 
 
-class _StoreFloats:
-    """C is float32."""
-
-    bytes = 4
-    can_add = True
-
-    def store(self, tile: _Tile, cell: str) -> Iterator[str]:
-        arguments = f"{tile.vector} %out{cell}, ptr %c{cell}, i32 4, {tile.mask} %mask{cell.partition('_')[2]}"
-        yield f"call void @llvm.masked.store.v{tile.lanes}f32.p0({arguments})"
-
-
-class _StoreHalves:
-    """C is bf16: rounded to the nearest, ties to even; a NaN stays one."""
-
-    bytes = 2
-    can_add = False
-
-    def store(self, tile: _Tile, cell: str) -> Iterator[str]:
-        words, halves = f"<{tile.lanes} x i32>", f"<{tile.lanes} x i16>"
-        yield f"%bits{cell} = bitcast {tile.vector} %out{cell} to {words}"
-        yield f"%top{cell} = lshr {words} %bits{cell}, splat (i32 16)"
-        yield f"%odd{cell} = and {words} %top{cell}, splat (i32 1)"
-        yield f"%more{cell} = add {words} %odd{cell}, splat (i32 32767)"
-        yield f"%sum_bits{cell} = add {words} %bits{cell}, %more{cell}"
-        yield f"%half_bits{cell} = lshr {words} %sum_bits{cell}, splat (i32 16)"
-        yield f"%nan{cell} = fcmp uno {tile.vector} %out{cell}, zeroinitializer"
-        yield f"%kept{cell} = select {tile.mask} %nan{cell}, {words} splat (i32 {NAN}), {words} %half_bits{cell}"
-        yield f"%halves{cell} = trunc {words} %kept{cell} to {halves}"
-        arguments = f"{halves} %halves{cell}, ptr %c{cell}, i32 2, {tile.mask} %mask{cell.partition('_')[2]}"
-        yield f"call void @llvm.masked.store.v{tile.lanes}i16.p0({arguments})"
-
-
 NATIVE = _NativePairs()
 PRODUCTS: dict[str, _Floats | _Pairs | _NativePairs] = {"fp32": _Floats(), "bf16": _Pairs()}
-STORES: dict[str, _StoreFloats | _StoreHalves] = {"fp32": _StoreFloats(), "bf16": _StoreHalves()}
 
 
 class _Tile:
@@ -154,12 +118,12 @@ class _Tile:
         self,
         rows: int,
         vectors: int,
-        lanes: int,
+        machine: Machine,
         product: _Floats | _Pairs | _NativePairs,
-        stores: _StoreFloats | _StoreHalves,
+        numbers: Floats | Halves,
     ) -> None:
-        self.rows, self.vectors, self.lanes, self.product, self.stores = rows, vectors, lanes, product, stores
-        self.vector, self.mask = f"<{lanes} x float>", f"<{lanes} x i1>"
+        self.rows, self.vectors, self.machine, self.product, self.numbers = rows, vectors, machine, product, numbers
+        self.lanes, self.vector, self.mask = machine.lanes, f"<{machine.lanes} x float>", f"<{machine.lanes} x i1>"
         self.cells = [(i, j) for i in range(rows) for j in range(vectors)]
 
     def lines(self) -> Iterator[str]:
@@ -187,16 +151,15 @@ class _Tile:
         for i in range(1, self.rows):
             yield f"%row{i} = add i64 %row{i - 1}, %c_row"
         for i, j in self.cells:
-            yield f"%cell{i}_{j} = add i64 %row{i}, {j * self.lanes * self.stores.bytes}"
+            yield f"%cell{i}_{j} = add i64 %row{i}, {j * self.lanes * self.numbers.bytes}"
             yield f"%c{i}_{j} = inttoptr i64 %cell{i}_{j} to ptr"
-        yield f"%is_adding = icmp ne i64 %adding, {0 if self.stores.can_add else '%adding'}"
+        yield f"%is_adding = icmp ne i64 %adding, {0 if self.numbers.bytes == WORD_BYTES else '%adding'}"
         yield "br i1 %is_adding, label %at_c, label %at_bias"
 
     def _start(self) -> Iterator[str]:
         yield "at_c:"
         for i, j in self.cells:
-            masked = f"@llvm.masked.load.v{self.lanes}f32.p0(ptr %c{i}_{j}, i32 4, {self.mask} %mask{j}"
-            yield f"%old{i}_{j} = call {self.vector} {masked}, {self.vector} zeroinitializer)"
+            yield from NUMBERS["fp32"].load(f"old{i}_{j}", f"%c{i}_{j}", f"%mask{j}", self.machine)
             yield f"store {self.vector} %old{i}_{j}, ptr %sum{i}_{j}"
         yield "br label %walk"
         yield "at_bias:"
@@ -253,7 +216,7 @@ class _Tile:
             yield f"%below{i}_{j} = fcmp ogt {self.vector} %floors, %sum_end{i}_{j}"
             choice = f"{self.mask} %below{i}_{j}, {self.vector} %floors, {self.vector} %sum_end{i}_{j}"
             yield f"%out{i}_{j} = select {choice}"
-            yield from self.stores.store(self, f"{i}_{j}")
+            yield from self.numbers.store(f"{i}_{j}", f"%out{i}_{j}", f"%c{i}_{j}", f"%mask{j}", self.machine)
         yield "ret void"
 
     def _count(self, counter: str, limit: str, again: str, done: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from numba.extending import intrinsic as numba_intrinsic
 
 from mlcore.kernels.cook_toom import Matrix
 from mlcore.kernels.native import Machine, compiled, emit_call
+from mlcore.kernels.number_text import NUMBERS, Floats, Halves, declarations
 
 FLOAT_BYTES = 4
 
@@ -45,25 +46,26 @@ INTEGERS = (
 
 
 @functools.cache
-def transform_address(matrix: Matrix, has_end: bool, machine: Machine) -> int:
+def transform_address(
+    matrix: Matrix, has_end: bool, machine: Machine, read: str = "fp32", written: str = "fp32"
+) -> int:
     """The address of the compiled transform by `matrix`; `run_transform` calls it.
 
-    has_end: add a bias and cut off below a floor.
+    has_end: add a bias and cut off below a floor. read, written: what x and out are, "fp32" or "bf16".
     """
-    return compiled(transform_source(matrix, has_end, machine.lanes), "transform", machine)
+    return compiled(transform_source(matrix, has_end, machine, read, written), "transform", machine)
 
 
-def transform_source(matrix: Matrix, has_end: bool, lanes: int) -> str:
+def transform_source(matrix: Matrix, has_end: bool, machine: Machine, read: str, written: str) -> str:
     """The transform as LLVM text."""
     head = ", ".join(f"i64 %{name}" for name in INTEGERS)
-    vector, mask, kind = f"<{lanes} x float>", f"<{lanes} x i1>", f"v{lanes}f32"
+    vector = f"<{machine.lanes} x float>"
     return "\n".join(
         [
-            f"declare {vector} @llvm.fmuladd.{kind}({vector}, {vector}, {vector})",
-            f"declare {vector} @llvm.masked.load.{kind}.p0(ptr, i32, {mask}, {vector})",
-            f"declare void @llvm.masked.store.{kind}.p0({vector}, ptr, i32, {mask})",
+            f"declare {vector} @llvm.fmuladd.v{machine.lanes}f32({vector}, {vector}, {vector})",
+            *declarations(machine.lanes),
             f"define void @transform({head}, float %floor) {{",
-            *_Transform(matrix, has_end, lanes).lines(),
+            *_Transform(matrix, has_end, machine, NUMBERS[read], NUMBERS[written]).lines(),
             "}",
         ]
     )
@@ -72,10 +74,12 @@ def transform_source(matrix: Matrix, has_end: bool, lanes: int) -> str:
 class _Transform:
     """Writes the lines of one transform's function."""
 
-    def __init__(self, matrix: Matrix, has_end: bool, lanes: int) -> None:
-        self.matrix, self.has_end, self.lanes = matrix, has_end, lanes
+    def __init__(
+        self, matrix: Matrix, has_end: bool, machine: Machine, read: Floats | Halves, written: Floats | Halves
+    ) -> None:
+        self.matrix, self.has_end, self.machine, self.read, self.written = matrix, has_end, machine, read, written
         self.results, self.pixels = len(matrix), len(matrix[0])
-        self.vector, self.mask = f"<{lanes} x float>", f"<{lanes} x i1>"
+        self.lanes, self.vector, self.mask = machine.lanes, f"<{machine.lanes} x float>", f"<{machine.lanes} x i1>"
         self.names = 0
 
     def lines(self) -> Iterator[str]:
@@ -88,7 +92,9 @@ class _Transform:
         yield "br label %step"
         yield "step:"
         yield "%c = phi i64 [ 0, %entry ], [ %next_c, %step ]"
-        yield f"%skip = mul i64 %c, {FLOAT_BYTES}"
+        yield f"%x_skip = mul i64 %c, {self.read.bytes}"
+        yield f"%out_skip = mul i64 %c, {self.written.bytes}"
+        yield f"%bias_skip = mul i64 %c, {FLOAT_BYTES}"
         yield from self._masks()
         yield from self._vectors()
         yield f"%next_c = add i64 %c, {self.lanes}"
@@ -122,21 +128,21 @@ class _Transform:
         """One vector of channels: down the columns, then along the rows."""
         columns = []
         for j in range(self.pixels):
-            yield from (line for i in range(self.pixels) for line in self._load(f"d{i}_{j}", f"%x{i}_{j}", "x"))
+            for i in range(self.pixels):
+                yield from self._load(f"d{i}_{j}", f"%x{i}_{j}", "x", "x", self.read)
             sums = yield from self._product([f"%d{i}_{j}" for i in range(self.pixels)])
             columns.append(sums)
         if self.has_end:
-            yield from self._load("start", "%bias", "out")
+            yield from self._load("start", "%bias", "bias", "out", NUMBERS["fp32"])
         for i in range(self.results):
             sums = yield from self._product([column[i] for column in columns])
             for j, value in enumerate(sums):
                 yield from self._store(value, f"{i}_{j}")
 
-    def _load(self, name: str, address: str, mask: str) -> Iterator[str]:
-        yield f"%{name}_at = add i64 {address}, %skip"
+    def _load(self, name: str, address: str, skip: str, mask: str, numbers: Floats | Halves) -> Iterator[str]:
+        yield f"%{name}_at = add i64 {address}, %{skip}_skip"
         yield f"%{name}_ptr = inttoptr i64 %{name}_at to ptr"
-        masked = f"@llvm.masked.load.v{self.lanes}f32.p0(ptr %{name}_ptr, i32 4, {self.mask} %{mask}_mask"
-        yield f"%{name} = call {self.vector} {masked}, {self.vector} zeroinitializer)"
+        yield from numbers.load(name, f"%{name}_ptr", f"%{mask}_mask", self.machine)
 
     def _store(self, value: str, place: str) -> Iterator[str]:
         if self.has_end:
@@ -145,10 +151,9 @@ class _Transform:
             choice = f"{self.mask} %below{place}, {self.vector} %floors, {self.vector} %sum{place}"
             yield f"%end{place} = select {choice}"
             value = f"%end{place}"
-        yield f"%to{place}_at = add i64 %out{place}, %skip"
+        yield f"%to{place}_at = add i64 %out{place}, %out_skip"
         yield f"%to{place} = inttoptr i64 %to{place}_at to ptr"
-        arguments = f"{self.vector} {value}, ptr %to{place}, i32 4, {self.mask} %out_mask"
-        yield f"call void @llvm.masked.store.v{self.lanes}f32.p0({arguments})"
+        yield from self.written.store(place, value, f"%to{place}", "%out_mask", self.machine)
 
     def _product(self, x: Sequence[str]) -> Any:
         """Yields the lines of matrix @ x; returns the names of the results."""

@@ -14,7 +14,8 @@ import numpy as np
 
 from mlcore.kernels import lane_program
 from mlcore.kernels.elementwise import dropout_seed
-from mlcore.kernels.lane_program import Batch, Memory
+from mlcore.kernels.lane_kinds import Batch
+from mlcore.kernels.lane_program import Memory
 from mlcore.lanes.layout import group_images
 from mlcore.lanes.program import Network, network
 from mlcore.layers import Sequential

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlcore.kernels.lane_program import operation
+from mlcore.kernels.lane_kinds import operation
 from mlcore.lanes.layout import Arena, Parameters, Plane
 from mlcore.lanes.stages import (
     AvgPoolStage,

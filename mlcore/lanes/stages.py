@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from mlcore.kernels.lane_program import operation
+from mlcore.kernels.lane_kinds import operation
 from mlcore.lanes.layout import Arena, Plane, Slot
 from mlcore.layers import AvgPool2d, MaxPool2d
 from mlcore.tensor import Array

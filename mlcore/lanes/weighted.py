@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mlcore.kernels.lane_kinds import operation
 from mlcore.kernels.lane_matrix import ACTIVATIONS, GRADIENTS, WEIGHTS
-from mlcore.kernels.lane_program import operation
 from mlcore.kernels.lane_tiles import FLOAT_BYTES
 from mlcore.kernels.native import this_machine
 from mlcore.lanes import layout

@@ -185,9 +185,9 @@ def panel_columns(vectors: int) -> int:
     return vectors * this_machine().lanes
 
 
-def transform(matrix: Matrix, has_end: bool) -> int:
+def transform(matrix: Matrix, has_end: bool, read: Precision = FP32, written: Precision = FP32) -> int:
     """The transform of squares of pixels by `matrix`, compiled."""
-    return transform_address(matrix, has_end, this_machine())
+    return transform_address(matrix, has_end, this_machine(), read.name, written.name)
 
 
 def tiles(length: int, vectors: int, read: Precision = FP32, written: Precision = FP32, unit: int = 1) -> Tiles:

@@ -16,6 +16,7 @@ from mlcore.kernels import winograd
 from mlcore.kernels.cook_toom import algorithm, transposed
 from mlcore.kernels.panels import Tiles
 from mlcore.kernels.planes import CHUNK, Grid
+from mlcore.kernels.precision import BF16, FP32, Precision
 from mlcore.kernels.winograd import Cut, Ways
 from mlcore.layers import Conv2d
 from mlcore.planned import layout
@@ -29,6 +30,7 @@ from mlcore.tensor import Array
 # eleven choices were tried.
 HALF = Fraction(1, 2)
 POINTS = {
+    4: (Fraction(0), Fraction(1), Fraction(-1)),
     6: (Fraction(0), Fraction(1), Fraction(-1), HALF, Fraction(-2)),
     7: (Fraction(0), Fraction(1), Fraction(-1), HALF, Fraction(-2, 3), Fraction(3)),
     8: (Fraction(0), Fraction(1), Fraction(-1), HALF, -HALF, Fraction(2), Fraction(-2)),
@@ -41,11 +43,12 @@ LEAST_SAVING = 1.7  # times fewer multiplications: a guess as well
 
 @dataclass(frozen=True)
 class Choice:
-    """Outputs along a tile's side in each direction; 0: the direct way."""
+    """Outputs along a tile's side in each direction, 0: the direct way; and what points are multiplied as."""
 
     forward: int = 0
     to_input: int = 0
     to_weights: int = 0
+    points: Precision = FP32
 
 
 DIRECT = Choice()
@@ -55,24 +58,32 @@ DIRECT = Choice()
 # conv2 of AlexNet (by three outputs) 3.1, 4.0, 3.0; conv3 2.2, 2.2, 2.4; conv4 2.1, 1.5, 2.1; conv5 1.8, 1.9, 2.1.
 # Largest error of conv2 to conv5 in parts of the largest value: forward 4e-6, to the input 6e-6, to the weights 4e-6
 # (direct: 1e-6, 2e-6, 1e-6). Five outputs for kernels of three lose too many digits, but in sums over many pixels.
-# Kernels of five with four outputs (error of random tiles 3.8e-6 forward and 4.5e-6 to the weights; three: 1.9e-6 and
-# 4.2e-6) take conv2 and conv3 of cuda_convnet, whose sides are multiples of four, from 21.2 ms a step to 13.2.
-BY_KERNEL = {3: Choice(4, 4, 5), 5: Choice(4, 4, 4)}
+# On planes of bf16, points of kernels of three are rounded to bf16 too. Only two outputs are exact enough then: of the
+# outputs' deviation the error's is 3.3e-3 (direct 1.6e-3; three outputs 1.1e-2 and four 1.4e-2, whatever the points).
+# Kernels of five keep float32 points. AlexNet's step in bf16, ms of all directions: conv2 from 410 to 239, conv3 289 to
+# 211, conv4 215 to 160, conv5 148 to 105.
+BY_KERNEL = {
+    "fp32": {3: Choice(4, 4, 5), 5: Choice(4, 4, 4)},
+    "bf16": {3: Choice(2, 2, 2, BF16), 5: Choice(4, 4, 4)},
+}
 
 
-def chosen(layer: Conv2d, height: int, width: int) -> Choice:
+def chosen(layer: Conv2d, height: int, width: int, precision: Precision = FP32) -> Choice:
     """The way for a convolution whose output is height x width."""
     channels, outputs = layer.channels // layer.groups, layer.outputs // layer.groups
-    usual = BY_KERNEL.get(layer.kernel)
+    usual = BY_KERNEL[precision.name].get(layer.kernel)
     if usual is None or layer.stride != 1 or min(channels, outputs) < LEAST_CHANNELS:
         return DIRECT
     sides = height, width
     back = height + layer.kernel - 1 - 2 * layer.padding, width + layer.kernel - 1 - 2 * layer.padding
-    return Choice(
-        usual.forward if _saving(usual.forward, layer.kernel, *sides) >= LEAST_SAVING else 0,
-        usual.to_input if _saving(usual.to_input, layer.kernel, *back) >= LEAST_SAVING else 0,
-        usual.to_weights if _saving(usual.to_weights, layer.kernel, *sides) >= LEAST_SAVING else 0,
+    least = LEAST_SAVING * precision.per_word / usual.points.per_word  # pairs are multiplied as fast as floats
+    choice = Choice(
+        usual.forward if _saving(usual.forward, layer.kernel, *sides) >= least else 0,
+        usual.to_input if _saving(usual.to_input, layer.kernel, *back) >= least else 0,
+        usual.to_weights if _saving(usual.to_weights, layer.kernel, *sides) >= least else 0,
+        usual.points,
     )
+    return choice if choice.forward or choice.to_input or choice.to_weights else DIRECT
 
 
 def _saving(outputs: int, kernel: int, height: int, width: int) -> float:
@@ -109,7 +120,7 @@ class Space:
         return self._weights[: math.prod(shape)].reshape(shape)
 
 
-def _transform(outputs: int, taps: int, which: str) -> int:
+def _transform(outputs: int, taps: int, which: str, read: Precision = FP32, written: Precision = FP32) -> int:
     """One transform of F(outputs, taps), compiled when it is first asked for."""
     known = algorithm(outputs, POINTS[outputs + taps - 1], taps)
     matrix = {
@@ -119,27 +130,30 @@ def _transform(outputs: int, taps: int, which: str) -> int:
         "gradient": transposed(known.outputs),
         "taps": transposed(known.taps),
     }[which]
-    return layout.transform(matrix, which == "output")
+    return layout.transform(matrix, which == "output", read, written)
 
 
 class _Correlation:
     """A convolution from planes to planes."""
 
-    def __init__(self, outputs: int, kernel: int, blocks: Blocks, x: Planes, out: Grid, space: Space) -> None:
-        side = outputs + kernel - 1
+    def __init__(
+        self, outputs: int, kernel: int, points: Precision, blocks: Blocks, x: Planes, out: Grid, space: Space
+    ) -> None:
+        side, words = outputs + kernel - 1, points.words(x.per_group)
         down, across = -(-out.height // outputs), -(-out.width // outputs)
         together = min(TOGETHER, len(blocks.spans) // x.groups)
-        self.kernel, self.blocks, self.x = kernel, blocks, x
-        self.cut = Cut(side, outputs, down, across, -(-TILES // across), together)
-        self.points = side**2, len(blocks.spans), x.per_group, blocks.columns
+        self.kernel, self.precision, self.blocks, self.x = kernel, points, blocks, x
+        self.cut = Cut(side, outputs, down, across, -(-TILES // across), together, points.per_word)
+        self.points = side**2, len(blocks.spans), words, blocks.columns
         self.space = space
-        space.ask(winograd.correlation_room(self.cut, x.per_group, blocks.columns), math.prod(self.points))
-        self.into_weight = _transform(outputs, kernel, "weight")
-        self.ways = Ways(_transform(outputs, kernel, "image"), _transform(outputs, kernel, "output"))
+        space.ask(winograd.correlation_room(self.cut, words, blocks.columns), math.prod(self.points))
+        self.into_weight = _transform(outputs, kernel, "weight", written=points)
+        into = _transform(outputs, kernel, "image", x.precision, points)
+        self.ways = Ways(into, _transform(outputs, kernel, "output", written=x.precision))
 
     def run(self, panels: Array, start: Array, floor: float, out: Planes, images: int) -> None:
-        points = self.space.weights(self.points)
-        winograd.weight_points(panels, self.kernel, self.into_weight, points)
+        points = self.space.weights(self.points).view(self.precision.word)
+        winograd.weight_points(panels, self.kernel, self.into_weight, self.precision, points)
         rows = images * self.cut.down
         whole, rest = (self._tiles(count) for count in (self.cut.rows, rows % self.cut.rows or self.cut.rows))
         winograd.convolve(
@@ -148,25 +162,29 @@ class _Correlation:
         )  # fmt: skip
 
     def _tiles(self, rows: int) -> Tiles:
-        return layout.tiles(rows * self.cut.across, self.blocks.vectors)
+        return layout.tiles(rows * self.cut.across, self.blocks.vectors, self.precision)
 
 
 class _WeightGradient:
     """The direction from planes and gradients to weights."""
 
-    def __init__(self, outputs: int, kernel: int, blocks: Blocks, x: Planes, grad: Planes, space: Space) -> None:
+    def __init__(
+        self, outputs: int, kernel: int, points: Precision, blocks: Blocks, x: Planes, grad: Planes, space: Space
+    ) -> None:
         side, grid = outputs + kernel - 1, grad.grid
         down, across = -(-grid.height // outputs), -(-grid.width // outputs)
         # A turn reads and writes points of both sides once for each tile, and of the product once in all.
         tiles = 2 * x.per_group * grad.per_group // (x.per_group + grad.per_group)
         rows = min(CHUNK * down, -(-tiles // across))
         self.blocks, self.x, self.grad = blocks, x, grad
-        self.cut = Cut(side, outputs, down, across, rows, min(TOGETHER, len(blocks.spans)))
+        together = min(TOGETHER, len(blocks.spans))
+        self.cut = Cut(side, outputs, down, across, rows, together, points.per_word)
         self.space = space
         space.ask(winograd.gradient_room(self.cut, x.per_group, blocks.columns))
-        self.tiles = layout.tiles(x.per_group, blocks.vectors)
-        self.ways = Ways(_transform(outputs, kernel, "image"), _transform(outputs, kernel, "taps"))
-        self.grad_into = _transform(outputs, kernel, "gradient")
+        self.tiles = layout.tiles(x.per_group, blocks.vectors, points)
+        into = _transform(outputs, kernel, "image", x.precision, points)
+        self.ways = Ways(into, _transform(outputs, kernel, "taps"))
+        self.grad_into = _transform(outputs, kernel, "gradient", grad.precision, points)
 
     def run(self, sums: Array, images: int) -> None:
         winograd.weight_gradient(
@@ -191,14 +209,20 @@ class WinogradConvStage(ConvStage):
         pool: Pool | None = None,
     ) -> None:
         super().__init__(name, layer, relu, x, x_grad, out, pool)
-        size = layer.kernel
+        how = layer.kernel, choice.points
         self.space, self.ahead, self.back_to_input, self.to_weights = space, None, None, None
         if choice.forward:
-            self.ahead = _Correlation(choice.forward, size, self.blocks, x, out.grid, space)
+            self.ahead = _Correlation(choice.forward, *how, self.blocks, x, out.grid, space)
+            self.panels = self._float_panels(self.blocks, self.channels)
         if choice.to_input and x_grad is not None:
-            self.back_to_input = _Correlation(choice.to_input, size, self.back, self.out_grad, x_grad.grid, space)
+            self.back_to_input = _Correlation(choice.to_input, *how, self.back, self.out_grad, x_grad.grid, space)
+            self.back_panels = self._float_panels(self.back, self.outputs)
         if choice.to_weights:
-            self.to_weights = _WeightGradient(choice.to_weights, size, self.gradient, x, self.out_grad, space)
+            self.to_weights = _WeightGradient(choice.to_weights, *how, self.gradient, x, self.out_grad, space)
+
+    def _float_panels(self, blocks: Blocks, channels: int) -> Array:
+        """Weights before they are made into points are not rounded."""
+        return layout.conv_panels(blocks, self.layer.kernel, self.layer.kernel * channels, FP32)
 
     def forward(self, images: int, rng: Rng | None) -> None:
         if self.ahead is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlcore.kernels.precision import FP32, Precision
+from mlcore.kernels.precision import Precision
 from mlcore.layers import Conv2d, Linear, Sequential
 from mlcore.planned import layout
 from mlcore.planned.fuse import (
@@ -44,7 +44,7 @@ class Ends:
 def wired(
     model: Sequential, batch: int, input_shape: Shape, precision: Precision, winograd: bool
 ) -> tuple[Planes, list[Stage]]:
-    """The input's planes, and the stages in the order of the way forward. winograd: where it pays, in fp32."""
+    """The input's planes, and the stages in the order of the way forward. winograd: where it pays."""
     shapes = {name: out for name, _, _, out in model.unfolded("", input_shape)}
     steps = fused(list(model.layers.items()))
     if not steps or not isinstance(steps[-1], Weighted) or not isinstance(steps[-1].layer, Linear):
@@ -52,7 +52,7 @@ def wired(
     channels, height, width = input_shape
     first = layout.plane(batch, channels, height, width, *_wish(steps[0]), precision)
     pool = Pool(chain=not any(isinstance(step, Block) for step in steps))
-    space = Space() if winograd and precision is FP32 else None
+    space = Space() if winograd else None
     return first, _Wiring(batch, shapes, pool, space).chain(steps, Ends(first, None), None)
 
 
@@ -117,7 +117,7 @@ class _Wiring:
 
     def _conv(self, step: Weighted, layer: Conv2d, ends: Ends, out: Planes) -> Stage:
         x, x_grad = ends.x, ends.x_grad
-        choice = chosen(layer, out.grid.height, out.grid.width)
+        choice = chosen(layer, out.grid.height, out.grid.width, x.precision)
         if self.space is None or choice == DIRECT or x.grid.border != layer.padding:
             return ConvStage(step.name, layer, step.relu, x, x_grad, out, self.pool)
         return WinogradConvStage(step.name, layer, step.relu, x, x_grad, out, choice, self.space, self.pool)

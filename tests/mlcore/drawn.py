@@ -8,11 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlcore import config
-from mlcore.data.dataset import Dataset
+from mlcore.data import cifar
+from mlcore.data.dataset import Bytes, Dataset
 from mlcore.data.mnist import read_mnist
 from mlcore.data.surrogate import write_surrogate
 from mlcore.display import Quiet
+from mlcore.rng import Rng
 
 RECIPE = """
 name = "tiny"
@@ -42,15 +46,47 @@ def surrogate(train: int = 600, test: int = 120) -> Dataset:
     return read_mnist(surrogate_folder(train, test))
 
 
+@functools.cache
+def cifar_folder(batch: int = 60) -> Path:
+    """CIFAR-10's six batches, of so many images each: noise, brighter in a band of rows and a channel by class."""
+    folder = Path(tempfile.mkdtemp(prefix="mlcore-test-")) / "cifar10"
+    folder.mkdir()
+    for number, stem in enumerate(cifar.BATCHES):
+        images, labels = coloured(batch, number)
+        (folder / f"{stem}.bin").write_bytes(cifar.batch_bytes(images, labels))
+    return folder
+
+
+def coloured(count: int, seed: int) -> tuple[Bytes, Bytes]:
+    """Images uint8 [count,3,32,32] and labels uint8 [count]."""
+    generator = Rng(seed).child("coloured").generator()
+    images = generator.integers(0, 120, (count, 3, 32, 32)).astype(np.uint8)
+    labels = generator.integers(0, 10, count).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[label % 3, 8 * (label // 3) : 8 * (label // 3) + 8] += 130
+    return images, labels
+
+
+@functools.cache
+def small_cifar(batch: int = 60) -> Dataset:
+    """The same, read."""
+    return cifar.read_cifar10(cifar_folder(batch))
+
+
 def tiny(*overrides: str) -> config.Recipe:
     """A recipe that trains in a blink."""
     return config.parse(RECIPE, "tiny.toml", overrides)
 
 
-def real_mnist() -> Path | None:
-    """The folder of the real MNIST files, or None where MLCORE_DATA names none."""
+def real_data(name: str) -> Path | None:
+    """The folder of a dataset's real files, or None where MLCORE_DATA names none."""
     root = os.environ.get("MLCORE_DATA")
-    return Path(root) / "mnist" if root and (Path(root) / "mnist").is_dir() else None
+    return Path(root) / name if root and (Path(root) / name).is_dir() else None
+
+
+def real_mnist() -> Path | None:
+    """The folder of the real MNIST files."""
+    return real_data("mnist")
 
 
 def command(*arguments: str | Path) -> list[str]:

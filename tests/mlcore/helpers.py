@@ -75,13 +75,15 @@ def odd_paces(model: Sequential) -> dict[str, Pace]:
     return {name: Pace(1 + 0.25 * (i % 5), 0.01 * (i % 3)) for i, name in enumerate(model.parameters())}
 
 
-def tape_step(model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int) -> tuple[float, Array]:
-    """Loss and logits of a step on the tape, at RATE; dropout draws from the step's own stream."""
+def tape_step(
+    model: Sequential, optimiser: SGD, x: Array, labels: Array, step: int, rate: float = RATE
+) -> tuple[float, Array]:
+    """Loss and logits of a step on the tape; dropout draws from the step's own stream."""
     optimiser.zero_grad()
     logits = model(Tensor(x), Rng(5).child("step", step))
     loss = ops.cross_entropy(logits, labels)
     loss.backward()
-    optimiser.step(RATE)
+    optimiser.step(rate)
     return loss.item(), logits.data
 
 

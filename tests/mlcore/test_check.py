@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mlcore.check import _loader, check_round_trip, run_checks
+from mlcore.check import _files_bytes, _loader, check_round_trip, run_checks
 from mlcore.data.loader import Batch, Loader, Part
 from mlcore.data.windows import Windows
 from mlcore.session import assemble, use_threads
-from tests.mlcore.drawn import surrogate, tiny
+from tests.mlcore.drawn import small_cifar, surrogate, tiny
 
 RECIPE = tiny("train.batch=32", "optimiser.rate=0.1")
 Spoil = Callable[[Loader, Batch], Batch]
@@ -21,7 +21,7 @@ class Spoiled(Loader):
     """A loader whose every batch passes through a bug."""
 
     def __init__(self, sound: Loader, spoil: Spoil) -> None:
-        super().__init__(sound.part, sound.batch, sound.normaliser, sound.rng)
+        super().__init__(sound.part, sound.batch, sound.normaliser, sound.rng, sound.cut)
         self.spoil = spoil
 
     def take(self, index: "np.typing.NDArray[np.int64]", windows: Windows | None = None) -> Batch:
@@ -122,6 +122,31 @@ def test_blanks_in_the_files_themselves_are_not_held_against_the_loader() -> Non
     part = Part(images, surrogate().train_labels, np.arange(len(images)))
     loader = Loader(part, 32, sound_loader().normaliser, sound_loader().rng)
     assert check_round_trip(loader, images, surrogate().train_labels, RECIPE).passed
+
+
+AUGMENTED = tiny("train.batch=32", "data={dataset='cifar10',normalise='image',crop=24,flip=true}")
+
+
+def unmirrored(loader: Loader, batch: Batch) -> Batch:
+    assert batch.windows is not None
+    mirrored = batch.windows[:, 2] == 1
+    images = batch.images.copy()
+    images[mirrored] = images[mirrored][..., ::-1]
+    return replace(batch, images=images)
+
+
+def beside(loader: Loader, batch: Batch) -> Batch:
+    assert batch.windows is not None
+    return replace(batch, windows=np.minimum(np.add(batch.windows, [1, 0, 0]), [8, 8, 1]).astype(np.int32))
+
+
+@pytest.mark.parametrize(("bug", "passes"), [(None, True), (unmirrored, False), (beside, False), (shifted, False)])
+def test_augmented_batches_are_held_against_the_files_bytes_too(bug: Spoil | None, passes: bool) -> None:
+    use_threads(1)
+    sound = _loader(assemble(AUGMENTED, small_cifar()))
+    images, labels = _files_bytes(small_cifar())
+    check = check_round_trip(Spoiled(sound, bug) if bug else sound, images, labels, AUGMENTED)
+    assert check.passed == passes, check.saw
 
 
 def test_a_loader_that_forgets_the_last_batch_is_caught() -> None:

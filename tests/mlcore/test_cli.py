@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from mlcore import __version__
 from mlcore.cli import app
 from mlcore.config import RECIPES
+from mlcore.data.cifar import CLASS_NAMES
 from mlcore.data.idx import write_idx
 from mlcore.errors import CheckFailed, DataError, MlcoreError, RecipeError
 from mlcore.tables import check_table
-from tests.mlcore.drawn import RECIPE, command, mlcore, surrogate, surrogate_folder
+from tests.mlcore.drawn import RECIPE, cifar_folder, command, mlcore, small_cifar, surrogate, surrogate_folder
 
 LABEL = "[SURROGATE digits, not MNIST]"
 
@@ -146,7 +147,7 @@ def test_predict_prints_a_json_line_per_image(run: Path, tmp_path: Path) -> None
 def test_predict_reads_pictures_dark_on_light_or_light_on_dark(run: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    image = surrogate().test_images[0]
+    image = surrogate().test_images[0, 0]
     Image.fromarray(image).save(tmp_path / "light.png")
     Image.fromarray(255 - image).convert("RGB").save(tmp_path / "dark.png")
     lines = [
@@ -154,6 +155,26 @@ def test_predict_reads_pictures_dark_on_light_or_light_on_dark(run: Path, tmp_pa
     ]
     expected = int(np.load(run / "predictions.npy", allow_pickle=False)[0])
     assert [line["class"] for line in lines] == [expected, expected]
+
+
+def test_a_run_on_colour_images_is_evaluated_predicted_and_drawn(tmp_path: Path) -> None:
+    from PIL import Image
+
+    out = tmp_path / "run"
+    (tmp_path / "r.toml").write_text(RECIPE)
+    keys = ("data.dataset=cifar10", "data.normalise=image", "data.crop=24", "data.views=ten", "optimiser.rate=1e-4")
+    got = document("train", tmp_path / "r.toml", *keys, "--data", cifar_folder(), "--out", out, "-q")
+    assert got["data"]["name"] == "cifar10-unverified"
+    assert {path.name for path in out.glob("*.png")} == {"curves.png", "confusion.png", "mistakes.png"}
+    again = document("evaluate", out, "--data", cifar_folder())
+    assert again["test_error_pct"] == got["test_error_pct"]
+    assert again["test_loss"] == pytest.approx(got["test_loss"], rel=1e-4)
+    Image.fromarray(small_cifar().test_images[0].transpose(1, 2, 0)).save(tmp_path / "one.png")
+    lines = [json.loads(line) for line in call("predict", out, cifar_folder() / "test_batch.bin").splitlines()]
+    assert [line["class"] for line in lines] == np.load(out / "predictions.npy", allow_pickle=False).tolist()
+    assert lines[0]["name"] == CLASS_NAMES[lines[0]["class"]]
+    assert json.loads(call("predict", out, tmp_path / "one.png"))["class"] == lines[0]["class"]
+    call("predict", out, surrogate_folder() / "t10k-images-idx3-ubyte.gz", fails=DataError)
 
 
 def test_predict_refuses_what_is_no_picture(run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore.kernels import lane_program, reference
-from mlcore.kernels.lane_program import Batch, Memory
+from mlcore.kernels.lane_kinds import Batch
+from mlcore.kernels.lane_program import Memory
 from mlcore.lanes.layout import Arena, Parameters, Plane, group_images
 from mlcore.lanes.program import PooledStage
 from mlcore.lanes.stages import AvgPoolStage, MaxPoolStage, ResponseStage, Stage

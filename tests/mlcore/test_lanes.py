@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlcore.engines import planned
-from mlcore.kernels import jit, native
+from mlcore.kernels import ahead, jit, native
 from mlcore.lanes import layout, weighted
 from mlcore.lanes.plan import LanePlan
 from mlcore.lanes.program import network
@@ -223,3 +223,16 @@ def test_small_networks_go_into_lanes_wide_ones_and_large_images_onto_planes_and
     assert kind("cuda_convnet", 64) is Plan  # its convolutions save multiplications there
     large = build("mnist_cnn", {}, Rng(1), (1, 60, 60), 10)
     assert type(planned(large, SGD(large.parameters()), 64, (1, 60, 60))) is Plan
+
+
+@needs_compiler
+def test_a_network_compiles_the_operations_that_it_has_and_no_others() -> None:
+    model = build("mlp", {}, Rng(1), (1, 5, 5))
+
+    def work() -> None:
+        plan = LanePlan(model, SGD(model.parameters()), 32, (1, 5, 5))
+        plan.step(normal((32, 1, 5, 5)), np.zeros(32, int), 0, Rng(1))
+
+    names = [job.name for job in ahead.jobs_of(work)]
+    assert {"lane_kinds.correlate", "lane_kinds.turn", "lane_program.run"} <= set(names)
+    assert not {"lane_kinds.descend", "lane_kinds.max_pool", "lane_kinds.tanh"} & set(names)

@@ -26,6 +26,8 @@ ELEMENT = "test_kernels.py::test_elementwise_equals_its_slow_twin"
 SGD = "test_kernels.py::test_sgd_equals_its_slow_twin"
 NORM = "test_kernels.py::test_local_response_normalisation_equals_its_slow_twin"
 LOSS = "test_kernels.py::test_cross_entropy_equals_its_slow_twin"
+CROP_TABLE = "test_data_windows.py::test_cutting_by_a_table_equals_its_slow_twin_to_the_bit"
+CROP_MEAN = "test_data_windows.py::test_cutting_less_the_mean_equals_its_slow_twin_to_the_bit"
 DROPOUT = "test_planned_kernels.py::test_dropout_drops_its_share_the_same_in_any_order"
 PLANNED_CONV = "test_planned_kernels.py::test_a_planned_convolution_equals_its_slow_twin"
 PLANNED_LINEAR = "test_planned_kernels.py::test_a_planned_linear_layer_equals_its_slow_twin"
@@ -56,6 +58,8 @@ PYTHON = (
     Mutant("elementwise.py", "(one - out[i] * out[i])", "(one + out[i] * out[i])", ELEMENT),
     Mutant("elementwise.py", "(own * slope + ahead * speed)", "(own * slope + speed)", SGD),
     Mutant("elementwise.py", "speed = momentum * velocity[i] + slope", "speed = momentum * velocity[i] - slope", SGD),
+    Mutant("crop.py", "[columns - 1 - q] = table[c, source[q]]", "[q] = table[c, source[q]]", CROP_TABLE),
+    Mutant("crop.py", "less = mean[c, top + p, left :", "less = mean[c, top + p, 0 :", CROP_MEAN),
 )
 COMPILED = (
     Mutant("conv.py", "bias += sum_row(", "bias = sum_row(", CONV),

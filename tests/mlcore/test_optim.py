@@ -14,7 +14,7 @@ from mlcore.config import Optimiser as Wanted
 from mlcore.errors import CheckpointError, RecipeError
 from mlcore.optim import SGD, Adam, Optimiser, Pace
 from mlcore.paces import paces_of
-from mlcore.schedule import SCHEDULES, build
+from mlcore.schedule import SCHEDULES, Place, Schedule, build
 from mlcore.tensor import Tensor
 from tests.mlcore.helpers import normal, tensor
 
@@ -215,10 +215,21 @@ def test_a_state_that_does_not_fit_is_refused(state: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@given(total=st.integers(1, 5000), data=st.data())
-def test_a_schedule_stays_between_zero_and_one(name: str, total: int, data: Any) -> None:
+@given(total=st.integers(1, 5000), drops=st.integers(0, 3), data=st.data())
+def test_a_schedule_stays_between_zero_and_one(name: str, total: int, drops: int, data: Any) -> None:
     step = data.draw(st.integers(0, total - 1))
-    assert 0 <= build(name)(step, total) <= 1
+    options = {"at": [2, 5]} if name == "epochs" else {}
+    assert 0 <= build(name, options)(Place(step, total, step // 10, drops)) <= 1
+
+
+def test_the_authors_schedule_drops_after_the_epochs_it_names() -> None:
+    schedule = build("epochs", {"at": [8, 10], "factor": 0.5})
+    assert [schedule(Place(0, 100, epoch)) for epoch in (0, 7, 8, 9, 10, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_the_plateaus_rate_is_a_matter_of_drops_alone() -> None:
+    schedule = build("plateau", {"factor": 0.5})
+    assert [schedule(Place(step, 100, step, drops)) for step, drops in ((0, 0), (99, 0), (1, 2))] == [1, 1, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -233,8 +244,8 @@ def test_a_schedule_stays_between_zero_and_one(name: str, total: int, data: Any)
     ],
 )
 def test_a_schedule_goes_through_its_points(name: str, options: dict[str, Any], factors: list[float]) -> None:
-    schedule: Callable[[int, int], float] = build(name, options)
-    assert [schedule(step, 100) for step in (0, 25, 50, 75, 100)] == pytest.approx(factors, abs=1e-6)
+    schedule: Schedule = build(name, options)
+    assert [schedule(Place(step, 100)) for step in (0, 25, 50, 75, 100)] == pytest.approx(factors, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +256,13 @@ def test_a_schedule_goes_through_its_points(name: str, options: dict[str, Any], 
         ("step", {"drops": 1.5}, "write an integer"),
         ("step", {"gamma": -1}, "above 0"),
         ("cosine", {"floor": 2}, "between 0 and 1"),
+        ("epochs", {}, "rising numbers of epochs"),
+        ("epochs", {"at": [130, 120]}, "rising numbers of epochs"),
+        ("epochs", {"at": [0]}, "rising numbers of epochs"),
+        ("epochs", {"at": 8}, "write it in brackets"),
+        ("plateau", {"factor": 2.0}, "between 0 and 1"),
+        ("plateau", {"patience": 0}, "above 0"),
+        ("plateau", {"change": -1.0}, "not below 0"),
         ("one_cycle", {"warmup": -0.1}, "between 0 and 1"),
         ("constant", {"rate": 0.1}, "known: none"),
     ],

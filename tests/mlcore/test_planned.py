@@ -109,15 +109,16 @@ def _compare(case: str, paced: bool) -> None:
 @needs_compiler
 @pytest.mark.parametrize("case", CASES)
 def test_a_plan_in_bf16_stays_near_the_tape(case: str) -> None:
+    """In small steps: in large ones the loss explodes, and what was rounded in the first decides about the third."""
     make, shape, classes = CASES[case]
-    model, other = make(), make()
+    model, other, rate = make(), make(), RATE / 10
     optimiser, others = SGD(model.parameters(), 0.9, 0.02), SGD(other.parameters(), 0.9, 0.02)
     plan = Plan(other, others, 19, shape, "bf16")
     before = {name: tensor.data.copy() for name, tensor in model.parameters().items()}
     for step, count in enumerate((19, 1, 18)):
         x, labels = normal((count, *shape), seed=step), (np.arange(count) * 3 + step) % classes
-        loss, _ = tape_step(model, optimiser, x, labels, step)
-        assert plan.step(x, labels, RATE, Rng(5).child("step", step))[0] == pytest.approx(loss, rel=1e-2)
+        loss, _ = tape_step(model, optimiser, x, labels, step, rate)
+        assert plan.step(x, labels, rate, Rng(5).child("step", step))[0] == pytest.approx(loss, rel=1e-2)
     plan.give()
     for name, first in before.items():
         wanted, got = (one.parameters()[name].data - first for one in (model, other))

@@ -20,11 +20,13 @@ from mlcore.engines import PlanEngine, TapeEngine, engine_for
 from mlcore.errors import Interrupted, MlcoreError, NotFinite, RecipeError
 from mlcore.launch import Order, execute, started
 from mlcore.monitor import Monitor
+from mlcore.result import weights_sha256
 from mlcore.session import assemble, load_weights, use_threads
 from mlcore.stop import Halted, Stop, listening
+from mlcore.tensor import Tensor
 from mlcore.train import Trainer, fit
 from tests.mlcore import drawn
-from tests.mlcore.drawn import Heard, command, mlcore, surrogate, surrogate_folder, tiny
+from tests.mlcore.drawn import Heard, command, mlcore, small_cifar, surrogate, surrogate_folder, tiny
 from tests.mlcore.helpers import needs_compiler
 
 TIMES = ("images_per_s", "wall_s")
@@ -297,7 +299,7 @@ def test_an_epochs_row_is_the_mean_over_its_images_even_when_the_last_batch_is_s
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     session = assemble(tiny(), surrogate())
     run = runs.create(tiny(), tmp_path / "a", datetime.now())
-    state = State(recipe_sha256="", data_sha256={}, data_dir=None, mean=0, deviation=1, step=8)
+    state = State(recipe_sha256="", data_sha256={}, data_dir=None, step=8)
     trainer = Trainer(session, run, state, Monitor(run.metrics, None), Heard(), Stop(), (0.0, 0.0))
     trainer.checkpoint()
     session.model.parameters()["fc1.bias"].data[3] = np.inf
@@ -324,6 +326,66 @@ def test_a_disk_that_fills_while_training_costs_a_warning_not_the_run(tmp_path: 
     assert result["status"] == "finished"
     assert any("can't be saved" in warning for warning in result["warnings"])
     assert newest(tmp_path / "before", pytest.fail) is not None
+
+
+STALLING = ("data.validation=100", "schedule={name='plateau',patience=1,factor=0.5,drops=2}", "train.epochs=60")
+
+
+def test_a_plateau_drops_the_rate_and_then_ends_training(tmp_path: Path) -> None:
+    result = run_in(tmp_path / "a", tiny(*STALLING))
+    assert (result["stopped_early"], result["rate_drops"]) == ("plateau", 2)
+    assert result["status"] == "finished"
+    assert result["steps"] < result["total_steps"]
+    rows = metrics(tmp_path / "a")
+    errors = [row["validation_error_pct"] for row in rows if row["kind"] == "epoch"]
+    assert sum(b >= min(errors[: i + 1]) for i, b in enumerate(errors[1:])) == 3
+    assert [row["rate"] for row in rows if row["kind"] == "step"][-1] in (0.05, 0.025, 0.0125)
+
+
+def test_early_stopping_tests_the_best_weights_where_they_are_kept(tmp_path: Path) -> None:
+    early = ("data.validation=100", "train.epochs=60", "train.stop_after=3", "optimiser.rate=0.1")
+    kept, last = (run_in(tmp_path / name, tiny(*early, f"train.keep_best={name}")) for name in ("true", "false"))
+    assert kept["stopped_early"] == last["stopped_early"] == "stop_after"
+    assert kept["steps"] == last["steps"]
+    assert kept["tested_step"] == kept["best_step"] < last["tested_step"] == last["steps"]
+    assert kept["validation_error_pct"] == kept["best_validation_error_pct"] < last["validation_error_pct"]
+    found = newest(tmp_path / "true" / "checkpoints", pytest.fail)
+    assert found is not None
+    assert weights_sha256(found.weights) == kept["weights_sha256"] != weights_sha256(found.group("model"))
+
+
+@pytest.mark.parametrize("override", ["train.stop_after=2", "train.keep_best=true", "schedule={name='plateau'}"])
+def test_what_goes_by_validation_wants_images_held_out(tmp_path: Path, override: str) -> None:
+    with pytest.raises(RecipeError, match=r"needs images held out; set data\.validation"):
+        run_in(tmp_path / "a", tiny(override))
+
+
+def test_snapshots_hold_what_the_network_says_of_every_training_image_in_the_files_order(tmp_path: Path) -> None:
+    recipe = tiny("train.snapshots=true", "data.validation=100")
+    result = run_in(tmp_path / "a", recipe)
+    paths = sorted((tmp_path / "a").glob("train_predictions_*.npy"))
+    assert [path.name for path in paths] == ["train_predictions_001.npy", "train_predictions_002.npy"]
+    last = np.load(paths[-1], allow_pickle=False)
+    assert (last.dtype, last.shape) == (np.uint8, (600,))
+    session = assemble(recipe, surrogate())
+    found = newest(tmp_path / "a" / "checkpoints", pytest.fail)
+    assert found is not None
+    load_weights(session.model, found.group("model"))
+    images = session.feeds.normaliser.apply(surrogate().train_images)
+    assert (last == session.model(Tensor(images)).data.argmax(axis=1)).all()
+    held = session.feeds.validation.labels
+    order = np.setdiff1d(np.arange(600), session.feeds.train.part.index)  # type: ignore[attr-defined]
+    assert held is not None
+    assert 100 * np.mean(last[order] != held) == pytest.approx(result["validation_error_pct"])
+    runs.Run(tmp_path / "a").clear()
+    assert not list((tmp_path / "a").glob("train_predictions_*.npy"))
+
+
+def test_a_snapshot_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "a" / "train_predictions_001.npy").mkdir(parents=True)
+    result = run_in(tmp_path / "a", tiny("train.snapshots=true"))
+    assert any("after epoch 1 can't be written" in warning for warning in result["warnings"])
+    assert (tmp_path / "a" / "train_predictions_002.npy").is_file()
 
 
 def test_threads_follow_recipe_then_environment() -> None:
@@ -378,3 +440,29 @@ class _StopAfter(Heard):
     def show(self, view: Any) -> None:
         if view.step == self.steps:
             self.stop.signal = signal.SIGTERM
+
+
+@needs_compiler
+def test_augmented_colour_images_train_and_go_on_in_mid_epoch_to_the_bit(tmp_path: Path) -> None:
+    augmented = "data={dataset='cifar10',normalise='image',crop=24,flip=true,views='ten',validation=20,limit=100}"
+    recipe = tiny("model={name='cuda_convnet'}", "optimiser.rate=1e-4", augmented)
+    whole = run_in(tmp_path / "a", recipe, small_cifar())
+    assert whole["data"]["name"] == "cifar10-unverified"
+    assert whole["test_error_pct"] is not None
+
+    stop = Stop()
+
+    class StopsAtTen(Heard):
+        def show(self, view: Any) -> None:
+            if view.step == 10:
+                stop.ask(signal.SIGTERM)
+
+    run = started(recipe, small_cifar(), tmp_path / "b", False, Heard())
+    with pytest.raises(Interrupted):
+        execute(run, recipe, small_cifar(), StopsAtTen(), Order(pictures=False), stop)
+    found = newest(tmp_path / "b" / "checkpoints", pytest.fail)
+    assert found is not None
+    assert found.state.step == 10, "of 7 an epoch"
+    resumed = run_in(tmp_path / "b", recipe, small_cifar())
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["test_loss"] == whole["test_loss"]

@@ -184,6 +184,8 @@ def test_a_model_that_the_service_does_not_have_stops_the_run_before_anything_is
 def test_a_recorded_run_replays_to_the_same_pull_request_without_any_service(tmp_path: Path, warm: Forks) -> None:
     first, second, other = (brains.repository(tmp_path / name, 2) for name in ("one", "two", "three"))
     api = brains.api()
+    places = {"argv": ["grep", "-m1", "worktrees", "/proc/self/mountinfo"]}  # prints where the worktree is
+    api.scripts["# Task `a`"].insert(3, Turn("Where am I?", (("run", places),)))
     assert run(warm, first, api, *RUN)[0] == 0
     recording = tmp_path / "run.jsonl"
     state = State.of(first)
@@ -191,6 +193,8 @@ def test_a_recorded_run_replays_to_the_same_pull_request_without_any_service(tmp
     from orchestrator import recording as recordings
 
     recording.write_text("".join(line + "\n" for line in recordings.lines(state, "p-1", "by a script")))
+    assert "/repository/.odyssey/worktrees/" in recording.read_text()
+    assert str(tmp_path) not in recording.read_text()
     replayed = ("run", "plans/p.md", "--provider", f"replay:{recording}")
     code, err = run(warm, second, None, *replayed)
     assert code == 0, err
@@ -209,7 +213,16 @@ def test_a_task_may_not_be_handed_to_somebody_who_cannot_do_it(tmp_path: Path, w
     api.scripts["# The tasks to hand out"] = [hand_out("a", to="reader")]
     code, err = run(warm, repo, api, *RUN)
     assert code == 0, err
+    assert State.of(repo).ledger.tasks("p-1")[0]["agent"] == "worker"
     assert "so the planner's stands: `reader` has not the skill `note`" in err
+
+
+def test_the_record_names_whom_a_task_was_handed_to(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    api.scripts["# The tasks to hand out"] = [hand_out("a", to="junior")]
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    assert State.of(repo).ledger.tasks("p-1")[0]["agent"] == "junior"
 
 
 def test_a_plan_that_changed_does_again_only_what_depends_on_it(tmp_path: Path, warm: Forks) -> None:

@@ -1,0 +1,46 @@
+"""What the network says of the training images after each epoch, written for others to score.
+
+The trainer's own error numbers come from the batches as they pass, through augmentation and moving weights. A harness
+that wants the training error after an epoch scores these files against the labels itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlcore.data.dataset import Dataset
+from mlcore.data.feeds import evaluated
+from mlcore.data.views import Stream
+from mlcore.evaluate import Classes
+from mlcore.files import replacing
+from mlcore.session import Session
+
+PATTERN = "train_predictions_*.npy"
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Into `folder`, [N] of `dtype`, of `images`: every training image of the files, in their order, not augmented.
+
+    That is one more pass forward an epoch, about a third of the epoch's training; images held out by the recipe's
+    validation and limit are among them.
+    """
+
+    folder: Path
+    images: Stream
+    dtype: type[np.uint8] | type[np.uint16]
+
+    def write(self, epoch: int, predictions_N: Classes) -> None:
+        """train_predictions_EEE.npy, `epoch` from 1; an OSError leaves no part of it."""
+        with replacing(self.folder / PATTERN.replace("*", f"{epoch:03}")) as stream:
+            np.save(stream, predictions_N.astype(self.dtype), allow_pickle=False)
+
+
+def of_training_images(folder: Path, session: Session, dataset: Dataset) -> Snapshots:
+    """Snapshots by the centre view of each image; uint8, or uint16 of more than 256 classes."""
+    data = session.recipe.data.model_copy(update={"views": "centre"})
+    images = evaluated(data, dataset.train_images, None, session.feeds.normaliser)
+    return Snapshots(folder, images, np.uint8 if dataset.classes <= 256 else np.uint16)
