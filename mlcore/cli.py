@@ -139,6 +139,22 @@ def summary(recipe: RecipeOrModel, overrides: Overrides = None, as_json: JsonOpt
 
 
 @app.command()
+def init(
+    recipe: RecipeOrModel,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the safetensors file goes.")],
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the weights; else the recipe's own.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the weights that a network begins with, without any data.
+
+    Example: mlcore init alexnet --out alexnet.safetensors
+    """
+    from mlcore.commands import init_command
+
+    _print(init_command(recipe, out, seed), as_json, lambda d: f"{d['parameters']:,} parameters in {d['path']}")
+
+
+@app.command()
 def fetch(
     dataset: Annotated[str, typer.Argument(metavar="[mnist|cifar10|surrogate]")] = "mnist",
     data: DataOption = None,

@@ -118,6 +118,28 @@ def summary_command(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     return {"schema": "mlcore.summary/1", "recipe": loaded.name, "batch": loaded.train.batch, **asdict(summary)}
 
 
+def init_command(recipe: str, out: Path, seed: int | None) -> dict[str, Any]:
+    """The first weights and buffers of a recipe's network, or of a model's as it was made, as safetensors."""
+    from safetensors.numpy import save
+
+    from mlcore.files import write_bytes
+    from mlcore.models import INPUTS, build
+    from mlcore.rng import Rng
+    from mlcore.session import build_model
+
+    if recipe in INPUTS:
+        model = build(recipe, {}, Rng(seed or 0))
+    else:
+        loaded = config.load(recipe, [] if seed is None else [f"seed={seed}"])
+        model = build_model(loaded)
+    try:
+        write_bytes(out, save({name: tensor.data for name, tensor in model.state().items()}))
+    except OSError as error:
+        raise DataError(f"can't be written ({error.strerror})", place=str(out), fix="choose another --out") from error
+    count = sum(tensor.data.size for tensor in model.parameters().values())
+    return {"schema": "mlcore.init/1", "recipe": recipe, "parameters": count, "path": str(out)}
+
+
 def fetch_command(name: str, data: Path | None, out: Path | None, count: int | None, surrogate: bool) -> dict[str, Any]:
     """Where a dataset is and what it is."""
     name = SURROGATE if name == "surrogate" else name

@@ -229,9 +229,7 @@ class Gate:
 
     @cached_property
     def _folder(self) -> Path:
-        return self.run.state.path(
-            "gate", f"{self.run.id}-{self.task.id}-{self.change.attempt}", self.change.commit[:12]
-        )
+        return gate_folder(self.run, self.task.id, self.change)
 
     @cached_property
     def _site(self) -> Site:
@@ -283,6 +281,11 @@ class Gate:
             limits=limits or self._limits,
         )
         return self.run.sandbox.run(command)
+
+
+def gate_folder(run: Run, task_id: str, change: Change) -> Path:
+    """Where the gate works on a change; trainings are under `out/`, by recipe and trial."""
+    return run.state.path("gate", f"{run.id}-{task_id}-{change.attempt}", change.commit[:12])
 
 
 def _ids(receipts: list[Receipt]) -> tuple[str, ...]:

@@ -174,6 +174,7 @@ def _command(argv: tuple[str, ...], data: tuple[Mount, ...], out: Path, site: Si
 
 # What was handed over, and its scoring
 
+CHECKPOINTS, METRICS = "checkpoints/step-*.safetensors", "metrics.jsonl"
 PREDICTIONS, TOP5, SNAPSHOTS = "predictions.npy", "predictions_top5.npy", "train_predictions_*.npy"
 
 
@@ -217,13 +218,20 @@ def _handed_over(out: Path) -> Path:
     shutil.rmtree(handed, ignore_errors=True)
     handed.mkdir()
     for pattern in (PREDICTIONS, TOP5, SNAPSHOTS, WEIGHTS):
-        for path in out.glob(pattern):
-            if path.is_file() and not path.is_symlink():
-                shutil.copyfile(path, handed / path.name, follow_symlinks=False)
-    newest = max(out.glob("checkpoints/step-*.safetensors"), default=None)
-    if newest and newest.is_file() and newest.resolve().is_relative_to(out.resolve()):
-        shutil.copyfile(newest, handed / WEIGHTS)
+        for path in plain_files(out, pattern):
+            shutil.copyfile(path, handed / path.name)
+    if weights := plain_files(out, CHECKPOINTS):
+        shutil.copyfile(weights[-1], handed / WEIGHTS)
     return handed
+
+
+def plain_files(out: Path, pattern: str) -> list[Path]:
+    """A run's files by their names, in order; nothing that a link leads to."""
+    return [
+        path
+        for path in sorted(out.glob(pattern))
+        if path.is_file() and path.resolve() == out.resolve() / path.relative_to(out)
+    ]
 
 
 def _flags(handed: Path, share: Path | None) -> dict[str, str]:

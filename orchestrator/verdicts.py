@@ -23,7 +23,7 @@ COMPARE: dict[str, Callable[[float, float], float]] = {
 
 def verdict(target: Target, dataset: Dataset | None, change: Change, receipts: list[Receipt]) -> Verdict:
     """The target against its receipts, which may be among others'."""
-    own = [receipt for receipt in receipts if any(_is_of(receipt, recipe) for recipe in target.recipes)]
+    own = [receipt for receipt in receipts if any(is_of(receipt, recipe) for recipe in target.recipes)]
     values = values_of(target, own)
     seen = intervals.mean(list(values.values()))
     mean = statistics.fmean(values.values()) if values else None
@@ -66,19 +66,20 @@ def name_of(receipt: Receipt) -> str:
 
 def recipe_of(receipt: Receipt, target: Target) -> str:
     """Which of the target's recipes a receipt is of."""
-    return next(recipe for recipe in target.recipes if _is_of(receipt, recipe))
+    return next(recipe for recipe in target.recipes if is_of(receipt, recipe))
 
 
 def _values_of(target: Target, recipe: str, receipts: list[Receipt]) -> dict[str, float]:
     found = {}
     for receipt in receipts:
         value = target.quantity.of(receipt.values, target.level) if receipt.kind != "control" else None
-        if value is not None and _is_of(receipt, recipe):
+        if value is not None and is_of(receipt, recipe):
             found[str(receipt.seed)] = value
     return found
 
 
-def _is_of(receipt: Receipt, recipe: str) -> bool:
+def is_of(receipt: Receipt, recipe: str) -> bool:
+    """Whether the receipt is of a run of the recipe."""
     return recipe in receipt.argv or str(REPO / recipe) in receipt.argv
 
 

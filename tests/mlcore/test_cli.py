@@ -54,7 +54,7 @@ def test_help_answers_at_once_and_names_every_command() -> None:
         start = time.perf_counter()
         done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
         times.append(time.perf_counter() - start)
-    for name in ("train", "evaluate", "predict", "summary", "fetch", "gradcheck", "bench", "profile", "warm", "check"):
+    for name in ("train", "evaluate", "predict", "summary", "init", "fetch", "gradcheck", "bench", "profile", "warm", "check"):
         assert f"\n  {name} " in done.stdout
     assert "Exit codes" in done.stdout
     assert min(times) < 1.0  # 0.12 s alone; the tests share the cores
@@ -85,7 +85,7 @@ def test_help_loads_no_kernels() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-COMMANDS = ("train", "evaluate", "predict", "summary", "fetch", "gradcheck", "bench", "profile", "warm", "check")
+COMMANDS = ("train", "evaluate", "predict", "summary", "init", "fetch", "gradcheck", "bench", "profile", "warm", "check")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
