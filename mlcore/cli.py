@@ -33,8 +33,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RECIPE_HELP = (
-    "A .toml file, or a shipped recipe: lenet5_mnist, lenet5_mnist_fast, mlp_mnist."  # a listing would read at import
+RECIPE_HELP = (  # written out: a listing would read at import
+    "A .toml file, or a shipped recipe: cuda_11pct_cifar10, cuda_13pct_cifar10, cuda_18pct_cifar10, cuda_80s_cifar10, "
+    "fig1_relu, fig1_tanh, lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
 )
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]
