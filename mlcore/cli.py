@@ -36,8 +36,9 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 
-RECIPE_HELP = (  # a listing would read at import
-    "A .toml file, or a shipped recipe: alexnet_227, alexnet_imagenette, lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
+RECIPE_HELP = (  # written out: a listing would read at import
+    "A .toml file, or a shipped recipe: alexnet_227, alexnet_imagenette, cuda_11pct_cifar10, cuda_13pct_cifar10, "
+    "cuda_18pct_cifar10, cuda_80s_cifar10, fig1_relu, fig1_tanh, lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
 )
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]
@@ -150,6 +151,22 @@ def summary(recipe: RecipeOrModel, overrides: Overrides = None, as_json: JsonOpt
     from mlcore.tables import summary_table
 
     _print(summary_command(recipe, overrides or []), as_json, summary_table)
+
+
+@app.command()
+def init(
+    recipe: RecipeOrModel,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the safetensors file goes.")],
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the weights; else the recipe's own.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the weights that a network begins with, without any data.
+
+    Example: mlcore init alexnet --out alexnet.safetensors
+    """
+    from mlcore.commands import init_command
+
+    _print(init_command(recipe, out, seed), as_json, lambda d: f"{d['parameters']:,} parameters in {d['path']}")
 
 
 @app.command()

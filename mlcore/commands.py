@@ -17,7 +17,7 @@ from mlcore.data.images import Normaliser
 from mlcore.data.kinds import kind_of
 from mlcore.data.mnist import MNIST, SURROGATE
 from mlcore.data.pictures import read_pictures
-from mlcore.display import Plain, choose, passing_line, telling
+from mlcore.display import Plain, choose, now_and_then, passing_line, telling
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
 TRAIN_COUNT = 60_000
@@ -158,6 +158,28 @@ def summary_command(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     loaded = config.load(recipe, overrides)
     summary = summarise(build_model(loaded), network_input(loaded)[0], loaded.train.batch)
     return {"schema": "mlcore.summary/1", "recipe": loaded.name, "batch": loaded.train.batch, **asdict(summary)}
+
+
+def init_command(recipe: str, out: Path, seed: int | None) -> dict[str, Any]:
+    """The first weights and buffers of a recipe's network, or of a model's as it was made, as safetensors."""
+    from safetensors.numpy import save
+
+    from mlcore.files import write_bytes
+    from mlcore.models import INPUTS, build
+    from mlcore.rng import Rng
+    from mlcore.session import build_model
+
+    if recipe in INPUTS:
+        model = build(recipe, {}, Rng(seed or 0))
+    else:
+        loaded = config.load(recipe, [] if seed is None else [f"seed={seed}"])
+        model = build_model(loaded)
+    try:
+        write_bytes(out, save({name: tensor.data for name, tensor in model.state().items()}))
+    except OSError as error:
+        raise DataError(f"can't be written ({error.strerror})", place=str(out), fix="choose another --out") from error
+    count = sum(tensor.data.size for tensor in model.parameters().values())
+    return {"schema": "mlcore.init/1", "recipe": recipe, "parameters": count, "path": str(out)}
 
 
 def fetch_command(name: str, data: Path | None, out: Path | None, count: int | None, surrogate: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Iterator
 
+from orchestrator import verdicts
 from orchestrator.house import State
 from orchestrator.ledger import Ledger
 from orchestrator.records import Receipt, Verdict
@@ -39,11 +40,20 @@ def _verdict(run: str, verdict: Verdict, receipts: dict[str, Receipt]) -> Iterat
     if missing := [receipt for receipt in verdict.receipts if receipt not in receipts]:
         yield f"{name}: receipt {missing[0][:12]} is missing"
     named = [receipts[receipt] for receipt in verdict.receipts if receipt in receipts]
-    seeds = [receipt for receipt in named if receipt.kind == "train" and "test_error_pct" in receipt.values]
-    if verdict.values != {str(receipt.seed): receipt.values["test_error_pct"] for receipt in seeds}:
+    if verdict.values != _values(verdict, named):
         yield f"{name}: its values are not those of its receipts"
     mean = statistics.fmean(verdict.values.values()) if verdict.values else None
     if (mean is None) != (verdict.mean is None) or abs((mean or 0) - (verdict.mean or 0)) > TOLERANCE:
         yield f"{name}: its mean is not that of its values"
+    if verdict.asked and verdict.outcome == "reproduced" and not (mean is not None and verdict.asked.met_by(mean)):
+        yield f"{name}: reproduced, though its mean misses the target"
     if verdict.outcome == "reproduced" and not all(receipt.passed for receipt in named):
         yield f"{name}: reproduced, though one of its receipts failed"
+
+
+def _values(verdict: Verdict, named: list[Receipt]) -> dict[str, float]:
+    """What the receipts give; a verdict of before targets had quantities is one of a test error."""
+    if verdict.asked:
+        return verdicts.values_of(verdict.asked, named)
+    trained = [receipt for receipt in named if receipt.kind == "train" and "test_error_pct" in receipt.values]
+    return {str(receipt.seed): receipt.values["test_error_pct"] for receipt in trained}

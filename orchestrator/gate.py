@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.metadata
+import itertools
 import os
 import platform
 import secrets
@@ -21,13 +22,15 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import measure, policy, risk, suite
+from orchestrator import measure, policy, risk, suite, trials, verdicts
 from orchestrator.calls import Durable, Json
+from orchestrator.datasets import Dataset
 from orchestrator.errors import BudgetExhausted
 from orchestrator.house import Run
 from orchestrator.measure import CACHE, DATA, REPO, SCORER, Site
 from orchestrator.records import RISK_LEVELS, Change, Judgement, Receipt, Risk, Target, Task, Verdict
 from orchestrator.sandbox.base import Command, Completed, Limits, Mount
+from orchestrator.trials import Trial
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,10 @@ class Gate:
             receipts.append(receipt)
             if not receipt.passed:
                 return self._refused(found, receipts, receipt)
-        verdicts = []
-        for target in self.run.plan.targets_of(self.task):
-            measured = await self._measure(target)
-            receipts += measured
-            verdicts.append(self._verdict(target, measured))
-        return self._judged(found, receipts, verdicts)
+        targets = self.run.plan.targets_of(self.task)
+        measured = await self._measure(targets)
+        made = [verdicts.verdict(each, self._dataset(each.dataset), self.change, measured) for each in targets]
+        return self._judged(found, [*receipts, *measured], made)
 
     # What is checked, in order
 
@@ -84,7 +85,7 @@ class Gate:
             shutil.rmtree(tree / "tests", ignore_errors=True)
             if (self.run.base_folder / "tests").is_dir():
                 shutil.copytree(self.run.base_folder / "tests", tree / "tests")
-        present = tuple(path for path in selection if (tree / path).exists())
+        present = tuple(path for path in selection if (tree / path.partition("::")[0]).exists())
         if not present:
             return self._note("tests", False, f"none of {', '.join(selection)} exists", None)
         expected = self._pytest(self.run.base_folder, present, "--collect-only")[1] if base else None
@@ -118,23 +119,38 @@ class Gate:
 
     # Reproduction
 
-    async def _measure(self, target: Target) -> list[Receipt]:
-        """The first trial alone, for it compiles the kernels that the others find; then the rest side by side."""
-        first, *rest = measure.trials(target, self.change.commit, self.secret)
-        receipt = await self._trial(target, first)
-        if not receipt.passed:
-            return [receipt]
-        return [receipt, *await asyncio.gather(*(self._trial(target, trial) for trial in rest))]
+    async def _measure(self, targets: tuple[Target, ...]) -> list[Receipt]:
+        """A recipe's first trial alone, for it compiles the kernels that the others find; then the rest side by side.
 
-    async def _trial(self, target: Target, trial: measure.Trial) -> Receipt:
-        dataset = self.run.datasets[target.dataset]
-        check = partial(measure.run_trial, trial, target, self.change, dataset, self._site, self.secret)
-        receipt = await self._receipt(f"{target.id}/{trial.name}", check)
-        self.run.say(self.task.id, "measured", f"{target.id}: {receipt.what}")
+        A recipe whose first trial fails is given up. Without a dataset there is nothing to train on.
+        """
+        receipts: list[Receipt] = []
+        wanted = trials.trials(targets, self.change.commit, self.secret)
+        possible = [trial for trial in wanted if not (trial.dataset and self.run.datasets[trial.dataset].absent)]
+        for _, group in itertools.groupby(possible, key=lambda trial: trial.recipe):
+            first, *rest = group
+            receipts.append(await self._trial(first))
+            if receipts[-1].passed:
+                receipts += await asyncio.gather(*(self._trial(trial) for trial in rest))
+        return receipts
+
+    async def _trial(self, trial: Trial) -> Receipt:
+        dataset = self._dataset(trial.dataset)
+        check = partial(measure.run_trial, trial, self.change, dataset, self._site, self.secret)
+        receipt = await self._receipt(trial.key, partial(self._compare, trial) if trial.kind == "tests" else check)
+        self.run.say(self.task.id, "measured", f"{trial.targets}: {receipt.what}")
         return receipt
 
-    def _verdict(self, target: Target, receipts: list[Receipt]) -> Verdict:
-        return measure.verdict(target, self.run.datasets[target.dataset], self.change, receipts)
+    def _compare(self, trial: Trial) -> Receipt:
+        """Tests of the base commit as a measurement: how many failed. None ran where what they need is missing."""
+        receipt = self._tests((trial.recipe,), base=True)
+        ran = receipt.values.get("passed", 0) + receipt.values.get("failed", 0)
+        what = receipt.what if ran else f"{trial.recipe}: all skipped, is what they compare with installed?"
+        known = {"argv": ("pytest", trial.recipe), "seed": trial.seed, "target": trial.targets}
+        return receipt.model_copy(update={"what": f"{trial.name}: {what}", **known})
+
+    def _dataset(self, name: str) -> Dataset | None:
+        return self.run.datasets[name] if name else None
 
     # Judgements
 
@@ -143,10 +159,10 @@ class Gate:
             outcome="refused", risk=found, receipts=_ids(receipts), feedback=f"{failed.kind}: {failed.what}"
         )
 
-    def _judged(self, found: Risk, receipts: list[Receipt], verdicts: list[Verdict]) -> Judgement:
-        outcomes = {verdict.outcome for verdict in verdicts}
-        feedback = "; ".join(f"{v.target}: {v.outcome}: {v.reason}" for v in verdicts if v.outcome != "reproduced")
-        outcome: Any = "accepted" if outcomes <= {"reproduced"} else "missed"
+    def _judged(self, found: Risk, receipts: list[Receipt], made: list[Verdict]) -> Judgement:
+        outcomes = {verdict.outcome for verdict in made} - {"reproduced", "reported"}
+        feedback = "; ".join(f"{v.target}: {v.outcome}: {v.reason}" for v in made if v.outcome in outcomes)
+        outcome: Any = "missed" if outcomes else "accepted"
         stand_ins = self.run.stand_ins
         if outcomes & {"not measured", "did not finish"} or (stand_ins and outcome == "accepted"):
             outcome = "unmeasured"
@@ -154,7 +170,7 @@ class Gate:
         return Judgement(
             outcome=outcome,
             risk=found,
-            verdicts=tuple(verdicts),
+            verdicts=tuple(made),
             receipts=_ids(receipts),
             feedback=feedback,
         )
@@ -213,9 +229,7 @@ class Gate:
 
     @cached_property
     def _folder(self) -> Path:
-        return self.run.state.path(
-            "gate", f"{self.run.id}-{self.task.id}-{self.change.attempt}", self.change.commit[:12]
-        )
+        return gate_folder(self.run, self.task.id, self.change)
 
     @cached_property
     def _site(self) -> Site:
@@ -267,6 +281,11 @@ class Gate:
             limits=limits or self._limits,
         )
         return self.run.sandbox.run(command)
+
+
+def gate_folder(run: Run, task_id: str, change: Change) -> Path:
+    """Where the gate works on a change; trainings are under `out/`, by recipe and trial."""
+    return run.state.path("gate", f"{run.id}-{task_id}-{change.attempt}", change.commit[:12])
 
 
 def _ids(receipts: list[Receipt]) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def _own(task: Task, plan: Plan, library: Library, root: Path) -> Hashes:
     return {
         "the task itself": _digest(promise),
         f"skill `{skill.name}`": _digest([skill.model_dump(mode="json", exclude={"path"}), procedure]),
-        "targets": _digest([target.model_dump(mode="json") for target in plan.targets_of(task)]),
+        "targets": _digest([target.model_dump(mode="json", exclude_defaults=True) for target in plan.targets_of(task)]),
     }
 
 

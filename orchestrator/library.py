@@ -331,9 +331,11 @@ def check_plan(plan: Plan, library: Library, root: Path) -> Iterator[Problem]:
                 yield Problem(plan.path, task.line, what, "drop the `tier:` line, or name a model's tier")
         yield from _check_agent(plan, library, task.agent, task.skill, task.line)
     for target in plan.targets:
-        if not stands(root, target.recipe) and not _will_be_written(plan, target.recipe):
-            fix = "write it, or let a task list it under `writes`"
-            yield Problem(plan.path, 0, f"recipe `{target.recipe}` of `{target.id}` does not exist", fix)
+        for recipe in target.recipes if target.quantity.kind != "untrained" else ():
+            file = recipe.partition("::")[0]  # behind it, a test's name
+            if not stands(root, file) and not _will_be_written(plan, file):
+                fix = "write it, or let a task list it under `writes`"
+                yield Problem(plan.path, 0, f"recipe `{recipe}` of `{target.id}` does not exist", fix)
     for task in plan.tasks:
         for written in task.writes if task.done else ():
             if "*" not in written and not stands(root, written):

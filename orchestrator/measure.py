@@ -1,35 +1,37 @@
-"""Reproduction: a recipe trained for each seed at the frozen commit, its predictions scored, held against the target.
+"""Reproduction: one trial at the frozen commit, from its command to a receipt.
 
 The change's code runs in a fresh sandbox: the commit's files read-only, no git, no network, the test labels nowhere. It
-writes integer predictions; `scoring.py` reads them in another process with the labels. What the code itself
-says of its accuracy (`result.json`, logs) is never read. Controls show that the number comes from learning.
+hands over integer predictions and weights; `scoring.py` makes numbers of them in another process with the labels. What
+the code itself says of its accuracy (`result.json`, logs) is never read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import secrets
 import shutil
-import statistics
 import sys
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from orchestrator import datasets, scoring
+from orchestrator import datasets, quantities, scoring, verdicts
 from orchestrator.datasets import Dataset
-from orchestrator.records import Change, Outcome, Receipt, Target, Verdict
+from orchestrator.records import Change, Receipt
 from orchestrator.sandbox.base import Command, Completed, Limits, Mount, OnOutput, Sandbox
+from orchestrator.trials import Trial, number
 
 # Where things are inside the sandbox: the same in every run, so that compiled kernels are found again.
-REPO, DATA, OUT, CACHE, ANSWERS, SCORER = (Path(p) for p in ("/repo", "/data", "/out", "/cache", "/answers", "/gate"))
-CONTROLS = 3  # trials() asks for so many; a number without them could come from anything
+REPO = Path(verdicts.REPO)
+DATA, OUT, CACHE, ANSWERS, SCORER = (Path(p) for p in ("/data", "/out", "/cache", "/answers", "/gate"))
 CHANCE_SLACK_PCT = 15.0  # an untrained network's error lies up to this far below chance; a trained one's much farther
 MEMORISED_PCT = 15.0  # a linear layer loses up to 8 points when images move by a pixel; a table of answers, 90
+COPIED_PCT = 40.0  # of planted wrong labels: a learner's first epoch repeats a tenth or so, copied labels all
+PATIENCE = 4  # times the minutes that a target expects
+TIMED_STEPS = (4, 24)  # the difference of two trainings' times is that of the steps between them
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,100 +48,100 @@ class Site:
     hear: OnOutput | None = None  # progress, for a person
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One training that the gate asks for. `overrides` go to the recipe; `control` names what was taken away."""
-
-    name: str
-    seed: int
-    overrides: tuple[str, ...] = ()
-    control: datasets.Control | None = None
-    expect_chance: bool = False
-
-
-def trials(target: Target, commit: str, secret: bytes) -> tuple[Trial, ...]:
-    """The controls, then one trial a seed. Seeds follow from the commit and a secret: nobody can choose them."""
-    seeds = [_number(secret, commit, target.id, str(index)) for index in range(target.seeds)]
-    control = _number(secret, commit, target.id, "control")
-    one = ("train.epochs=1",)
-    return (
-        Trial("zero-steps", control, ("train.steps=0",), expect_chance=True),
-        Trial("shuffled-labels", control, one, "shuffled labels", expect_chance=True),
-        Trial("noise-images", control, one, "noise images", expect_chance=True),
-        *(Trial(f"seed-{seed}", seed) for seed in seeds),
-    )
-
-
-def run_trial(trial: Trial, target: Target, change: Change, dataset: Dataset, site: Site, secret: bytes) -> Receipt:
-    """Train, then score. The receipt says what was run, on what, and what came out; it is not signed yet."""
-    share = _prepare(trial, target, change, dataset, site, secret)
-    out = site.folder / "out" / f"{target.id}-{trial.name}"
+def run_trial(trial: Trial, change: Change, dataset: Dataset | None, site: Site, secret: bytes) -> Receipt:
+    """Run, then score. The receipt says what was run, on what, and what came out; it is not signed yet."""
+    run = RUNS[trial.kind]
+    out = site.folder / "out" / trial.key
     out.mkdir(parents=True, exist_ok=True)
-    argv = (
-        "mlcore",
-        "train",
-        str(REPO / target.recipe),
-        f"seed={trial.seed}",
-        *trial.overrides,
-        *("--data", str(DATA), "--out", str(OUT), "--continue", "--no-pictures"),
-    )
-    done = site.sandbox.run(_training(argv, share, out, site), site.hear)
-    scored = _score(out / "predictions.npy", share, site) if done.exit_code == 0 else {}
-    return _receipt(trial, target, change, dataset, site, argv, done, scored)
-
-
-def verdict(target: Target, dataset: Dataset, change: Change, receipts: list[Receipt]) -> Verdict:
-    """The target against its receipts: pure, so that anyone can repeat it from the ledger."""
-    seeds = [receipt for receipt in receipts if receipt.kind == "train"]
-    values = {str(each.seed): each.values["test_error_pct"] for each in seeds if "test_error_pct" in each.values}
-    mean = statistics.fmean(values.values()) if values else None
-    outcome, reason = _outcome(target, dataset, receipts, values, mean)
-    return Verdict(
-        target=target.id,
-        outcome=outcome,
-        reason=reason,
-        mean=mean,
-        spread=statistics.stdev(values.values()) if len(values) > 1 else None,
-        values=values,
-        receipts=tuple(receipt.id for receipt in receipts),
-        dataset=dataset.label,
+    site = replace(site, limits=replace(site.limits, wall_s=max(site.limits.wall_s, PATIENCE * 60 * trial.minutes)))
+    argv, done, scored = run(trial, change, dataset, site, secret, out)
+    passed, what = _judge(trial, done, scored)
+    return Receipt(
+        run="",
+        task=change.task,
+        attempt=change.attempt,
+        kind="control" if trial.expect else "train",
+        passed=passed,
+        what=f"{trial.name}: {what}",
         commit=change.commit,
+        argv=argv,
+        exit_code=done.exit_code,
+        seed=trial.seed,
+        target=trial.targets or None,
+        data=dataset.sha256 if dataset else {},
+        artefacts={"predictions.npy": scored["sha256"]} if "sha256" in scored else {},
+        values={key: float(value) for key, value in scored.items() if key not in ("sha256", "error")},
+        sandbox=site.sandbox.tier,
+        machine=site.machine,
+        environment=site.environment,
+        wall_s=round(done.wall_s, 3),
+        cpu_s=round(done.cpu_s, 3),
     )
 
 
-def half_width_pct(mean: float, count: int) -> float:
-    """Half the width of the binomial 95 % interval of an error of `mean` % on `count` images."""
-    rate = mean / 100
-    return 100 * 1.96 * math.sqrt(rate * (1 - rate) / count)
+# What is run for each kind
+
+Ran = tuple[tuple[str, ...], Completed, dict[str, Any]]
 
 
-def _outcome(
-    target: Target, dataset: Dataset, receipts: list[Receipt], values: dict[str, float], mean: float | None
-) -> tuple[Outcome, str]:
-    broken = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "train"]
-    failed = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "control"]
-    controls = sum(receipt.passed and receipt.kind == "control" for receipt in receipts)
-    if not dataset.official:
-        return "not measured", f"not measured on {target.dataset.upper()}: the data is {dataset.label}"
-    if failed:
-        return "not measured", f"control failed: {failed[0].what}"
-    if broken:
-        return "did not finish", broken[0].what
-    if controls < CONTROLS:
-        return "not measured", f"{controls} of {CONTROLS} controls were run"
-    if mean is None or len(values) < target.seeds:
-        return "did not finish", f"{len(values)} of {target.seeds} seeds finished"
-    ours = f"mean {mean:.2f} % of {len(values)} seeds, {target.limit} asked"
-    return ("reproduced" if target.met_by(mean) else "not reproduced"), ours
+def _train(trial: Trial, change: Change, dataset: Dataset | None, site: Site, secret: bytes, out: Path) -> Ran:
+    """A training to its end, from wherever an earlier sitting left it."""
+    assert dataset is not None
+    share = _prepare(trial, change, dataset, site, secret)
+    fresh = not any(out.iterdir())
+    argv = _train_argv(trial, trial.overrides)
+    done = site.sandbox.run(_command(argv, (Mount(share / "data", DATA),), out, site), site.hear)
+    scored = _score(out, share, site) if done.exit_code == 0 else {}
+    whole = {"train_wall_s": done.wall_s, "threads": site.threads} if fresh and not trial.expect else {}
+    return argv, done, {**scored, **(whole if done.exit_code == 0 else {})}
 
 
-def _prepare(trial: Trial, target: Target, change: Change, dataset: Dataset, site: Site, secret: bytes) -> Path:
+def _time(trial: Trial, change: Change, dataset: Dataset | None, site: Site, secret: bytes, out: Path) -> Ran:
+    """Images a second without start and compilation: a few steps twice, for the first compiles, then many."""
+    assert dataset is not None
+    share = _prepare(trial, change, dataset, site, secret)
+    batch = tomllib.loads((site.tree / trial.recipe).read_text())["train"]["batch"]
+    few, many = TIMED_STEPS
+    walls = []
+    for turn, steps in enumerate((few, few, many)):
+        argv = _train_argv(trial, (f"train.steps={steps}",))
+        folder = out / str(turn)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        done = site.sandbox.run(_command(argv, (Mount(share / "data", DATA),), folder, site), site.hear)
+        if done.exit_code != 0:
+            return argv, done, {}
+        walls.append(done.wall_s)
+    rate = (many - few) * batch / max(walls[2] - walls[1], 1e-9)
+    return argv, done, {"images_per_s": rate, "threads": site.threads}
+
+
+def _begin(trial: Trial, change: Change, dataset: Dataset | None, site: Site, secret: bytes, out: Path) -> Ran:
+    """An untrained network's weights: no data, no step."""
+    argv = ("mlcore", "init", trial.recipe, "--seed", str(trial.seed), "--out", str(OUT / WEIGHTS))
+    done = site.sandbox.run(_command(argv, (), out, site), site.hear)
+    return argv, done, _score(out, None, site) if done.exit_code == 0 else {}
+
+
+RUNS: dict[quantities.Kind, Callable[[Trial, Change, Dataset | None, Site, bytes, Path], Ran]] = {
+    "training": _train,
+    "timing": _time,
+    "untrained": _begin,
+}
+
+
+def _train_argv(trial: Trial, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    where = ("--data", str(DATA), "--out", str(OUT), "--continue", "--no-pictures")
+    return ("mlcore", "train", str(REPO / trial.recipe), f"seed={trial.seed}", *overrides, *where)
+
+
+def _prepare(trial: Trial, change: Change, dataset: Dataset, site: Site, secret: bytes) -> Path:
     """The trial's dataset folder; trials without a control share one."""
-    share = site.folder / "sets" / f"{target.dataset}-{(trial.control or 'split').replace(' ', '-')}"
+    share = site.folder / "sets" / f"{dataset.name}-{(trial.control or 'split').replace(' ', '-')}"
     if not (share / "complete").exists():
         shutil.rmtree(share, ignore_errors=True)
         share.mkdir(parents=True)
-        seed = _number(secret, change.commit, target.dataset, "split")
+        seed = number(secret, change.commit, dataset.name, "split")
         if trial.control:
             datasets.control(dataset, share, trial.control, seed)
         else:
@@ -147,7 +149,7 @@ def _prepare(trial: Trial, target: Target, change: Change, dataset: Dataset, sit
     return share
 
 
-def _training(argv: tuple[str, ...], share: Path, out: Path, site: Site) -> Command:
+def _command(argv: tuple[str, ...], data: tuple[Mount, ...], out: Path, site: Site) -> Command:
     cache = site.folder / "cache"
     cache.mkdir(exist_ok=True)
     return Command(
@@ -155,7 +157,7 @@ def _training(argv: tuple[str, ...], share: Path, out: Path, site: Site) -> Comm
         cwd=REPO,
         mounts=(
             Mount(site.tree, REPO),
-            Mount(share / "data", DATA),
+            *data,
             Mount(out, OUT, writable=True),
             Mount(cache, CACHE, writable=True),
         ),
@@ -170,32 +172,37 @@ def _training(argv: tuple[str, ...], share: Path, out: Path, site: Site) -> Comm
     )
 
 
-def _score(predictions: Path, share: Path, site: Site) -> dict[str, Any]:
-    """Another process, with the labels and without anything of the agent's but one file of integers."""
-    nonce = secrets.token_hex(16)
-    if predictions.is_symlink() or not predictions.is_file():
-        return {"error": "predictions.npy was not written"}
-    scorer = Path(scoring.__file__).resolve()
-    flags = ("--predictions", "--answers", "--made")
-    files = (OUT / predictions.name, ANSWERS / "answers.npy", ANSWERS / "made.npy")
+# What was handed over, and its scoring
+
+CHECKPOINTS, METRICS = "checkpoints/step-*.safetensors", "metrics.jsonl"
+PREDICTIONS, TOP5, SNAPSHOTS = "predictions.npy", "predictions_top5.npy", "train_predictions_*.npy"
+
+
+def _score(out: Path, share: Path | None, site: Site) -> dict[str, Any]:
+    """Another process, with the labels and without anything of the agent's but files of integers and of weights."""
+    handed = _handed_over(out)
+    if share and not (handed / PREDICTIONS).exists():
+        return {"error": f"{PREDICTIONS} was not written"}
+    nonce, scorer = secrets.token_hex(16), Path(scoring.__file__).resolve()
+    flags = _flags(handed, share)
     command = Command(
         argv=(
             sys.executable,
             "-I",
             str(SCORER / scorer.name),
-            *(word for flag, file in zip(flags, files, strict=True) for word in (flag, str(file))),
+            *(word for flag, path in flags.items() for word in (flag, path)),
             *("--nonce", nonce),
         ),
         cwd=Path("/tmp"),  # there with and without a sandbox; `-I` imports nothing from it
         mounts=(
             Mount(scorer, SCORER / scorer.name),
-            Mount(predictions, OUT / predictions.name),
-            Mount(share / "answers.npy", ANSWERS / "answers.npy"),
-            Mount(share / "made.npy", ANSWERS / "made.npy"),
+            Mount(handed, OUT),
+            *((Mount(share, ANSWERS),) if share else ()),
         ),
-        limits=Limits(wall_s=120, memory_bytes=site.limits.memory_bytes),
+        limits=Limits(wall_s=600, memory_bytes=site.limits.memory_bytes),
     )
     done = site.sandbox.run(command)
+    shutil.rmtree(handed)
     try:
         answer = json.loads(done.stdout)
     except json.JSONDecodeError:
@@ -205,38 +212,43 @@ def _score(predictions: Path, share: Path, site: Site) -> dict[str, Any]:
     return {key: value for key, value in answer.items() if key != "nonce"}
 
 
-def _receipt(
-    trial: Trial,
-    target: Target,
-    change: Change,
-    dataset: Dataset,
-    site: Site,
-    argv: tuple[str, ...],
-    done: Completed,
-    scored: dict[str, Any],
-) -> Receipt:
-    passed, what = _judge(trial, done, scored)
-    return Receipt(
-        run="",
-        task=change.task,
-        attempt=change.attempt,
-        kind="control" if trial.expect_chance else "train",
-        passed=passed,
-        what=f"{trial.name}: {what}",
-        commit=change.commit,
-        argv=argv,
-        exit_code=done.exit_code,
-        seed=trial.seed,
-        target=target.id,
-        data=dataset.sha256,
-        artefacts={"predictions.npy": scored["sha256"]} if "sha256" in scored else {},
-        values={key: float(value) for key, value in scored.items() if key not in ("sha256", "error")},
-        sandbox=site.sandbox.tier,
-        machine=site.machine,
-        environment=site.environment,
-        wall_s=round(done.wall_s, 3),
-        cpu_s=round(done.cpu_s, 3),
-    )
+def _handed_over(out: Path) -> Path:
+    """A copy of what may be scored: plain files under known names. No link of the agent's gets near the answers."""
+    handed = out.with_name(f"{out.name}.handed")
+    shutil.rmtree(handed, ignore_errors=True)
+    handed.mkdir()
+    for pattern in (PREDICTIONS, TOP5, SNAPSHOTS, WEIGHTS):
+        for path in plain_files(out, pattern):
+            shutil.copyfile(path, handed / path.name)
+    if weights := plain_files(out, CHECKPOINTS):
+        shutil.copyfile(weights[-1], handed / WEIGHTS)
+    return handed
+
+
+def plain_files(out: Path, pattern: str) -> list[Path]:
+    """A run's files by their names, in order; nothing that a link leads to."""
+    return [
+        path
+        for path in sorted(out.glob(pattern))
+        if path.is_file() and path.resolve() == out.resolve() / path.relative_to(out)
+    ]
+
+
+def _flags(handed: Path, share: Path | None) -> dict[str, str]:
+    """The scorer's arguments for what is there."""
+    answers = ANSWERS if share else None
+    flags: dict[str, Path | None] = {
+        "--predictions": OUT / PREDICTIONS if (handed / PREDICTIONS).exists() else None,
+        "--top5": OUT / TOP5 if (handed / TOP5).exists() else None,
+        "--answers": answers and answers / "answers.npy",
+        "--made": answers and answers / "made.npy",
+        "--snapshots": OUT if any(handed.glob(SNAPSHOTS)) else None,
+        "--train-answers": answers and answers / "train_answers.npy",
+        "--weights": OUT / WEIGHTS if (handed / WEIGHTS).exists() else None,
+    }
+    if share and (share / "planted.npy").exists():
+        flags |= {"--planted": ANSWERS / "planted.npy", "--given": ANSWERS / "given.npy"}
+    return {flag: str(path) for flag, path in flags.items() if path}
 
 
 def _judge(trial: Trial, done: Completed, scored: dict[str, Any]) -> tuple[bool, str]:
@@ -244,20 +256,46 @@ def _judge(trial: Trial, done: Completed, scored: dict[str, Any]) -> tuple[bool,
         return False, f"did not finish within {done.wall_s:.0f} s"
     if done.exit_code != 0:
         tail = (done.stderr.strip() or done.stdout.strip())[-400:]
-        return False, f"training ended with exit code {done.exit_code}: {tail}"
+        return False, f"ended with exit code {done.exit_code}: {tail}"
     if "error" in scored:
         return False, str(scored["error"])
+    return JUDGES[trial.expect or trial.kind](scored)
+
+
+def _learnt(scored: dict[str, Any]) -> tuple[bool, str]:
     error, moved = scored["test_error_pct"], scored["gate_split_error_pct"]
-    if trial.expect_chance:
-        chance = 90.0 - CHANCE_SLACK_PCT
-        at_chance = min(error, moved) >= chance
-        return at_chance, f"error {error:.2f} %, chance expected (at least {chance:.0f} %)"
     if moved - error > MEMORISED_PCT:
         return False, f"error {error:.2f} % on published images but {moved:.2f} % on the gate's: memorised?"
     return True, f"test error {error:.2f} %, {moved:.2f} % on images that the gate moved by a pixel"
 
 
-def _number(secret: bytes, *parts: str) -> int:
-    """31 bits from a secret and public parts: repeatable for the harness, not to be foreseen by anyone else."""
-    digest = hashlib.sha256(secret + "\n".join(parts).encode()).digest()
-    return int(np.frombuffer(digest[:4], "<u4")[0]) >> 1
+def _at_chance(scored: dict[str, Any]) -> tuple[bool, str]:
+    """Test errors, and those of any snapshot where the training labels are true ones."""
+    errors = [scored["test_error_pct"], scored["gate_split_error_pct"]]
+    errors += [error for _, error in quantities.snapshots(scored)]
+    chance = 100.0 * (1 - 1 / scored["classes"]) - CHANCE_SLACK_PCT
+    return min(errors) >= chance, f"error {min(errors):.2f} %, chance expected (at least {chance:.0f} %)"
+
+
+def _not_copied(scored: dict[str, Any]) -> tuple[bool, str]:
+    if "copied_pct" not in scored:
+        return False, f"{SNAPSHOTS} were not written"
+    copied = scored["copied_pct"]
+    return copied <= COPIED_PCT, f"{copied:.2f} % of planted wrong labels repeated (at most {COPIED_PCT:.0f} %)"
+
+
+def _counted(scored: dict[str, Any]) -> tuple[bool, str]:
+    return "parameters" in scored, f"{scored.get('parameters', 0):,} parameters"
+
+
+def _timed(scored: dict[str, Any]) -> tuple[bool, str]:
+    return True, f"{scored['images_per_s']:.1f} images/s on {scored['threads']} threads"
+
+
+JUDGES: dict[str, Callable[[dict[str, Any]], tuple[bool, str]]] = {
+    "training": _learnt,
+    "chance": _at_chance,
+    "own labels": _not_copied,
+    "untrained": _counted,
+    "timing": _timed,
+}

@@ -315,9 +315,10 @@ def _check_targets(document: Document, front: Front, raws: list[_Raw]) -> list[P
         if target.id in ids:
             problems.append(Problem(path, line, f"target id `{target.id}` stands twice", "rename one"))
         ids.add(target.id)
-        if not inside(target.recipe):
-            fix = "use a path relative to the repository's root"
-            problems.append(Problem(path, line, f"recipe `{target.recipe}` is outside the repository", fix))
+        for recipe in target.recipes:
+            if not inside(recipe):
+                fix = "use a path relative to the repository's root"
+                problems.append(Problem(path, line, f"recipe `{recipe}` is outside the repository", fix))
         if target.id not in measured:
             fix = f"add `  - targets: {target.id}` to the task that measures it"
             problems.append(Problem(path, line, f"no task measures target `{target.id}`", fix))

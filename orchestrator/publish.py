@@ -6,10 +6,12 @@ Runs under a lock, as one step. Repeated after a crash it finds the pull request
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath
 from typing import Any
 
-from orchestrator import planfile, planner, report
+from orchestrator import planfile, planner, plots, report
 from orchestrator.forge.base import Forge
+from orchestrator.gate import gate_folder
 from orchestrator.globs import matches
 from orchestrator.house import Run
 from orchestrator.records import Change, Judgement, PullRequest, Task, Verdict
@@ -88,7 +90,16 @@ def _record(run: Run, task: Task, change: Change, judgement: Judgement, commit: 
         f"Record what happened to `{task.id}`: {status}\n\n"
         f"Odyssey-Run: {run.id}\nOdyssey-Judged: {change.commit}\nOdyssey-Receipts: {run.ledger.head()}"
     )
-    return run.repository.commit_file(commit, path, text, message, "Odyssey harness")
+    files = {path: text.encode(errors="surrogateescape"), **_pictures(run, task, change)}
+    return run.repository.commit_files(commit, files, message, "Odyssey harness")
+
+
+def _pictures(run: Run, task: Task, change: Change) -> dict[str, bytes]:
+    """What the task's measurements look like, beside the plan in a folder of its name."""
+    folder = PurePosixPath(run.plan.path).with_suffix("")
+    receipts = run.ledger.receipts(run.id, task.id)
+    made = plots.draw(run.plan.targets_of(task), receipts, gate_folder(run, task.id, change) / "out")
+    return {str(folder / name): data for name, data in made.items()}
 
 
 def _results(run: Run, judgement: Judgement) -> str:

@@ -10,7 +10,10 @@ import hashlib
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from orchestrator import quantities
+from orchestrator.quantities import QUANTITIES
 
 Tier = Literal["procedure", "haiku", "sonnet", "opus"]
 TIERS: tuple[Tier, ...] = ("procedure", "haiku", "sonnet", "opus")  # cheapest first
@@ -28,29 +31,73 @@ class Direction(StrEnum):
     at_most = "at_most"  # lower is better: mean <= value + margin
     at_least = "at_least"  # higher is better: mean >= value - margin
     equal = "equal"  # |mean - value| <= margin
+    reported = "reported"  # measured and shown beside the published value, without a verdict
 
 
 class Target(Record):
-    """A published number, with the margin that was fixed before anything ran. Value and margin share a unit."""
+    """A published number, with the margin that was fixed before anything ran. Value and margin share a unit.
+
+    recipe: what is run: a recipe, a network's name (parameters), or the tests' node (failed_tests). With `against` it
+    is a comparison of two recipes, seed by seed: `recipe` minus `against`, or divided by it. level: the training error
+    in percent that `epochs_to` waits for. minutes: what one training is expected to take; one that takes four times as
+    long is given up.
+    """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
-    metric: Literal["test_error_pct"]
-    value: float = Field(ge=0, le=100, allow_inf_nan=False)
-    margin: float = Field(ge=0, le=100, allow_inf_nan=False)
+    metric: quantities.Name
+    value: float = Field(ge=0, allow_inf_nan=False)
+    margin: float = Field(ge=0, allow_inf_nan=False)
     direction: Direction
-    seeds: int = Field(ge=1, le=100)
-    dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    seeds: int = Field(default=1, ge=1, le=100)
+    dataset: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9-]{0,63})?$")
     recipe: str = Field(min_length=1, max_length=300)
     source: str = Field(min_length=1, max_length=500)
+    against: str = Field(default="", max_length=300)
+    compare: Literal["", "difference", "ratio"] = ""
+    level: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    minutes: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Target:
+        if bool(self.against) != bool(self.compare):
+            raise ValueError("a comparison needs both `against` (a recipe) and `compare` (difference or ratio)")
+        if self.quantity.unit == " %" and max(self.value, self.margin) > 100:
+            raise ValueError("`value` and `margin` are percentages: at most 100")
+        if self.quantity.kind in ("training", "timing") and not self.dataset:
+            raise ValueError(f"`{self.metric}` takes a training: add `dataset`")
+        if self.quantity.kind in ("training", "timing") and "seeds" not in self.model_fields_set:
+            raise ValueError(f"`{self.metric}` takes a training: add `seeds`")
+        if (self.metric == "epochs_to") != bool(self.level):
+            raise ValueError("`level` (a training error in percent) belongs to `epochs_to`, which needs it")
+        return self
+
+    @property
+    def quantity(self) -> quantities.Quantity:
+        return QUANTITIES[self.metric]
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        return (self.recipe, self.against) if self.against else (self.recipe,)
+
+    def shown(self, value: float) -> str:
+        """A number with its unit: `0.95 %`, `60,965,224`, `2.00 points`, `6.00 times`."""
+        if self.compare == "ratio":
+            return f"{value:.2f} times"
+        unit = " points" if self.compare and self.quantity.unit == " %" else self.quantity.unit
+        return f"{value:,.{self.quantity.digits}f}{unit}"
 
     @property
     def limit(self) -> str:
         """The rule in words, e.g. `at most 1.00 %`."""
         if self.direction is Direction.at_most:
-            return f"at most {self.value + self.margin:.2f} %"
+            return f"at most {self.shown(self.value + self.margin)}"
         if self.direction is Direction.at_least:
-            return f"at least {self.value - self.margin:.2f} %"
-        return f"within {self.margin:.2f} of {self.value:.2f} %"
+            return f"at least {self.shown(self.value - self.margin)}"
+        if self.direction is Direction.reported:
+            return "reported only"
+        if not self.margin:
+            return f"exactly {self.shown(self.value)}"
+        return f"within {self.margin:.{self.quantity.digits or 2}f} of {self.shown(self.value)}"
 
     def met_by(self, mean: float) -> bool:
         slack = 1e-9  # 0.95 + 0.05 is not 1.0 in binary
@@ -58,7 +105,7 @@ class Target(Record):
             return mean <= self.value + self.margin + slack
         if self.direction is Direction.at_least:
             return mean >= self.value - self.margin - slack
-        return abs(mean - self.value) <= self.margin + slack
+        return self.direction is Direction.reported or abs(mean - self.value) <= self.margin + slack
 
 
 class Candidate(Record):
@@ -130,7 +177,7 @@ class Plan(Record):
     def datasets(self) -> tuple[str, ...]:
         """What has to be at hand: the targets' datasets, and those that tasks name in their options."""
         named = [task.options["dataset"] for task in self.tasks if "dataset" in task.options]
-        return tuple(dict.fromkeys([*(target.dataset for target in self.targets), *named]))
+        return tuple(dict.fromkeys([*(target.dataset for target in self.targets if target.dataset), *named]))
 
     def targets_of(self, task: Task) -> tuple[Target, ...]:
         return tuple(target for target in self.targets if target.id in task.targets)
@@ -239,11 +286,15 @@ class Receipt(Record):
     signature: str = ""
 
 
-Outcome = Literal["reproduced", "not reproduced", "not measured", "did not finish"]
+Outcome = Literal["reproduced", "not reproduced", "not measured", "did not finish", "reported"]
 
 
 class Verdict(Record):
-    """A target against what was measured. Every seed is there, in the order in which it ran."""
+    """A target against what was measured. Every seed is there, in the order in which it ran.
+
+    low, high: 95 % interval of the mean over seeds, resampled; None with fewer than two. asked: the target as it stood,
+    so that the verdict can be worked out again.
+    """
 
     target: str
     outcome: Outcome
@@ -254,12 +305,15 @@ class Verdict(Record):
     receipts: tuple[str, ...] = ()
     dataset: str = ""
     commit: str = ""
+    low: float | None = None
+    high: float | None = None
+    asked: Target | None = None
 
 
 class Judgement(Record):
     """What the gate says of a change.
 
-    accepted: all checks passed, every target of the task reproduced; missed: measured, but a target was missed;
+    accepted: all checks passed, every target of the task reproduced or reported; missed: measured, but one was missed;
     unmeasured: sound, but no verdict could be had; refused: a check failed, the change is not shown to anyone.
     """
 

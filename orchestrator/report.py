@@ -6,14 +6,16 @@ Every number here comes from a receipt; nothing an agent said is among them. An 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 from orchestrator.house import Run
-from orchestrator.measure import half_width_pct
 from orchestrator.records import Change, Judgement, Plan, Receipt, Target, Task, Verdict
+from orchestrator.verdicts import half_width_pct, name_of, recipe_of
 
 MOVED = (
     "Moved by a pixel: the same test images, each moved by the gate; beside the verdict, to tell learning from memory."
 )
+EXPECTED = {"changed-labels": "no copied labels expected"}
 SIGNS = {"reproduced": "reproduced", "not reproduced": "**not reproduced**"}
 
 
@@ -26,13 +28,11 @@ def results(targets: Iterable[Target], verdicts: dict[str, Verdict], receipts: I
         _row(target, verdict, [by_id[each] for each in verdict.receipts if each in by_id]) for target, verdict in chosen
     ]
     for target, verdict in chosen:
-        lines += [
-            "",
-            f"`{target.id}`: {_cell(verdict.reason)}. Dataset: {verdict.dataset}. Commit `{verdict.commit[:12]}`.",
-            "",
-        ]
-        lines += ["| run | error | moved by a pixel | time | receipt |", "|---|---|---|---|---|"]
-        lines += [_trial(by_id[receipt]) for receipt in verdict.receipts if receipt in by_id]
+        of = f" Dataset: {verdict.dataset}." if verdict.dataset else ""
+        lines += ["", f"`{target.id}`: {_cell(verdict.reason)}.{of} Commit `{verdict.commit[:12]}`.", ""]
+        own = [by_id[receipt] for receipt in verdict.receipts if receipt in by_id]
+        lines += ["| run | value | error | moved by a pixel | time | receipt |", "|---|---|---|---|---|---|"]
+        lines += [_trial(target, receipt) for receipt in own]
     machines = sorted({receipt.machine for receipt in by_id.values() if receipt.machine})
     tiers = sorted({receipt.sandbox for receipt in by_id.values() if receipt.sandbox})
     where = f"Measured by the harness on {'; '.join(machines)}; sandbox: {', '.join(tiers)}."
@@ -40,31 +40,52 @@ def results(targets: Iterable[Target], verdicts: dict[str, Verdict], receipts: I
 
 
 def _row(target: Target, verdict: Verdict, receipts: list[Receipt]) -> str:
+    published = f"{target.shown(target.value)} ({target.source})"
     outcome = SIGNS.get(verdict.outcome, verdict.outcome)
-    measured = _measured(verdict, receipts)
-    return f"| `{target.id}` | {target.value:.2f} % ({target.source}) | {target.limit} | {measured} | {outcome} |"
+    measured = _measured(target, verdict, receipts)
+    return f"| `{target.id}` | {published} | {target.limit} | {measured} | {outcome} |"
 
 
-def _measured(verdict: Verdict, receipts: list[Receipt]) -> str:
+def _measured(target: Target, verdict: Verdict, receipts: list[Receipt]) -> str:
     if verdict.mean is None:
         return "-"
     spread = f" ± {verdict.spread:.2f}" if verdict.spread is not None else ""
-    shown = f"{verdict.mean:.2f} %{spread} over {len(verdict.values)} seeds"
+    over = f" over {len(verdict.values)} seeds" * (target.quantity.kind == "training")
+    shown = f"{target.shown(verdict.mean)}{spread}{over}"
     if verdict.outcome == "not measured":
         return f"(does not count: {shown})"
+    if target.compare:
+        return f"{shown} (95 % interval {_interval(target, verdict)})"
     images = next((int(receipt.values["count"]) for receipt in receipts if receipt.values.get("count")), 0)
-    return f"{shown} (binomial ± {half_width_pct(verdict.mean, images):.2f})" if images else shown
+    binomial = images and target.quantity.unit == " %"
+    return f"{shown} (binomial ± {half_width_pct(verdict.mean, images):.2f})" if binomial else shown
 
 
-def _trial(receipt: Receipt) -> str:
+def _interval(target: Target, verdict: Verdict) -> str:
+    if verdict.low is None or verdict.high is None:
+        return "-"
+    return f"{target.shown(verdict.low)} to {target.shown(verdict.high)}"
+
+
+def _trial(target: Target, receipt: Receipt) -> str:
     error, moved = (
         f"{receipt.values[key]:.2f} %" if key in receipt.values else "-"
         for key in ("test_error_pct", "gate_split_error_pct")
     )
-    name = receipt.what.partition(":")[0]
-    expected = " (chance expected)" if receipt.kind == "control" else ""
+    name = name_of(receipt)
+    if target.against:
+        name = f"{name} of {PurePosixPath(recipe_of(receipt, target)).stem}"
+    own = target.quantity.of(receipt.values, target.level)
+    value = "-" if own is None or receipt.kind == "control" else _plain(target).shown(own)
+    expected = f" ({EXPECTED.get(name_of(receipt), 'chance expected')})" if receipt.kind == "control" else ""
     failed = "" if receipt.passed else " **failed**"
-    return f"| {name}{expected}{failed} | {error} | {moved} | {receipt.wall_s:.0f} s | `{receipt.id[:12]}` |"
+    cells = (f"{name}{expected}{failed}", value, error, moved, f"{receipt.wall_s:.0f} s", f"`{receipt.id[:12]}`")
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(target: Target) -> Target:
+    """The target without its comparison, to show what one recipe gave."""
+    return target.model_copy(update={"against": "", "compare": ""})
 
 
 def as_built(run: Run, task: Task, change: Change, judgement: Judgement) -> str:

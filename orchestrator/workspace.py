@@ -253,17 +253,24 @@ class Repository:
             return git(self.folder, "write-tree", env=env)
 
     def commit_file(self, commit: str, path: str, text: str, message: str, author: str) -> str:
-        """A commit on `commit` with one file's text replaced, made by one command."""
+        """A commit on `commit` with one file's text replaced."""
+        return self.commit_files(commit, {path: text.encode(errors="surrogateescape")}, message, author)
+
+    def commit_files(self, commit: str, files: Mapping[str, bytes], message: str, author: str) -> str:
+        """A commit on `commit` with some files' contents replaced, made by one command."""
         scratch = self.folder / f"scratch-{os.getpid()}-{os.urandom(6).hex()}"
         branch = f"refs/odyssey/made/{scratch.name}"
-        data, now = text.encode(errors="surrogateescape"), f"{int(time.time())} +0000"
+        now = f"{int(time.time())} +0000"
         head = (
             f"commit {branch}\nauthor {author} <agent@odyssey.invalid> {now}\n"
             f"committer Odyssey harness <harness@odyssey.invalid> {now}\n"
             f"data {len(message.encode())}\n{message}\nfrom {commit}\n"
-            f"M 100644 inline {_quoted(path)}\ndata {len(data)}\n"
         )
-        scratch.write_bytes(head.encode() + data + b"\ndone\n")
+        bodies = [
+            f"M 100644 inline {_quoted(path)}\ndata {len(data)}\n".encode() + data + b"\n"
+            for path, data in files.items()
+        ]
+        scratch.write_bytes(b"".join([head.encode(), *bodies, b"done\n"]))
         try:
             git(self.folder, "fast-import", "--quiet", "--done", stdin=scratch)
             made = (self.folder / branch).read_text().strip()

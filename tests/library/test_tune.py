@@ -113,6 +113,36 @@ def test_trainings_never_see_the_test_labels_even_where_they_lie_about(tmp_path:
         assert not [name for name in result["seen"] if name.startswith("t10k-labels")]
 
 
+def test_cifars_test_labels_are_hidden_too_and_its_other_batches_are_there(tmp_path: Path) -> None:
+    folder = tmp_path / "data/cifar10"
+    folder.mkdir(parents=True)
+    for name in ("data_batch_1.bin", "test_batch.bin"):
+        (folder / name).write_bytes((bytes([7]) + bytes(3072)) * 3)
+    view = trials.hide_test_labels(folder.parent, tmp_path / "scratch")
+    assert (view / "cifar10/test_batch.bin").read_bytes() == (bytes([255]) + bytes(3072)) * 3
+    assert (view / "cifar10/data_batch_1.bin").read_bytes() == (folder / "data_batch_1.bin").read_bytes()
+    assert trials.hide_test_labels(view, tmp_path / "again") == view
+
+
+def test_a_search_by_the_training_loss_turns_only_the_knobs_it_is_given_and_trains_briefly(tmp_path: Path) -> None:
+    done = tune(tmp_path, "--by", "loss", "--knobs", "optimiser.rate", "--epochs", "2", "--value", "99")
+    assert done.returncode == 0, done.stderr
+    assert log(tmp_path)["adopted"].keys() == {"optimiser.rate"}
+    assert all(trial["knobs"].keys() <= {"optimiser.rate"} for trial in log(tmp_path)["tried"])
+    assert {trial["epochs"] for trial in log(tmp_path)["tried"]} <= {1, 2}
+    assert all(trial["train_loss"] > 0 for trial in log(tmp_path)["tried"])
+
+
+def test_a_budget_of_processors_time_is_paid_by_what_the_trainings_used(tmp_path: Path) -> None:
+    journal = trials.Journal(tmp_path / "journal.jsonl")
+    journal.add("first", trials.Trial({}, 4, 1, "finished", 1.0, "mnist", 800.0, epoch_s=200.0, cpu_s=8.0))
+    trainer = trials.Trainer(tmp_path / "recipe.toml", tmp_path, None, 5000, 20.0, journal, "cpu")
+    trainer._run = lambda command, limit_s: 4 if limit_s is None else 1
+    assert trainer.train({"a.b": 1}, 6, 1).status == "not finite"
+    with pytest.raises(halving.OutOfTime):
+        trainer.train({"a.b": 2}, 7, 1)
+
+
 def test_a_folder_without_test_labels_is_used_as_it_is(tmp_path: Path) -> None:
     folder = small_dataset(tmp_path / "data" / "mnist")
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()

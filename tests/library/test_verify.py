@@ -177,3 +177,33 @@ def test_the_official_files_are_recognised_to_the_byte(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (card["dataset"], card["problems"], card["shared_train_test"]) == ("mnist", [], 0)
     assert card["train"]["per_class"] == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+# CIFAR-10
+
+
+def cifar_batches(folder: Path, withheld: bool) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(5)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        records = rng.integers(0, 256, (10, 3073), np.uint8)
+        records[:, 0] = 255 if withheld and name == "test_batch" else np.arange(10)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return folder
+
+
+def test_cifars_card_is_the_same_with_and_without_test_labels_and_counts_what_is_there(tmp_path: Path) -> None:
+    one, two = (cifar_batches(tmp_path / str(flag) / "cifar10", flag) for flag in (False, True))
+    card, found = verify.card_of("cifar10", one.parent)
+    assert found == one
+    assert card == verify.card_of("cifar10", two)[0]
+    assert (card["dataset"], card["official"], card["problems"]) == ("cifar10-unverified", False, [])
+    assert (card["train"]["count"], card["test"]["shape"]) == (50, [3, 32, 32])
+    assert card["train"]["per_class"] == [5] * 10
+
+
+def test_a_cifar_batch_that_was_cut_is_refused(tmp_path: Path) -> None:
+    folder = cifar_batches(tmp_path / "cifar10", True)
+    (folder / "data_batch_3.bin").write_bytes(bytes(3072))
+    with pytest.raises(idx_file.DataProblem, match="3072 bytes are not one or more records of 3073; fetch it again"):
+        verify.card_of("cifar10", tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from mlcore import __version__
@@ -19,6 +20,20 @@ from mlcore.tables import check_table
 from tests.mlcore.drawn import RECIPE, cifar_folder, command, mlcore, small_cifar, surrogate, surrogate_folder
 
 LABEL = "[SURROGATE digits, not MNIST]"
+
+COMMANDS = [
+    "train",
+    "evaluate",
+    "predict",
+    "summary",
+    "init",
+    "fetch",
+    "gradcheck",
+    "bench",
+    "profile",
+    "warm",
+    "check",
+]
 
 
 def call(*arguments: str | Path, fails: type[MlcoreError] | None = None) -> str:
@@ -54,7 +69,7 @@ def test_help_answers_at_once_and_names_every_command() -> None:
         start = time.perf_counter()
         done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
         times.append(time.perf_counter() - start)
-    for name in ("train", "evaluate", "predict", "summary", "fetch", "gradcheck", "bench", "profile", "warm", "check"):
+    for name in COMMANDS:
         assert f"\n  {name} " in done.stdout
     assert "Exit codes" in done.stdout
     assert min(times) < 1.0  # 0.12 s alone; the tests share the cores
@@ -83,9 +98,6 @@ def test_help_loads_no_kernels() -> None:
 
     code = "import sys, mlcore.cli; print([m for m in ('numba', 'numpy', 'rich', 'pydantic') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-COMMANDS = ("train", "evaluate", "predict", "summary", "fetch", "gradcheck", "bench", "profile", "warm", "check")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -191,6 +203,15 @@ def test_summary_counts_lenet5s_parameters() -> None:
     assert got["parameters"] == 61_706
     assert [row["layer"] for row in got["rows"]][:3] == ["C1", "C1_act", "S2"]
     assert "61,706" in call("summary", "lenet5_mnist")
+
+
+def test_init_writes_the_first_weights_of_a_network_without_data(tmp_path: Path) -> None:
+    got = document("init", "lenet5", "--out", tmp_path / "a.safetensors", "--seed", "3")
+    assert got["parameters"] == 61_706
+    arrays = load_file(tmp_path / "a.safetensors")
+    assert sum(array.size for array in arrays.values()) == 61_706
+    document("init", "lenet5_mnist", "--out", tmp_path / "b.safetensors", "--seed", "3")
+    assert load_file(tmp_path / "b.safetensors").keys() == arrays.keys()
 
 
 def test_fetch_draws_a_small_surrogate_where_it_is_told(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.datasets import FILES, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, write_idx
+from orchestrator.formats import FORMATS, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, write_idx
 
 PROJECT = Path(__file__).resolve().parents[2]
 ORCHESTRATE = Path(sys.executable).with_name("orchestrate")
@@ -156,7 +156,7 @@ def small_digits(folder: Path, train: int = 3000, test: int = 600) -> Path:
         files[labels] = digits
     target = folder / "mnist"
     target.mkdir(parents=True)
-    for name in FILES:
+    for name in FORMATS["mnist"].official:
         write_idx(target / name, files[name])
     return folder
 

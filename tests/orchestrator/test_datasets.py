@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import struct
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import datasets, scoring
-from orchestrator.datasets import FILES, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, Bytes, Dataset, read_idx
+from orchestrator import datasets, formats, scoring
+from orchestrator.datasets import Dataset
 from orchestrator.errors import InputError
+from orchestrator.formats import FORMATS, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, Bytes, Split, read_idx
 
 TRAIN, TEST = 40, 24
 
@@ -31,11 +33,12 @@ def drawn(folder: Path, zipped: bool = True, seed: int = 0) -> Dataset:
         TEST_LABELS: (np.arange(TEST) % 10).astype(np.uint8),
     }
     for name, array in arrays.items():
-        datasets.write_idx(folder / name, array)
+        formats.write_idx(folder / name, array)
         if not zipped:
             (folder / name.removesuffix(".gz")).write_bytes(gzip.decompress((folder / name).read_bytes()))
             (folder / name).unlink()
-    return Dataset("mnist", folder, {name: f"{name} {seed}" for name in FILES}, official=False, surrogate=False)
+    hashes = {name: f"{name} {seed}" for name in FORMATS["mnist"].official}
+    return Dataset("mnist", folder, hashes, official=False, surrogate=False)
 
 
 def split(folder: Path, dataset: Dataset, seed: int) -> tuple[Bytes, Bytes, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
@@ -99,9 +102,9 @@ def test_the_gates_images_are_the_published_ones_and_as_many_moved_by_a_pixel(tm
 
 
 def is_moved(image: Bytes, moved: Bytes) -> bool:
-    """Whether `moved` is the image one pixel up, down, left or right, black where it was uncovered."""
+    """Whether `moved` is the image one pixel up, down, left or right, its edge repeated where it was uncovered."""
     height, width = image.shape
-    framed = np.pad(image, 1)
+    framed = np.pad(image, 1, mode="edge")
     steps = [(0, 1), (2, 1), (1, 0), (1, 2)]
     return any((framed[y : y + height, x : x + width] == moved).all() for y, x in steps)
 
@@ -149,9 +152,96 @@ def test_a_control_takes_away_what_could_be_learnt_and_nothing_else(tmp_path: Pa
 
 def test_fewer_labels_than_images_are_refused(tmp_path: Path) -> None:
     dataset = drawn(tmp_path / "mnist")
-    datasets.write_idx(dataset.folder / TEST_LABELS, np.zeros(TEST - 1, np.uint8))
+    formats.write_idx(dataset.folder / TEST_LABELS, np.zeros(TEST - 1, np.uint8))
     with pytest.raises(InputError, match=f"{TEST} test images but {TEST - 1} labels; fetch it again"):
         datasets.gate_split(dataset, tmp_path / "share", 1)
+
+
+# CIFAR-10
+
+
+def drawn_cifar(folder: Path, packed: str = "") -> Dataset:
+    """Ten records a training batch and 20 in the test batch, in the layout that is asked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(3)
+    for number, name in enumerate((*formats.TRAIN_BATCHES, formats.TEST_BATCH)):
+        labels = (np.arange(20 if name == formats.TEST_BATCH else 10) + number) % 10
+        pictures = rng.integers(1, 256, (len(labels), *formats.CIFAR_SHAPE), np.uint8)
+        path = folder / f"{name}.bin"
+        formats.write_batch(path, Split(pictures, labels.astype(np.uint8)))
+        if packed:
+            (folder / f"{name}.bin{packed}").write_bytes(PACKERS[packed](path.read_bytes()))
+            path.unlink()
+    return Dataset("cifar10", folder, {"any": "thing"}, official=False, surrogate=False)
+
+
+PACKERS = {".gz": gzip.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".xz"])
+def test_an_agents_cifar_batches_are_unpacked_and_the_test_batchs_labels_are_255(tmp_path: Path, packed: str) -> None:
+    dataset = drawn_cifar(tmp_path / "somewhere/cifar10", packed)
+    datasets.withhold(dataset, tmp_path / "data")
+    folder = tmp_path / "data/cifar10"
+    batches = (*formats.TRAIN_BATCHES, formats.TEST_BATCH)
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.bin" for name in batches]
+    train, test = dataset.format.train(dataset.folder), dataset.format.test(dataset.folder)
+    assert (dataset.format.train(folder).images == train.images).all()
+    assert (dataset.format.train(folder).labels == train.labels).all()
+    records = np.frombuffer((folder / "test_batch.bin").read_bytes(), np.uint8).reshape(20, formats.RECORD_BYTES)
+    assert (records[:, 0] == formats.WITHHELD).all()
+    assert (records[:, 1:] == test.images.reshape(20, -1)).all()
+
+
+def test_the_gates_cifar_split_hides_which_images_it_moved(tmp_path: Path) -> None:
+    dataset = drawn_cifar(tmp_path / "cifar10")
+    datasets.gate_split(dataset, tmp_path / "share", 1)
+    raw = np.frombuffer((tmp_path / "share/data/cifar10/test_batch.bin").read_bytes(), np.uint8)
+    found, made = raw.reshape(40, -1), np.load(tmp_path / "share/made.npy")
+    answers, test = np.load(tmp_path / "share/answers.npy"), dataset.format.test(dataset.folder)
+    assert (found[:, 0] == formats.WITHHELD).all()
+    where = {image.tobytes(): index for index, image in enumerate(test.images)}
+    assert all(answers[row] == test.labels[where[found[row, 1:].tobytes()]] for row in np.flatnonzero(~made))
+    assert (found[made, 1:] != 0).all()
+    moved = found[made, 1:].reshape(-1, *formats.CIFAR_SHAPE)
+    assert all(any(is_moved_picture(image, each) for image in test.images) for each in moved)
+    assert (np.load(tmp_path / "share/train_answers.npy") == dataset.format.train(dataset.folder).labels).all()
+
+
+def is_moved_picture(image: Bytes, moved: Bytes) -> bool:
+    framed = np.pad(image, [(0, 0), (1, 1), (1, 1)], mode="edge")
+    return any((framed[:, y : y + 32, x : x + 32] == moved).all() for y, x in [(0, 1), (2, 1), (1, 0), (1, 2)])
+
+
+def test_changed_labels_are_a_share_and_the_scorer_knows_which(tmp_path: Path) -> None:
+    dataset = drawn_cifar(tmp_path / "cifar10")
+    datasets.control(dataset, tmp_path / "control", "changed labels", 3)
+    given = dataset.format.train(tmp_path / "control/data/cifar10").labels
+    planted, true = np.load(tmp_path / "control/planted.npy"), np.load(tmp_path / "control/train_answers.npy")
+    assert (np.load(tmp_path / "control/given.npy") == given).all()
+    assert ((given != true) == planted).all()
+    assert 0 < planted.sum() < len(true) / 2
+    assert given.max() < 10
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is no CIFAR batch"),
+        (bytes(formats.RECORD_BYTES + 1), "is no CIFAR batch"),
+        (bytes([10]) + bytes(3072), "has a label 10, not a class"),
+        (bytes([255]) + bytes(3072), "has a label 255"),
+    ],
+)
+def test_what_is_no_labelled_cifar_batch_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "b.bin").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        formats.read_batch(tmp_path / "b.bin")
+
+
+def test_a_missing_cifar_batch_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data_batch_1\.bin is missing; run `mlcore fetch cifar10`"):
+        FORMATS["cifar10"].train(tmp_path)
 
 
 # Labels, IDX
@@ -161,13 +251,15 @@ def test_a_dataset_says_what_it_is() -> None:
     def label(official: bool, surrogate: bool) -> str:
         return Dataset("mnist", Path(), {}, official, surrogate).label
 
+    absent = Dataset("mnist", Path(), {}, official=False, surrogate=False, absent=True)
+    assert absent.label == "mnist, which is not on this machine"
     assert label(True, False) == "mnist"
     assert "surrogate" in label(False, True)
     assert "unverified" in label(False, False)
 
 
 def test_an_unknown_dataset_names_those_that_can_be_measured() -> None:
-    with pytest.raises(InputError, match="dataset `cifar` can't be measured; measurable: mnist"):
+    with pytest.raises(InputError, match="dataset `cifar` can't be measured; measurable: mnist, cifar10"):
         datasets.locate("cifar", None)
 
 

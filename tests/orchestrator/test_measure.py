@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import measure
+from orchestrator import measure, trials, verdicts
 from orchestrator.datasets import Dataset
-from orchestrator.measure import Site, Trial
+from orchestrator.measure import Site
 from orchestrator.records import Direction, Receipt
 from orchestrator.sandbox.base import Command, Completed, Limits
+from orchestrator.trials import Trial
 from tests.orchestrator.helpers import change, receipt, target
 from tests.orchestrator.test_datasets import TEST, drawn
 
@@ -24,21 +25,24 @@ SURROGATE = dataclasses.replace(OFFICIAL, official=False, surrogate=True)
 UNVERIFIED = dataclasses.replace(OFFICIAL, official=False)
 
 
-def control(passed: bool = True) -> Receipt:
-    return receipt("zero-steps: error 90 %", kind="control", passed=passed, seed=1, target="t1", id="c")
+def argv(recipe: str) -> tuple[str, ...]:
+    return ("mlcore", "train", f"/repo/{recipe}")
 
 
-def trained(seed: int, error: float | None, passed: bool = True) -> Receipt:
-    values = {} if error is None else {"test_error_pct": error, "gate_split_error_pct": error}
-    return receipt(f"seed-{seed}: it ran", kind="train", passed=passed, seed=seed, values=values, id=f"s{seed}")
+def control(passed: bool = True, name: str = "zero-steps", recipe: str = "r.toml") -> Receipt:
+    return receipt(f"{name}: error 90 %", kind="control", passed=passed, seed=1, id=name[0], argv=argv(recipe))
 
 
-def seeds(*errors: float | None) -> list[Receipt]:
+def trained(seed: int, error: float | None, passed: bool = True, recipe: str = "r.toml", **values: float) -> Receipt:
+    values |= {} if error is None else {"test_error_pct": error, "gate_split_error_pct": error}
+    what, id_ = f"seed-{seed}: it ran", f"s{seed}"
+    return receipt(what, kind="train", passed=passed, seed=seed, values=values, id=id_, argv=argv(recipe))
+
+
+def seeds(*errors: float | None, recipe: str = "r.toml") -> list[Receipt]:
     return [
-        control(),
-        control(),
-        control(),
-        *(trained(seed, error, error is not None) for seed, error in enumerate(errors)),
+        *(control(name=name, recipe=recipe) for name in ("zero-steps", "shuffled-labels", "noise-images")),
+        *(trained(seed, error, error is not None, recipe) for seed, error in enumerate(errors)),
     ]
 
 
@@ -57,15 +61,16 @@ def seeds(*errors: float | None) -> list[Receipt]:
         (OFFICIAL, [*seeds(1.0, 1.0), trained(7, 1.0, passed=False)], "did not finish", "seed-7: it ran"),
         (OFFICIAL, seeds(1.0, 1.0), "did not finish", "2 of 3 seeds finished"),
         (OFFICIAL, seeds(), "did not finish", "0 of 3 seeds finished"),
-        (OFFICIAL, [], "not measured", "0 of 3 controls were run"),
-        (OFFICIAL, seeds(1.0, 1.0, 1.0)[1:], "not measured", "2 of 3 controls were run"),
+        (OFFICIAL, [], "not measured", "these controls were not run: zero-steps of r.toml, shuffled-labels of"),
+        (OFFICIAL, seeds(1.0, 1.0, 1.0)[1:], "not measured", "these controls were not run: zero-steps of r.toml"),
+        (OFFICIAL, [*seeds(1.0, 1.0), trained(2, 1.0, recipe="s.toml")], "did not finish", "2 of 3 seeds finished"),
         (OFFICIAL, [*seeds(1.0, 1.0), trained(0, 1.0)], "did not finish", "2 of 3 seeds finished"),
     ],
 )
 def test_a_verdict_follows_from_its_receipts(
     dataset: Dataset, receipts: list[Receipt], outcome: str, reason: str
 ) -> None:
-    found = measure.verdict(target(), dataset, change(), receipts)
+    found = verdicts.verdict(target(), dataset, change(), receipts)
     assert (found.outcome, found.reason[: len(reason)]) == (outcome, reason)
 
 
@@ -78,18 +83,18 @@ def test_a_verdict_follows_from_its_receipts(
     ],
 )  # fmt: skip
 def test_each_direction_holds_the_mean_against_value_and_margin(direction: Direction, error: float, met: bool) -> None:
-    found = measure.verdict(target(direction=Direction(direction)), OFFICIAL, change(), seeds(error, error, error))
+    found = verdicts.verdict(target(direction=Direction(direction)), OFFICIAL, change(), seeds(error, error, error))
     assert (found.outcome == "reproduced") == met
 
 
 def test_a_verdict_names_every_seed_in_its_order_with_mean_and_spread() -> None:
-    found = measure.verdict(target(), OFFICIAL, change(), seeds(1.2, 0.9, 0.9))
+    found = verdicts.verdict(target(), OFFICIAL, change(), seeds(1.2, 0.9, 0.9))
     assert found.values == {"0": 1.2, "1": 0.9, "2": 0.9}
     assert list(found.values) == ["0", "1", "2"]
     assert (found.mean, found.spread) == (pytest.approx(1.0), pytest.approx(0.1732, abs=1e-4))
-    assert found.receipts == ("c", "c", "c", "s0", "s1", "s2")
+    assert found.receipts == ("z", "s", "n", "s0", "s1", "s2")
     assert (found.commit, found.dataset) == (change().commit, "mnist")
-    assert measure.verdict(target(), OFFICIAL, change(), seeds(1.0)).spread is None
+    assert verdicts.verdict(target(), OFFICIAL, change(), seeds(1.0)).spread is None
 
 
 @settings(max_examples=200, deadline=None)
@@ -99,30 +104,121 @@ def test_reproduced_takes_official_data_controls_and_every_seed(
 ) -> None:
     receipts = seeds(*errors) if controlled else seeds(*errors)[2:]
     dataset = OFFICIAL if official else SURROGATE
-    found = measure.verdict(target(), dataset, change(), receipts)
+    found = verdicts.verdict(target(), dataset, change(), receipts)
     values = [error for error in errors if error is not None]
     met = len(values) >= 3 and None not in errors and sum(values) / len(values) <= 1.1 + 1e-9
     assert (found.outcome == "reproduced") == (official and controlled and met)
 
 
+# Other quantities than a test error
+
+
+def verdict_of(receipts: list[Receipt], **changed: Any) -> Any:
+    return verdicts.verdict(target(**changed), OFFICIAL, change(), receipts)
+
+
+def test_a_comparison_pairs_its_recipes_by_seed_and_gives_its_interval() -> None:
+    receipts = [*seeds(13.0, 13.5, 14.0), *seeds(11.0, 11.0, 11.5, recipe="s.toml")]
+    asked = {"against": "s.toml", "compare": "difference", "value": 2.0, "margin": 0.5, "direction": "at_least"}
+    found = verdict_of(receipts, **asked)
+    assert found.outcome == "reproduced"
+    assert found.values == {"0": 2.0, "1": 2.5, "2": 2.5}
+    assert (found.low, found.high) == (2.0, 2.5)
+    assert found.reason.startswith(
+        "mean 2.33 points of 3 seeds, at least 1.50 points asked; 95 % interval over seeds 2.00"
+    )
+    assert verdict_of(receipts, **asked | {"value": 3.0}).outcome == "not reproduced"
+    without = [each for each in receipts if each.argv != argv("s.toml") or each.kind != "control"]
+    assert verdict_of(without, **asked).reason.startswith("these controls were not run: zero-steps of s.toml")
+
+
+CURVES = {"r.toml": [60.0, 45.0, 35.0, 30.0, 26.0, 24.0], "s.toml": [27.0, 23.0]}
+
+
+def curve(recipe: str, seed: int) -> Receipt:
+    values = {f"train_error_pct_{epoch:03}": error for epoch, error in enumerate(CURVES[recipe], 1)}
+    return trained(seed, 40.0, recipe=recipe, **values)
+
+
+def with_controls(*recipes: str) -> list[Receipt]:
+    names = ("zero-steps", "changed-labels")
+    controls = [control(name=name, recipe=recipe) for recipe in recipes for name in names]
+    return [*controls, *(curve(recipe, seed) for recipe in recipes for seed in range(3))]
+
+
+def test_epochs_to_a_training_error_are_compared_as_a_ratio() -> None:
+    asked = {"metric": "epochs_to", "level": 25.0, "value": 3.0, "margin": 0.5, "direction": "equal"}
+    found = verdict_of(with_controls("r.toml", "s.toml"), against="s.toml", compare="ratio", **asked)
+    assert found.mean == pytest.approx(5.5 / 1.5)  # each between the snapshots around 25 %
+    assert (found.outcome, found.reason.partition(" of")[0]) == ("not reproduced", "mean 3.67 times")
+    alone = verdict_of(with_controls("r.toml"), **asked)
+    assert alone.mean == 5.5
+    assert alone.reason.startswith("mean 5.50 epochs of 3 seeds, within 0.50 of 3.00 epochs asked")
+
+
+def test_a_training_error_that_was_never_reached_is_named_and_no_number_is_made_up() -> None:
+    asked = {"metric": "epochs_to", "level": 20.0, "value": 3.0, "margin": 0.5, "direction": "equal"}
+    found = verdict_of(with_controls("r.toml"), **asked)
+    assert (found.outcome, found.mean) == ("did not finish", None)
+    assert "a training error of 20 % was never reached by seed-0 of r.toml, seed-1 of r.toml" in found.reason
+
+
+def test_a_reported_quantity_has_a_mean_and_no_verdict() -> None:
+    receipts = [trained(seed, 26.0, train_wall_s=100.0 + seed) for seed in range(3)]
+    found = verdict_of(receipts, metric="train_wall_s", value=80.0, direction="reported")
+    assert (found.outcome, found.mean, found.reason[:35]) == ("reported", 101.0, "mean 101 s of 3 seeds, reported onl")
+
+
+def test_tests_that_could_not_run_are_not_measured_and_failed_ones_not_reproduced() -> None:
+    asked = {"metric": "failed_tests", "recipe": "tests/t.py", "dataset": "", "value": 0.0, "margin": 0.0, "seeds": 1}
+
+    def outcome(ok: bool, **values: float) -> str:
+        ran = receipt("tests-1: 3 passed", passed=ok, seed=1, values=values, argv=("pytest", "tests/t.py"))
+        return str(verdicts.verdict(target(**asked), None, change(), [ran]).outcome)
+
+    assert outcome(True, passed=3.0, collected=3.0) == "reproduced"
+    assert outcome(False, passed=2.0, failed=1.0) == "not reproduced"
+    assert outcome(False, collected=0.0) == "not measured"
+    assert outcome(True, skipped=3.0) == "not measured"
+
+
 # Trials
 
 
+def test_targets_of_one_recipe_share_its_trainings_and_controls_fit_what_is_asked() -> None:
+    asked = [
+        target(id="error"),
+        target(id="time", metric="train_wall_s", direction="reported", seeds=4),
+        target(id="epochs", metric="epochs_to", level=25.0, recipe="a.toml", against="r.toml", compare="ratio"),
+        target(id="size", metric="parameters", recipe="lenet5", dataset="", seeds=1),
+    ]
+    found = trials.trials(asked, "1" * 40, b"secret")
+    names = {
+        recipe: [each.name for each in found if each.recipe == recipe] for recipe in ("r.toml", "a.toml", "lenet5")
+    }
+    assert names["r.toml"][:4] == ["zero-steps", "shuffled-labels", "noise-images", "changed-labels"]
+    assert names["a.toml"][:2] == ["zero-steps", "changed-labels"]
+    assert len(names["r.toml"]) == 4 + 4
+    assert names["a.toml"][2:] == names["r.toml"][4:7]  # the same seeds, to be paired
+    assert [name.partition("-")[0] for name in names["lenet5"]] == ["untrained"]
+    assert len({each.key for each in found}) == len(found)
+
+
 def test_controls_come_first_and_then_a_trial_a_seed() -> None:
-    found = measure.trials(target(seeds=4), "1" * 40, b"secret")
-    assert [trial.expect_chance for trial in found] == [True] * 3 + [False] * 4
+    found = trials.trials([target(seeds=4)], "1" * 40, b"secret")
+    assert [trial.expect for trial in found] == ["chance"] * 3 + [""] * 4
     assert [trial.name for trial in found[:3]] == ["zero-steps", "shuffled-labels", "noise-images"]
     assert len({trial.seed for trial in found[3:]}) == 4
     assert all(0 <= trial.seed < 2**31 for trial in found)
     assert [trial.overrides for trial in found[3:]] == [()] * 4
 
 
-def test_seeds_follow_from_the_commit_the_target_and_the_secret() -> None:
+def test_seeds_follow_from_the_commit_the_dataset_and_the_secret() -> None:
     def drawn_seeds(commit: str = "1" * 40, secret: bytes = b"secret", **changed: Any) -> list[int]:
-        return [trial.seed for trial in measure.trials(target(**changed), commit, secret)]
+        return [trial.seed for trial in trials.trials([target(**changed)], commit, secret)]
 
     assert drawn_seeds() == drawn_seeds()
-    for other in (drawn_seeds(commit="2" * 40), drawn_seeds(secret=b"other"), drawn_seeds(id="t2")):
+    for other in (drawn_seeds(commit="2" * 40), drawn_seeds(secret=b"other"), drawn_seeds(dataset="cifar10")):
         assert not set(other) & set(drawn_seeds())
 
 
@@ -156,6 +252,9 @@ def always(label: int) -> Any:
     return lambda data, path: np.save(path, np.full(2 * TEST, label))
 
 
+SEED_7 = Trial("seed-7", 7, "r.toml", "mnist")
+
+
 def run(folder: Path, sandbox: Any, trial: Trial | None = None) -> Receipt:
     for name in ("tree", "site"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -164,7 +263,7 @@ def run(folder: Path, sandbox: Any, trial: Trial | None = None) -> Receipt:
         machine="a machine", environment="an environment",
     )  # fmt: skip
     dataset = drawn(folder / "mnist")
-    return measure.run_trial(trial or Trial("seed-7", 7), target(), change(), dataset, site, b"secret")
+    return measure.run_trial(trial or SEED_7, change(), dataset, site, b"secret")
 
 
 def test_a_trial_is_scored_by_its_predictions_and_not_by_what_it_says(tmp_path: Path) -> None:
@@ -192,7 +291,7 @@ def test_the_trained_code_is_given_no_test_label_and_nothing_to_write_but_its_ou
         (Played(lambda data, path: path.write_bytes(b"x")), "predictions.npy is not a plain .npy file"),
         (Played(lambda data, path: path.symlink_to("/etc/passwd")), "predictions.npy was not written"),
         (Played(always(11)), "predictions.npy holds classes outside 0..9"),
-        (Played(always(0), exit_code=3), "training ended with exit code 3: the reason"),
+        (Played(always(0), exit_code=3), "ended with exit code 3: the reason"),
         (Played(always(0), exit_code=-9, timed_out=True), "did not finish within 2 s"),
     ],
 )
@@ -203,9 +302,50 @@ def test_a_trial_that_cannot_be_scored_fails_and_says_why(tmp_path: Path, sandbo
     assert "test_error_pct" not in found.values
 
 
+def with_snapshots(labels: Any) -> Any:
+    """Predictions of one class, and a snapshot of the training images that `labels` gives from the folder's own."""
+    from orchestrator.formats import TRAIN_LABELS, read_idx
+
+    def predict(data: Path, path: Path) -> None:
+        always(0)(data, path)
+        np.save(path.with_name("train_predictions_001.npy"), labels(read_idx(data / TRAIN_LABELS, 1)))
+
+    return predict
+
+
+def test_snapshots_are_scored_by_the_gates_labels(tmp_path: Path) -> None:
+    found = run(tmp_path, Played(with_snapshots(lambda labels: np.where(np.arange(40) < 10, 9 - labels, labels))))
+    assert found.values["train_error_pct_001"] == 25.0
+    assert "train_wall_s" in found.values
+
+
+def test_copied_training_labels_fail_the_control_that_plants_wrong_ones(tmp_path: Path) -> None:
+    trial = dataclasses.replace(SEED_7, name="changed-labels", control="changed labels", expect="own labels")
+    copied = run(tmp_path / "1", Played(with_snapshots(lambda labels: labels)), trial)
+    assert (copied.kind, copied.passed) == ("control", False)
+    assert copied.what == "changed-labels: 100.00 % of planted wrong labels repeated (at most 40 %)"
+    learnt = run(tmp_path / "2", Played(with_snapshots(lambda labels: np.zeros(40, int))), trial)
+    assert learnt.passed
+    assert not run(tmp_path / "3", Played(always(0)), trial).passed  # no snapshot, nothing shown
+
+
+def test_a_training_that_goes_on_after_a_crash_has_no_wall_clock_to_report(tmp_path: Path) -> None:
+    (tmp_path / "site/out/r/seed-7/checkpoints").mkdir(parents=True)
+    assert "train_wall_s" not in run(tmp_path, Played(always(0))).values
+
+
+def test_no_link_that_the_trained_code_leaves_leads_the_scorer_to_the_answers(tmp_path: Path) -> None:
+    def linked(data: Path, path: Path) -> None:
+        always(0)(data, path)
+        path.with_name("train_predictions_001.npy").symlink_to("/answers/train_answers.npy")
+        path.with_name("checkpoints").symlink_to("/answers")
+
+    assert not [name for name in run(tmp_path, Played(linked)).values if name.startswith("train_error")]
+
+
 def memorised(data: Path, path: Path) -> None:
     """A table of the published images' labels, and a guess for everything else."""
-    from orchestrator.datasets import TEST_IMAGES, read_idx
+    from orchestrator.formats import TEST_IMAGES, read_idx
     from tests.orchestrator.test_datasets import images
 
     table = {image.tobytes(): index % 10 for index, image in enumerate(images(TEST, 1))}
@@ -220,7 +360,7 @@ def test_memorised_labels_fail_on_the_images_that_the_gate_made(tmp_path: Path) 
 
 
 def test_a_control_passes_at_chance_and_fails_above_it(tmp_path: Path) -> None:
-    trial = Trial("noise-images", 7, control="noise images", expect_chance=True)
+    trial = dataclasses.replace(SEED_7, name="noise-images", control="noise images", expect="chance")
     at_chance = run(tmp_path / "1", Played(always(0)), trial)
     assert (at_chance.kind, at_chance.passed) == ("control", True)
     cheating = run(tmp_path / "2", Played(memorised), trial)

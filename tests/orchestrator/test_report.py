@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import measure, planfile, report, session
+from orchestrator import planfile, report, session, verdicts
 from orchestrator.house import State
 from tests.orchestrator.helpers import PLAN, change, plan, receipt, target
 from tests.orchestrator.test_measure import OFFICIAL, seeds, trained
@@ -20,7 +20,7 @@ def test_what_a_failed_training_printed_stays_within_its_line_of_the_result() ->
     failed = trained(9, None, passed=False).model_copy(
         update={"what": f"seed-9: training ended with exit code 1: {PRINTED}"}
     )
-    verdict = measure.verdict(target(), OFFICIAL, change(), [*seeds(1.0), failed])
+    verdict = verdicts.verdict(target(), OFFICIAL, change(), [*seeds(1.0), failed])
     text = report.results([target()], {"t1": verdict}, [*seeds(1.0), failed])
     rows = [line for line in text.splitlines() if line.startswith("| `t1`")]
     assert rows == ["| `t1` | 1.00 % (a paper) | at most 1.10 % | 1.00 % over 1 seeds | did not finish |"]
@@ -31,7 +31,7 @@ def test_what_a_failed_training_printed_stays_within_its_line_of_the_result() ->
 
 def test_every_seed_and_control_stands_in_the_result_with_its_receipt() -> None:
     found = seeds(1.0, 1.1, 1.2)
-    verdict = measure.verdict(target(), OFFICIAL, change(), found)
+    verdict = verdicts.verdict(target(), OFFICIAL, change(), found)
     text = report.results([target()], {"t1": verdict}, found)
     for each in found:
         assert f"`{each.id}` |" in text
@@ -41,7 +41,7 @@ def test_every_seed_and_control_stands_in_the_result_with_its_receipt() -> None:
 
 def test_a_missed_target_and_a_failed_receipt_are_shouted() -> None:
     found = [*seeds(5.0, 5.0, 5.0), receipt("zero-steps: x", kind="control", passed=False, id="f")]
-    verdict = measure.verdict(target(), OFFICIAL, change(), found[:-1])
+    verdict = verdicts.verdict(target(), OFFICIAL, change(), found[:-1])
     text = report.results([target()], {"t1": verdict.model_copy(update={"receipts": ("f",)})}, found)
     assert "**not reproduced**" in text
     assert "**failed**" in text

@@ -193,3 +193,86 @@ def test_it_loads_only_the_standard_library_and_numpy() -> None:
     ours = [name for name in done.stdout.split() if name.startswith(("orchestrator.", "mlcore"))]
     assert ours == ["orchestrator.scoring"]
     assert not foreign & {"pydantic", "yaml", "git", "nacl"}
+
+
+# Five guesses, snapshots of training, weights
+
+
+def test_an_image_is_right_if_any_of_its_five_guesses_is(tmp_path: Path) -> None:
+    made = np.arange(COUNT) % 2 == 1
+    guesses = (GOOD[:, None] + np.arange(5)) % 10
+    guesses[:4] = (GOOD[:4, None] + np.arange(1, 6)) % 10
+    (tmp_path / "five.npy").write_bytes(npy(guesses))
+    found = scoring.score_top5(tmp_path / "five.npy", GOOD.astype(np.uint8), made)
+    assert found == {"test_top5_error_pct": 20.0, "gate_split_top5_error_pct": 20.0}
+
+
+@pytest.mark.parametrize("guesses", [np.zeros((COUNT, 5), int), np.zeros((COUNT, 4), int), np.zeros(COUNT, int)])
+def test_guesses_that_repeat_or_are_not_five_are_not_scorable(tmp_path: Path, guesses: Any) -> None:
+    (tmp_path / "five.npy").write_bytes(npy(guesses))
+    with pytest.raises(NotScorable, match=r"five\.npy (repeats a guess|must hold 20 x 5 integers)"):
+        scoring.score_top5(tmp_path / "five.npy", GOOD.astype(np.uint8), GOOD > 4)
+
+
+def test_snapshots_are_scored_by_the_true_labels_and_other_files_are_left_alone(tmp_path: Path) -> None:
+    for epoch, wrong in ((1, 10), (12, 5)):
+        predictions = GOOD.copy()
+        predictions[:wrong] = (predictions[:wrong] + 1) % 10
+        (tmp_path / f"train_predictions_{epoch:03}.npy").write_bytes(npy(predictions))
+    (tmp_path / "train_predictions_x.npy").write_bytes(b"not looked at")
+    found = dict(scoring.score_snapshots(tmp_path, GOOD))
+    assert found == {"train_error_pct_001": 50.0, "train_error_pct_012": 25.0}
+
+
+def test_copied_labels_are_told_from_learnt_ones_by_the_planted_wrong_ones(tmp_path: Path) -> None:
+    planted = np.arange(COUNT) < 4
+    given = np.where(planted, (GOOD + 1) % 10, GOOD)
+    (tmp_path / "train_predictions_001.npy").write_bytes(npy(GOOD))
+    assert scoring.copied_pct(tmp_path, given, planted) == 0.0
+    (tmp_path / "train_predictions_002.npy").write_bytes(npy(given))
+    assert scoring.copied_pct(tmp_path, given, planted) == 100.0
+
+
+def weights(folder: Path, header: Any, body: int) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path = folder / "w.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(body))
+    return path
+
+
+def array(*shape: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [0, 0]}
+
+
+def test_parameters_are_weights_and_biases_and_nothing_that_a_checkpoint_keeps_besides(tmp_path: Path) -> None:
+    header = {
+        "__metadata__": {"a": "b"},
+        "model/conv1.weight": array(2, 3, 5, 5),
+        "model/conv1.bias": array(2),
+        "model/norm1.running_mean": array(7),
+        "optimiser/conv1.weight": array(2, 3, 5, 5),
+        "optimiser/mean/conv1.bias": array(2),
+        "steps": array(1, dtype="I64"),
+    }
+    assert scoring.count_parameters(weights(tmp_path, header, 4 * (150 + 2 + 7 + 150 + 2) + 8)) == 152
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "words"),
+    [
+        ({"a.weight": array(3)}, 8, "holds 8 bytes of arrays, its header says 12"),
+        ({"a.weight": array(10**9, 10**9)}, 12, "holds 12 bytes"),
+        ({"a.weight": array(-3)}, 12, "has no such shape"),
+        ({"a.weight": array(3, dtype="F128")}, 12, "is not an array"),
+        ({"a.weight": 3}, 12, "is not an array"),
+        ([], 0, "is not a safetensors file"),
+        (b"{" * 20, 0, "is not a safetensors file"),
+        (b"[" * 100_000, 0, "is not a safetensors file"),
+        (b"", 0, "is not a safetensors file"),
+    ],
+)
+def test_weights_that_their_header_does_not_account_for_are_not_counted(
+    tmp_path: Path, header: Any, body: int, words: str
+) -> None:
+    with pytest.raises(NotScorable, match=words):
+        scoring.count_parameters(weights(tmp_path, header, body))

@@ -43,6 +43,16 @@ def read_space(text: str | None) -> Space:
     return space
 
 
+def chosen(space: Space, names: str | None) -> Space:
+    """The part of the space that `a+b` names; all of it for None."""
+    if names is None:
+        return space
+    wanted = names.split("+")
+    if unknown := [name for name in wanted if name not in space]:
+        raise RecipeProblem(f"--knobs: `{unknown[0]}` is none of {', '.join(space)}")
+    return {name: space[name] for name in wanted}
+
+
 def check_rule(name: str, rule: Any) -> None:
     if name.split(".")[0] in RESERVED or "epochs" in name:
         raise RecipeProblem(f"--space: `{name}` is not for a search to choose; take it out")

@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also under python -P
 from halving import OutOfTime, beats, champion
 from recipe_edit import RecipeProblem, look_up, read_recipe, set_values, write_text
-from search_space import Knobs, candidates, read_space
-from trials import Journal, Trainer, TrainingFailed, hide_test_labels, say
+from search_space import Knobs, candidates, chosen, read_space
+from trials import Journal, Trainer, TrainingFailed, Trial, hide_test_labels, say
 
 SCHEMA = "odyssey/search-1"
 NOTE = (
@@ -38,6 +38,8 @@ MISSED_BY: dict[str, Callable[[float, float, float], float]] = {
     "at_least": lambda error, value, margin: (value - margin) - error,
     "equal": lambda error, value, margin: abs(error - value) - margin,
 }
+# what a search makes small -> a trial's score. A training loss has no target: the best rate is searched in any case
+SCORES: dict[str, Callable[[Trial], float]] = {"error": lambda trial: trial.error, "loss": lambda trial: trial.loss}
 SLACK = 1e-9  # 0.95 + 0.05 is not 1.0 in binary
 FINAL_SEEDS = 2
 QUESTION = (
@@ -48,6 +50,8 @@ QUESTION = (
     "validation",
     "trials",
     "seed",
+    "by",
+    "epochs",
 )  # what makes a search that search
 EPILOG = """\
 example:
@@ -55,6 +59,7 @@ example:
 a space (JSON) names knobs and where they may stand:
   {"optimiser.rate": {"times": [0.3, 3]}, "optimiser.momentum": {"range": [0.8, 0.95]},
    "optimiser.weight_decay": {"log": [1e-5, 1e-3]}, "train.batch": {"choice": [32, 64, 128]}}
+--by loss makes the training loss small, for a claim about how fast a network learns its training set.
 exit codes: 0 done (`outcome` in the JSON on stdout says what came of it); 2 recipe, space or data can't be used;
 127 mlcore isn't on PATH; else mlcore's own (130, 143 interrupted: run the same command again and it goes on)
 """
@@ -97,6 +102,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--minutes", type=positive, default=10.0, help="budget of the trials, kept across restarts (default: 10)")
     add("--trials", type=whole, default=9, help="candidates of the first rung (default: 9)")
     add("--space", help="knobs as JSON (default: rate, momentum, weight decay, batch)")
+    add("--knobs", help="of the default knobs only these, joined by `+`, e.g. optimiser.rate")
+    add("--by", choices=sorted(SCORES), default="error", help="what is made small: validation error, or training loss")
+    add("--epochs", type=whole, help="train for so many at most while searching (default: the recipe's own)")
+    add("--clock", choices=["wall", "cpu"], default="wall", help="what --minutes are of (default: wall)")
     add("--seed", type=int, default=1, help="of the candidates and of their trainings (default: 1)")
     add("--runs", type=Path, default=Path("runs"), help="scratch folder (default: runs)")
     return parser
@@ -125,7 +134,7 @@ def stop(signum: int, frame: object) -> NoReturn:
 def tune(args: argparse.Namespace) -> dict[str, Any]:
     """Search, write the log, then edit the recipe. Returns the log."""
     text, recipe = read_recipe(args.recipe)
-    space = read_space(args.space)
+    space = chosen(read_space(args.space), args.knobs)
     question = {"recipe": str(args.recipe), **{key: getattr(args, key) for key in QUESTION}, "space": space}
     log = finished_before(args.runs, question, text)
     if log is None:
@@ -151,7 +160,8 @@ def make_trainer(args: argparse.Namespace, folder: Path) -> Trainer:
     given = os.environ.get("MLCORE_DATA")
     root = args.data or (Path(given) if given else None)
     data = hide_test_labels(root, folder)
-    return Trainer(args.recipe, folder, data, args.validation, args.minutes * 60, Journal(folder / "journal.jsonl"))
+    journal = Journal(folder / "journal.jsonl")
+    return Trainer(args.recipe, folder, data, args.validation, args.minutes * 60, journal, args.clock)
 
 
 def search(
@@ -161,12 +171,14 @@ def search(
     epochs = look_up(recipe, "train.epochs")
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
         raise RecipeProblem(f"{args.recipe}: needs `epochs` of at least 1 under [train]")
+    epochs = min(epochs, args.epochs or epochs)
 
     def missed_by(knobs: Knobs, length: int, seed: int, reserve_epochs: int = 0) -> float:
-        error = trainer.train(knobs, length, seed, reserve_epochs).error
-        return MISSED_BY[args.direction](error, args.value, args.margin) if math.isfinite(error) else math.inf
+        score = SCORES[args.by](trainer.train(knobs, length, seed, reserve_epochs))
+        aimed = args.by == "error" and math.isfinite(score)
+        return MISSED_BY[args.direction](score, args.value, args.margin) if aimed else score
 
-    if missed_by({}, epochs, args.seed) <= SLACK:
+    if missed_by({}, epochs, args.seed) <= SLACK and args.by == "error":
         return "within reach as it stands; nothing to change", {}
     found = trainer.train({}, epochs, args.seed).data
     if found not in (args.dataset, "unknown"):
@@ -199,7 +211,7 @@ def make_log(
     question: Mapping[str, Any], text: str, edited: str, outcome: str, adopted: Knobs, journal: Journal
 ) -> dict[str, Any]:
     """The log holds no times and no machine: what it lists can be recomputed."""
-    shown = ("knobs", "epochs", "seed", "status", "data", "validation_error_pct")
+    shown = ("knobs", "epochs", "seed", "status", "data", "validation_error_pct", "train_loss")
     trials = [{key: asdict(trial)[key] for key in shown} for trial in journal.trials.values()]
     return {
         "schema": SCHEMA,

@@ -1,8 +1,9 @@
-"""Check that the MNIST files on this machine are what they claim to be, and write a dataset card.
+"""Check that a dataset's files on this machine are what they claim to be, and write a dataset card.
 
-Reads the IDX files itself (it imports neither mlcore nor orchestrator), so that a bug in mlcore's reader can't hide
-here. The card holds no time, path or machine: the same files give the same bytes, and anyone may recompute it.
-The test labels are never part of the card: agents don't get them, and a card must not depend on who wrote it.
+Reads MNIST's IDX files and CIFAR-10's batches itself (it imports neither mlcore nor orchestrator), so that a bug in
+mlcore's readers can't hide here. The card holds no time, path or machine: the same files give the same bytes, and
+anyone may recompute it. The test labels are never part of the card: agents don't get them, and a card must not depend
+on who wrote it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also under python -P
+from cifar_bytes import find_cifar10, read_cifar10
 from idx_bytes import DataProblem, find_file, find_folder, parse_idx, read_raw
 
+Bytes = npt.NDArray[np.uint8]
 SCHEMA = "odyssey/dataset-card-1"
 CLASSES = 10
 # name -> (sha256 of the decompressed bytes, dimensions). gzip headers differ between mirrors; these bytes don't.
@@ -56,8 +59,7 @@ exit codes: 0 all is well; 1 the data are faulty, or the card differs; 2 files m
 def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     try:
-        folder, surrogate = find_folder(args.dataset, args.data)
-        card = make_card(args.dataset, folder, surrogate)
+        card, folder = card_of(args.dataset, args.data)
         tell(describe(card, folder))
         if args.check:
             return check_card(card, args.check)
@@ -74,7 +76,9 @@ def arguments() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dataset", default="mnist", choices=["mnist"], help="which dataset (default: mnist)")
+    parser.add_argument(
+        "--dataset", default="mnist", choices=["mnist", "cifar10"], help="which dataset (default: mnist)"
+    )
     parser.add_argument("--data", type=Path, help="folder that holds the dataset (default: MLCORE_DATA, the cache)")
     parser.add_argument("--card", type=Path, help="write the card to this file (stdout shows it in any case)")
     parser.add_argument("--check", type=Path, help="compare the data with this card instead of writing one")
@@ -89,6 +93,29 @@ def tell(lines: list[str]) -> None:
 # ---------------------------------------------------------------- the card
 
 
+def card_of(dataset: str, data: Path | None) -> tuple[dict[str, Any], Path]:
+    if dataset == "cifar10":
+        folder = find_cifar10(data)
+        return make_cifar10_card(folder), folder
+    folder, surrogate = find_folder(dataset, data)
+    return make_card(dataset, folder, surrogate), folder
+
+
+def make_cifar10_card(folder: Path) -> dict[str, Any]:
+    train, labels, test, files = read_cifar10(folder)
+    problems, statistics = examine(train, labels, test, [3, 32, 32])
+    official = all(file["official"] for file in files.values())
+    return {
+        "schema": SCHEMA,
+        "dataset": "cifar10" if official else "cifar10-unverified",
+        "official": official,
+        "files": files,
+        **statistics,
+        "test_labels": "withheld",
+        "problems": problems,
+    }
+
+
 def make_card(dataset: str, folder: Path, surrogate: bool) -> dict[str, Any]:
     arrays, files = {}, {}
     for name in CARD_FILES:
@@ -99,7 +126,7 @@ def make_card(dataset: str, folder: Path, surrogate: bool) -> dict[str, Any]:
         arrays[name] = parse_idx(raw, str(path))
         digest = hashlib.sha256(raw).hexdigest()
         files[name] = {"raw_sha256": digest, "raw_bytes": len(raw), "official": digest == OFFICIAL[name][0]}
-    problems, statistics = examine(arrays)
+    problems, statistics = examine(*(arrays[name] for name in CARD_FILES), [28, 28])
     problems += check_test_labels(folder, official := all(file["official"] for file in files.values()))
     return {
         "schema": SCHEMA,
@@ -120,17 +147,16 @@ def check_test_labels(folder: Path, official: bool) -> list[str]:
     return [f"{TEST_LABELS}: not the official file, beside official images"]
 
 
-def examine(arrays: dict[str, npt.NDArray[np.uint8]]) -> tuple[list[str], dict[str, Any]]:
-    """Returns what is wrong with the contents, and the statistics that the card states."""
-    train, labels, test = (arrays[name] for name in CARD_FILES)
-    if train.ndim != 3 or test.ndim != 3 or labels.ndim != 1:
-        raise DataProblem("images must have 3 dimensions and labels 1; are the files swapped?")
+def examine(train: Bytes, labels: Bytes, test: Bytes, shape: list[int]) -> tuple[list[str], dict[str, Any]]:
+    """Returns what is wrong with the contents, and the statistics that the card states. shape: of an image."""
+    if train.ndim != 1 + len(shape) or test.ndim != train.ndim or labels.ndim != 1:
+        raise DataProblem(f"images must have {1 + len(shape)} dimensions and labels 1; are the files swapped?")
     statistics: dict[str, Any] = {
         "train": {**image_statistics(train), "per_class": np.bincount(labels, minlength=CLASSES).tolist()},
         "test": image_statistics(test),
         "shared_train_test": len(set(rows(train)) & set(rows(test))),
     }
-    problems = [p for split in ("train", "test") for p in image_problems(split, statistics[split])]
+    problems = [p for split in ("train", "test") for p in image_problems(split, statistics[split], shape)]
     return problems + label_problems(len(train), labels), statistics
 
 
@@ -150,15 +176,15 @@ def image_statistics(images: npt.NDArray[np.uint8]) -> dict[str, Any]:
         "max": int(images.max(initial=0)),
         "mean": round(mean, 6),
         "std": round(math.sqrt(max(squares / images.size - mean * mean, 0.0)), 6) if images.size else 0.0,
-        "blank": count - int(images.any(axis=(1, 2)).sum()),
+        "blank": count - int(images.reshape(count, -1).any(axis=1).sum()) if images.size else 0,
         "duplicates": count - len(set(rows(images))),
     }
 
 
-def image_problems(split: str, seen: dict[str, Any]) -> list[str]:
+def image_problems(split: str, seen: dict[str, Any], shape: list[int]) -> list[str]:
     found = []
-    if seen["count"] == 0 or seen["shape"] != [28, 28]:
-        found.append(f"{split}: {seen['count']} images of {seen['shape']}, wanted some of [28, 28]")
+    if seen["count"] == 0 or seen["shape"] != shape:
+        found.append(f"{split}: {seen['count']} images of {seen['shape']}, wanted some of {shape}")
     if seen["blank"] * 1000 > seen["count"]:
         found.append(f"{split}: {seen['blank']} of {seen['count']} images are blank")
     if seen["duplicates"] * 100 > seen["count"]:
