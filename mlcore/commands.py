@@ -3,8 +3,10 @@
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,13 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
 
 
 def _train(request: TrainRequest, stop: Any) -> dict[str, Any]:
-    from mlcore.launch import Order, execute, started
-
     run = runs.Run(request.resume) if request.resume else None
     recipe = run.load_recipe() if run else config.load(str(request.recipe), request.overrides)
     data = request.data or (_data_dir_of(run) if run else None)
+    threading.Thread(target=import_module, args=("mlcore.launch",)).start()  # while data come from the disk and zlib
     dataset = find_dataset(recipe, data, request.quiet)
+    from mlcore.launch import Order, execute, started
+
     display = choose(request.quiet, dataset.surrogate)
     run = run or started(recipe, dataset, request.out, request.go_on, display)
     display.say(f"training {recipe.name}, seed {recipe.seed}, on {dataset.name} from {dataset.path}, into {run.path}")
