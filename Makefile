@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: mnist test setup system clean
+.PHONY: mnist alexnet test demo setup system clean
 
 mnist: setup  ## run the plan plans/mnist.md: ends with pull requests whose numbers were measured
 	$(BIN)/orchestrate run plans/mnist.md
+
+alexnet: setup  ## run the plan plans/alexnet-quick.md, the short form of plans/alexnet.md: about half an hour on two threads
+	$(BIN)/orchestrate run plans/alexnet-quick.md
 
 test: setup  ## lint, types, import contracts, plans, tests
 	$(BIN)/ruff check
@@ -14,6 +17,9 @@ test: setup  ## lint, types, import contracts, plans, tests
 	$(BIN)/lint-imports
 	$(BIN)/orchestrate lint
 	$(BIN)/pytest -n 2 --dist worksteal
+
+demo: setup  ## play a recorded run again, offline: a language model adds a schedule to mlcore, and is reviewed
+	$(BIN)/orchestrate demo plans/recordings/warmup.jsonl
 
 setup: system .venv/installed
 

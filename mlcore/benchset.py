@@ -17,7 +17,8 @@ from mlcore.files import write_json
 from mlcore.tables import bench_cells, bench_ratios, bench_title
 
 RACES: dict[str, Order] = {
-    "alexnet": Order("alexnet", ("torch", "torch-bf16")),
+    "alexnet": Order("alexnet", ("torch",)),
+    "alexnet-bf16": Order("alexnet", ("torch-bf16",)),
     "alexnet-forward": Order("alexnet", ("torch",), forward=True),
     "lenet5": Order("lenet5", ("torch",)),
     "mnist_cnn": Order("mnist_cnn", ("torch",)),

@@ -6,6 +6,7 @@ a temporary file, fsync and rename. Whatever was cut, flipped or swapped since f
 a warning; the newest checkpoint that holds is used. Nothing is ever unpickled.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -81,7 +82,8 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint, then remove all but the newest two; returns the JSON file.
 
-    Raises CheckpointError when it can't be written (disk full, read-only); what was there before stays.
+    Raises CheckpointError when it can't be written (disk full, read-only); what was there before stays, and nothing
+    of the new one. Needs room for a third checkpoint while it is being written.
     """
     from safetensors.numpy import save as pack
 
@@ -99,6 +101,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         write_bytes(path, _sealed(document))
         _prune(folder, checkpoint.state.step)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            if not path.exists():  # arrays that nothing will ever seal only take room
+                arrays.unlink(missing_ok=True)
         raise CheckpointError(
             f"step {checkpoint.state.step} can't be saved: {error.strerror or error}",
             place=str(folder),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlcore import __version__
+from mlcore.cli_data import data_app
 from mlcore.errors import Interrupted, MlcoreError, RecipeError
 
 if TYPE_CHECKING:
@@ -33,9 +34,12 @@ app = typer.Typer(
     add_completion=False,
 )
 
+app.add_typer(data_app, name="data")
+
 RECIPE_HELP = (  # written out: a listing would read at import
-    "A .toml file, or a shipped recipe: cuda_11pct_cifar10, cuda_13pct_cifar10, cuda_18pct_cifar10, cuda_80s_cifar10, "
-    "fig1_relu, fig1_tanh, lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
+    "A .toml file, or a shipped recipe: alexnet_227, alexnet_ilsvrc, alexnet_imagenette, cuda_11pct_cifar10, "
+    "cuda_13pct_cifar10, cuda_18pct_cifar10, cuda_80s_cifar10, fig1_relu, fig1_relu_quick, fig1_tanh, fig1_tanh_quick, "
+    "lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
 )
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]
@@ -71,7 +75,10 @@ def train(
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. Default: runs/<id>.")] = None,
     go_on: Annotated[bool, typer.Option("--continue", help="With --out: go on with the run that DIR holds.")] = False,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a stopped run.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a stopped run or group.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, metavar="N", help="N runs side by side, of the recipe's seed and on.")
+    ] = None,
     pictures: Annotated[bool, typer.Option(help="Draw curves and mistakes, write TensorBoard events.")] = True,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -84,13 +91,21 @@ def train(
     Example: mlcore train lenet5_mnist seed=7 train.epochs=3
 
     Example: mlcore train --resume runs/20260101-120000-lenet5_mnist-s7
+
+    Example: mlcore train lenet5_mnist --seeds 3
     """
     with _uncollected():
         from mlcore import launch  # noqa: F401  all that training needs
         from mlcore.commands import TrainRequest, train_command
+        from mlcore.group import demand_finished
+        from mlcore.tables import seeds_table
 
-    request = TrainRequest(recipe, tuple(overrides or ()), data, out, go_on, resume, pictures, quiet)
-    _print(train_command(request), as_json, lambda d: f"run={d['run']} test_error_pct={d['test_error_pct']}")
+    request = TrainRequest(recipe, tuple(overrides or ()), data, out, go_on, resume, pictures, quiet, seeds)
+    document = train_command(request)
+    if "over_seeds" in document:
+        _print(document, as_json, seeds_table)
+        return demand_finished(document)
+    _print(document, as_json, lambda d: f"run={d['run']} test_error_pct={d['test_error_pct']}")
 
 
 @app.command()
@@ -207,6 +222,9 @@ def bench(
     recipe: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Whole runs of a recipe, process start to test error.")
     ] = None,
+    loader: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="What the stream of a recipe of photographs costs.")
+    ] = None,
     data: DataOption = None,
     forward: Annotated[bool, typer.Option("--forward", help="Evaluation instead of training steps.")] = False,
     batch: Annotated[int, typer.Option(min=1)] = 128,
@@ -228,16 +246,20 @@ def bench(
 
     Example: mlcore bench --recipe lenet5_mnist_fast --rounds 3
 
+    Example: mlcore bench --loader alexnet_227 --data photographs
+
     Example: mlcore bench --set build/bench --page docs/performance.md
     """
     from mlcore.bench import Order
     from mlcore.benchset import page as markdown
-    from mlcore.commands import bench_command, bench_recipe_command, bench_set_command
-    from mlcore.tables import bench_table, run_race_table
+    from mlcore.commands import bench_command, bench_loader_command, bench_recipe_command, bench_set_command
+    from mlcore.tables import bench_table, loader_table, run_race_table
 
-    if sum(given is not None for given in (model, the_set, recipe)) != 1:
-        said = "one of MODEL, --recipe and --set is wanted"
+    if sum(given is not None for given in (model, the_set, recipe, loader)) != 1:
+        said = "one of MODEL, --recipe, --loader and --set is wanted"
         raise RecipeError(said, place="mlcore bench", fix="write: mlcore bench alexnet")
+    if loader:
+        return _print(bench_loader_command(loader, data, threads, rounds, out, quiet), as_json, loader_table)
     if recipe:
         document = bench_recipe_command(recipe, against or (), data, threads, rounds, out, quiet)
         return _print(document, as_json, run_race_table)

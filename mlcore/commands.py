@@ -1,6 +1,5 @@
 """What each command does once it was parsed; every function returns the document that the command prints."""
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from mlcore.data.images import Normaliser
 from mlcore.data.kinds import kind_of
 from mlcore.data.mnist import MNIST, SURROGATE
 from mlcore.data.pictures import read_pictures
-from mlcore.display import Plain, choose, now_and_then, passing_line
+from mlcore.display import Plain, choose, passing_line, telling
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
 TRAIN_COUNT = 60_000
@@ -35,13 +34,20 @@ class TrainRequest:
     resume: Path | None
     pictures: bool
     quiet: bool
+    seeds: int | None = None
 
 
 def train_command(request: TrainRequest) -> dict[str, Any]:
-    """Train, resume or continue; result.json's document with the run's folder under "run"."""
+    """Train, resume or continue; result.json's document with the run's folder under "run".
+
+    Of several seeds side by side it is the document of seeds.json, whether all finished or not.
+    """
+    from mlcore.group import is_group
     from mlcore.stop import Halted, listening
 
     _demand_sense(request)
+    if request.seeds or (request.resume and is_group(request.resume)):
+        return _train_seeds(request)
     with listening() as stop:
         try:
             return _train(request, stop)
@@ -55,12 +61,32 @@ def _train(request: TrainRequest, stop: Any) -> dict[str, Any]:
     run = runs.Run(request.resume) if request.resume else None
     recipe = run.load_recipe() if run else config.load(str(request.recipe), request.overrides)
     data = request.data or (_data_dir_of(run) if run else None)
-    dataset = find_dataset(recipe, data, request.quiet)
+    dataset = find_any(recipe, data, request.quiet)
     display = choose(request.quiet, dataset.surrogate)
     run = run or started(recipe, dataset, request.out, request.go_on, display)
     display.say(f"training {recipe.name}, seed {recipe.seed}, on {dataset.name} from {dataset.path}, into {run.path}")
     order = Order(request.overrides, data, request.pictures)
     return {**execute(run, recipe, dataset, display, order, stop), "run": str(run.path)}
+
+
+def _train_seeds(request: TrainRequest) -> dict[str, Any]:
+    from mlcore import crew, group
+    from mlcore.session import network_input, use_threads
+    from mlcore.warm import Wanted, warm
+
+    tell = _say_nothing if request.quiet else _say
+    if request.resume:
+        chosen = group.load_group(request.resume)
+        recipe = chosen.recipe()
+    else:
+        recipe = config.load(str(request.recipe), request.overrides)
+        data = str(find_dataset(recipe, request.data, request.quiet).path.resolve())
+        seeds = tuple(range(recipe.seed, recipe.seed + (request.seeds or 1)))
+        wanted = group.Group(Path(), seeds, request.overrides, data, request.pictures)
+        chosen = group.begin(recipe, wanted, request.out, request.go_on)
+    use_threads(crew.shares(recipe, len(chosen.seeds), os.environ)[1])
+    warm(Wanted.of_recipe(recipe, *network_input(recipe)), now_and_then(tell))  # once, not in every process
+    return group.summarise(chosen, crew.train(chosen, tell))
 
 
 def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:
@@ -71,9 +97,12 @@ def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:
 
     run = runs.Run(folder)
     recipe, found = run.load_recipe(), _checkpoint_of(run)
-    dataset = find_dataset(recipe, data or _existing(found.state.data_dir), quiet=False)
+    dataset = find_any(recipe, data or _existing(found.state.data_dir), quiet=False)
     use_threads(recipe.threads)
-    stream = evaluated(recipe.data, dataset.test_images, dataset.test_labels, _normaliser(found))
+    if recipe.data.dataset == config.SHARDS:
+        stream = dataset.tested(_normaliser(found))
+    else:
+        stream = evaluated(recipe.data, dataset.test_images, dataset.test_labels, _normaliser(found))
     seen = evaluate(_model(recipe, found), stream)
     return {
         "schema": "mlcore.evaluation/1",
@@ -94,13 +123,23 @@ def predict_command(folder: Path, images: Sequence[Path]) -> Iterator[dict[str, 
 
     run = runs.Run(folder)
     recipe, found = run.load_recipe(), _checkpoint_of(run)
-    model, normaliser, kind = _model(recipe, found), _normaliser(found), kind_of(recipe.data.dataset)
+    model, normaliser, (read, names) = _model(recipe, found), _normaliser(found), _reader(recipe.data)
     for path in images:
-        stream = evaluated(recipe.data, read_pictures(path, kind.image_shape), None, normaliser)
+        stream = evaluated(recipe.data, read(path), None, normaliser)
         for index, number in enumerate(evaluate(model, stream).predictions.tolist()):
-            name = kind.class_names[number]
+            name = names[number]
             named = {} if name == str(number) else {"name": name}
             yield {"image": str(path), "index": index, "class": number, **named}
+
+
+def _reader(data: config.Data) -> tuple[Callable[[Path], Any], Sequence[str]]:
+    """How a picture of the user's is read for a recipe's network, and what the classes are called."""
+    if data.dataset == config.SHARDS:
+        from mlcore.data.shards.photos import read_photo
+
+        return lambda path: read_photo(path, data), [str(number) for number in range(data.classes or 0)]
+    kind = kind_of(data.dataset)
+    return lambda path: read_pictures(path, kind.image_shape), kind.class_names
 
 
 def summary_command(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -179,7 +218,7 @@ def bench_command(order: Any, out: Path | None, quiet: bool) -> dict[str, Any]:
     from mlcore.bench import bench
     from mlcore.files import write_json
 
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         document = bench(order, tell)
     if out:
         write_json(out, document)
@@ -203,9 +242,23 @@ def bench_recipe_command(
         raise RecipeError("whole runs against torch do not validate", place=recipe, fix="race another recipe")
     torch_module()
     dataset = find_dataset(loaded, data, quiet)
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         document = race_runs(recipe, loaded.seed, dataset.path, threads, rounds, tell)
     document["data"] = {"name": dataset.name, "surrogate": dataset.surrogate, "sha256": dataset.sha256}
+    if out:
+        write_json(out, document)
+    return document
+
+
+def bench_loader_command(
+    recipe: str, data: Path | None, threads: int, rounds: int, out: Path | None, quiet: bool
+) -> dict[str, Any]:
+    """What the stream of a recipe costs; its document is also written to `out`."""
+    from mlcore.bench_loader import bench_loader
+    from mlcore.files import write_json
+
+    with telling(quiet) as tell:
+        document = bench_loader(config.load(recipe), data, threads, rounds, tell)
     if out:
         write_json(out, document)
     return document
@@ -215,7 +268,7 @@ def bench_set_command(order: Any, folder: Path, page: Path | None, quiet: bool) 
     """All races of the documentation; with `page`, its tables are rewritten."""
     from mlcore.benchset import run_set, write_page
 
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         document = run_set(folder, order, tell)
     if page:
         write_page(page, document)
@@ -229,15 +282,8 @@ def profile_command(name: str, batch: int | None, threads: int, steps: int, quie
 
     wanted, own_threads = _wanted(name)
     used = use_threads(threads or own_threads)
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         return profile(replace(wanted, batch=batch or wanted.batch), used, steps, tell)
-
-
-@contextlib.contextmanager
-def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Progress on stderr: one line that moves on a terminal, else a line now and then."""
-    with passing_line(quiet) as show:
-        yield show if sys.stderr.isatty() or quiet else now_and_then(_say)
 
 
 def warm_command(names: Sequence[str], threads: int, quiet: bool) -> dict[str, Any]:
@@ -246,7 +292,7 @@ def warm_command(names: Sequence[str], threads: int, quiet: bool) -> dict[str, A
     from mlcore.warm import warm
 
     rows = []
-    with _telling(quiet) as tell:
+    with telling(quiet) as tell:
         for name in names or sorted(path.stem for path in config.RECIPES.glob("*.toml")):
             wanted, own_threads = _wanted(name)
             use_threads(threads or own_threads)
@@ -298,8 +344,25 @@ def demand_passed(document: dict[str, Any]) -> None:
         raise CheckFailed(f"{len(failed)} of {len(rows)} failed: {', '.join(failed)}", fix="see the table above")
 
 
+def find_any(recipe: config.Recipe, data: Path | None, quiet: bool) -> Any:
+    """The recipe's dataset, in memory or in shards, from wherever it can be had."""
+    if recipe.data.dataset != config.SHARDS:
+        return find_dataset(recipe, data, quiet)
+    from mlcore.data.shards.photos import find_photos
+
+    with telling(quiet) as tell:
+        photos = find_photos(recipe.data, data, tell)
+    for warning in photos.warnings:
+        _say(f"warning: {photos.path}: {warning}")
+    return photos
+
+
 def find_dataset(recipe: config.Recipe, data: Path | None, quiet: bool) -> Dataset:
-    """The recipe's dataset, from wherever it can be had."""
+    """The recipe's dataset in memory, from wherever it can be had."""
+    if recipe.data.dataset == config.SHARDS:
+        raise RecipeError(
+            "this command is for datasets in memory", place="data.dataset", fix="for shards see `mlcore data check`"
+        )
     say = _say_warnings if quiet else _say
     return find(recipe.data.dataset, Places.of(data, os.environ), recipe.data.surrogate, say)
 
@@ -312,6 +375,8 @@ def _demand_sense(request: TrainRequest) -> None:
         )
     if not request.resume and not request.recipe:
         raise RecipeError("no recipe", place=place, fix="write for example: mlcore train lenet5_mnist")
+    if request.resume and request.seeds:
+        raise RecipeError("--resume knows its seeds", place=place, fix="leave --seeds away")
     if request.go_on and not request.out:
         raise RecipeError("--continue needs the folder", place=place, fix="add --out DIR")
 

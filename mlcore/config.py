@@ -43,7 +43,33 @@ class Model(Closed):
     options: Options = {}
 
 
-class Data(Closed):
+# What shards of photographs must say, and may say with these defaults.
+SHARDS = "shards"
+SHARD_NEEDS = ("train", "test", "side", "classes")
+SHARD_OPTIONS: dict[str, Any] = {"colour_noise": 0.0, "broken": "refuse", "max_pixels": 1 << 26, "workers": 0}
+
+
+class ShardData(Closed):
+    """What only the dataset "shards" has: photographs in tar shards.
+
+    `train`, `test`: a folder, a pattern or a list file, beginning at --data or MLCORE_DATA. `side`: pixels of the
+    central square, to which a photograph's shorter side is made; `crop` is cut out of it. `classes`: how many there
+    are. `colour_noise`: the paper's sigma of noise along the colours' principal axes. `broken`: refuse a broken
+    picture, or leave it out and count it; what is larger than `max_pixels` is broken. `workers`: decoding threads
+    (0: one per core).
+    """
+
+    train: str | None = None
+    test: str | None = None
+    side: Annotated[int, Field(ge=1, le=4096)] | None = None
+    classes: Positive | None = None
+    colour_noise: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
+    broken: Literal["refuse", "skip"] | None = None
+    max_pixels: Positive | None = None
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
+
+
+class Data(ShardData):
     """`validation` images are held out of the training split by seed; `limit` keeps so many of the rest (0: all).
 
     `shuffle_labels` is the control that deals the training labels out anew: nothing can be learnt then.
@@ -54,7 +80,7 @@ class Data(Closed):
     averages the softmax of so many windows of an image; ten are corners, centre and their mirror images.
     """
 
-    dataset: Literal["mnist", "mnist-surrogate", "cifar10"] = "mnist"
+    dataset: Literal["mnist", "mnist-surrogate", "cifar10", "shards"] = "mnist"
     validation: Count = 0
     limit: Count = 0
     shuffle_labels: bool = False
@@ -63,6 +89,12 @@ class Data(Closed):
     crop: Count = 0
     flip: bool = False
     views: Literal["centre", "ten"] = "centre"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_shard_defaults(cls, given: Any) -> Any:
+        photos = isinstance(given, dict) and given.get("dataset") == SHARDS
+        return {**SHARD_OPTIONS, **given} if photos else given
 
 
 # Each optimiser's own options with their defaults, beside `rate` and `weight_decay`, which all have.
@@ -207,6 +239,7 @@ def parse(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
         schedule.build(recipe.schedule.name, recipe.schedule.options)
         _demand_own_options(recipe.optimiser)
         _demand_a_crop(recipe.data)
+        _demand_shards_alone(recipe.data)
     except ValidationError as error:
         mistakes += [_explain(item, places) for item in error.errors(include_url=False)]
     except RecipeError as error:
@@ -238,6 +271,17 @@ def _demand_a_crop(data: Data) -> None:
     if data.views == "ten" and not data.crop:
         fix = 'set data.crop, or views = "centre"'
         raise RecipeError("ten views need a crop to be cut at ten places", place="data.views", fix=fix)
+
+
+def _demand_shards_alone(data: Data) -> None:
+    """RecipeError for shards that are not told enough, or for options of shards with another dataset."""
+    given = [key for key in (*SHARD_NEEDS, *SHARD_OPTIONS) if getattr(data, key) is not None]
+    if data.dataset != SHARDS and given:
+        fix = f'drop it, or set data.dataset = "{SHARDS}"'
+        raise RecipeError(f"'{given[0]}' is an option of {SHARDS}", place=f"data.{given[0]}", fix=fix)
+    lacking = [key for key in SHARD_NEEDS if key not in given]
+    if data.dataset == SHARDS and lacking:
+        raise RecipeError(f"shards need {', '.join(lacking)}", place="data.dataset", fix=f"add data.{lacking[0]}")
 
 
 def _text_of(path: Path) -> str:

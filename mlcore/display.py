@@ -162,6 +162,17 @@ def passing_line(quiet: bool, surrogate: bool = False, stream: TextIO | None = N
         print(erase, end="", file=stream, flush=True)
 
 
+@contextlib.contextmanager
+def telling(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Progress on stderr: one line that moves on a terminal, else a line now and then."""
+    with passing_line(quiet) as show:
+        yield show if sys.stderr.isatty() or quiet else now_and_then(_say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 42 s, 3:07 min, 2:05 h."""
     whole = round(max(seconds, 0))

@@ -13,6 +13,7 @@
     │   └── ChecksumMismatch   2    the bytes are not the published ones
     ├── CheckpointError        2    no checkpoint can be used
     ├── NotFinite              4    a NaN or an infinity: which step, which layer, what
+    ├── GroupFailed            the first failing run's    of several seeds side by side some did not finish
     ├── CheckFailed            5    a learning or gradient check did not hold
     └── Interrupted            128 + signal    stopped by SIGINT (130) or SIGTERM (143)
 
@@ -105,6 +106,21 @@ class CheckpointError(MlcoreError):
 
 class CheckFailed(MlcoreError):
     exit_code = 5
+
+
+class GroupFailed(MlcoreError):
+    """Of several seeds side by side some failed; `code`: the exit code of the first of them."""
+
+    def __init__(self, what: str, *, code: int, place: str = "", fix: str = "") -> None:
+        self.code = code
+        super().__init__(what, place=place, fix=fix or "look into its folder; --resume tries it again")
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return self.code
+
+    def fields(self) -> dict[str, Any]:
+        return {**super().fields(), "code": self.code}
 
 
 class NotFinite(MlcoreError):

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mlcore.autograd import no_grad
-from mlcore.data.dataset import Bytes
 from mlcore.data.images import Floats
 from mlcore.data.views import Stream
 from mlcore.errors import NotFinite
@@ -112,7 +111,7 @@ def top5_error_pct(guesses_N5: Classes, labels_N: npt.NDArray[np.integer]) -> fl
     return 100.0 * int(np.count_nonzero((guesses_N5 != labels_N[:, None]).all(axis=1))) / len(labels_N)
 
 
-def confusion(predictions_N: Classes, labels_N: Bytes, classes: int = 10) -> Classes:
+def confusion(predictions_N: Classes, labels_N: npt.NDArray[np.integer], classes: int = 10) -> Classes:
     """int64 [classes, classes]: how often the class of the row was taken for the class of the column."""
     counts = np.bincount(labels_N.astype(np.int64) * classes + predictions_N, minlength=classes**2)
     return counts.reshape(classes, classes).astype(np.int64)

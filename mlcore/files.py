@@ -2,12 +2,16 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 CHUNK_BYTES = 1 << 20
 
@@ -43,6 +47,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Replace `path` by `document` as indented JSON; NaN and infinity are refused (ValueError)."""
     write_bytes(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Replace `path` by the array as .npy."""
+    content = io.BytesIO()  # numpy.save into a real file does not notice when the disk is full
+    np.save(content, array, allow_pickle=False)
+    write_bytes(path, content.getvalue())
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, all of `content` or, at an OSError, nothing."""
+    with path.open("ab", buffering=0) as stream:
+        before = stream.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(content):
+                written += stream.write(content[written:])
+        except OSError:
+            stream.truncate(before)
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,19 +6,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from mlcore import result as results
 from mlcore import runs
 from mlcore.checkpoint import Arrays, Checkpoint, Row, State, newest, save
 from mlcore.config import Recipe
-from mlcore.data.dataset import Dataset
 from mlcore.display import Display, now_and_then
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
-from mlcore.evaluate import Classes, Evaluation
-from mlcore.files import replacing, write_json
+from mlcore.evaluate import Evaluation
+from mlcore.files import write_array, write_json
 from mlcore.monitor import Monitor
-from mlcore.session import Session, assemble, load_weights, network_input, use_threads
+from mlcore.session import AnyDataset, Session, assemble, load_weights, network_input, use_threads
 from mlcore.snapshots import of_training_images
 from mlcore.stop import Halted, Stop
 from mlcore.train import Trainer, demand_validation
@@ -36,7 +33,7 @@ class Order:
     pictures: bool = True
 
 
-def started(recipe: Recipe, dataset: Dataset, out: Path | None, go_on: bool, display: Display) -> runs.Run:
+def started(recipe: Recipe, dataset: AnyDataset, out: Path | None, go_on: bool, display: Display) -> runs.Run:
     """The folder to train in. With `go_on`, `out` may hold a run; another recipe's or data's is replaced."""
     run = runs.Run(out) if out else None
     if run and go_on and run.recipe.exists():
@@ -48,7 +45,7 @@ def started(recipe: Recipe, dataset: Dataset, out: Path | None, go_on: bool, dis
 
 
 def execute(
-    run: runs.Run, recipe: Recipe, dataset: Dataset, display: Display, order: Order, stop: Stop
+    run: runs.Run, recipe: Recipe, dataset: AnyDataset, display: Display, order: Order, stop: Stop
 ) -> dict[str, Any]:
     """Train what is left of the run and write its result; returns result.json's document.
 
@@ -71,7 +68,7 @@ def execute(
         return _Ending(trainer, dataset, order, threads).run_to_result()
 
 
-def _same(run: runs.Run, recipe: Recipe, dataset: Dataset, display: Display) -> bool:
+def _same(run: runs.Run, recipe: Recipe, dataset: AnyDataset, display: Display) -> bool:
     """Whether the run in the folder is of this recipe and of these training and test images."""
     try:
         if run.load_recipe() != recipe:
@@ -91,7 +88,7 @@ def _agree(known: dict[str, str], present: dict[str, str]) -> bool:
 
 
 def _restored(
-    run: runs.Run, session: Session, dataset: Dataset, order: Order, display: Display
+    run: runs.Run, session: Session, dataset: AnyDataset, order: Order, display: Display
 ) -> tuple[State, Arrays]:
     """The state to go on from and the best weights that are kept, the rest of its arrays loaded into the session.
 
@@ -131,7 +128,7 @@ class _Ending:
     """What follows on training, however it ended: evaluation, predictions, pictures, result.json."""
 
     trainer: Trainer
-    dataset: Dataset
+    dataset: AnyDataset
     order: Order
     threads: int
 
@@ -149,24 +146,26 @@ class _Ending:
             raise self._noted("failed", error) from None
         finally:
             trainer.stop.gentle = False
-            trainer.monitor.close()
             trainer.display.close()
 
     def _finish(self, state: State) -> dict[str, Any]:
         trainer, run = self.trainer, self.trainer.run
+        trainer.catch_up()
         trainer.use_best()
         seen, held_out = trainer.evaluate(trainer.session.feeds.test), self._held_out(state)
         try:
-            _save(run.predictions, seen.predictions)
+            write_array(run.predictions, seen.predictions)
             if seen.top5 is not None:
-                _save(run.top5_predictions, seen.top5)
+                write_array(run.top5_predictions, seen.top5)
             if self.order.pictures:
                 self._draw(seen)
             document = self._result("finished", held_out, seen, None)
             write_json(run.result, document)
         except OSError as error:
             raise DataError(
-                f"the result can't be written ({error.strerror})", place=str(run.path), fix="make room, then --resume"
+                f"the result can't be written ({error.strerror or error})",
+                place=str(run.path),
+                fix="make room, then --resume",
             ) from error
         return document
 
@@ -205,7 +204,7 @@ class _Ending:
         try:
             write_json(self.trainer.run.result, self._result(status, (None, None), None, failure))
         except OSError as lost:
-            self.trainer.warn(f"result.json can't be written: {lost.strerror}")
+            self.trainer.warn(f"result.json can't be written: {lost.strerror or lost}")
         return error
 
     def _result(
@@ -241,7 +240,7 @@ class _Ending:
             test_loss=seen.loss if seen else None,
             test_error_pct=seen.error_pct if seen else None,
             failure=failure,
-            warnings=state.warnings,
+            warnings=(*state.warnings, *session.feeds.faults.lines()),
             validation_top5_error_pct=held_out[1],
             test_top5_error_pct=seen.top5_error_pct if seen else None,
             best_validation_error_pct=state.progress.best_pct,
@@ -250,11 +249,6 @@ class _Ending:
             rate_drops=state.progress.drops,
             stopped_early=state.progress.stopped or None,
         ).document()
-
-
-def _save(path: Path, array: Classes) -> None:
-    with replacing(path) as stream:
-        np.save(stream, array, allow_pickle=False)
 
 
 def _number(row: Row, key: str) -> float | None:

@@ -5,10 +5,10 @@ Rows: {"kind": "step", step, epoch, loss, rate} every LOG_EVERY steps, {"kind": 
 
 import json
 from pathlib import Path
-from typing import Any
 
 from mlcore.checkpoint import Row
-from mlcore.files import write_bytes
+from mlcore.events import Events
+from mlcore.files import append, write_bytes
 
 LOG_EVERY = 100
 TAGS = {
@@ -18,37 +18,56 @@ TAGS = {
     "train_error_pct": "train/error_pct",
     "validation_loss": "validation/loss",
     "validation_error_pct": "validation/error_pct",
+    "validation_top5_error_pct": "validation/top5_error_pct",
     "images_per_s": "speed/images_per_s",
 }
 
 
 class Monitor:
-    """Appends rows to a run's files; made with the rows of a checkpoint it first takes back what came after."""
+    """Appends rows to a run's files; made with the rows of a checkpoint it first takes back what came after.
+
+    No file ever ends in half a row. What a full disk kept out of metrics.jsonl is written when there is room again;
+    TensorBoard's copy ends then.
+    """
 
     def __init__(self, metrics: Path, events: Path | None, rows: tuple[Row, ...] = (), step: int = 0) -> None:
         self.metrics, self.events, self.rows, self.start = metrics, events, list(rows), step
-        self._writer: Any = None
-        write_bytes(metrics, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+        self._writer: Events | None = None
+        self._behind = False
+        self._rewrite()
 
     def add(self, row: Row) -> None:
-        """Append one row, flushed to the system: a killed process loses none that it reported."""
-        with self.metrics.open("a") as stream:
-            stream.write(f"{json.dumps(row, allow_nan=False)}\n")
+        """Append one row, handed to the system: a killed process loses none that it reported.
+
+        Raises OSError when a file can't be written.
+        """
         self.rows.append(row)
+        self._to_metrics(row)
         self._to_tensorboard(row)
 
-    def close(self) -> None:
-        """End the event file."""
-        if self._writer is not None:
-            self._writer.close()
+    def catch_up(self) -> None:
+        """Write what is missing, if anything is; OSError when that can't be done now either."""
+        if self._behind:
+            self._rewrite()
+
+    def _to_metrics(self, row: Row) -> None:
+        self.catch_up() if self._behind else self._append(row)
+
+    def _append(self, row: Row) -> None:
+        self._behind = True
+        append(self.metrics, f"{json.dumps(row, allow_nan=False)}\n".encode())
+        self._behind = False
+
+    def _rewrite(self) -> None:
+        write_bytes(self.metrics, "".join(f"{json.dumps(row, allow_nan=False)}\n" for row in self.rows).encode())
+        self._behind = False
 
     def _to_tensorboard(self, row: Row) -> None:
         if self.events is None:
             return
-        if self._writer is None:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.events), purge_step=self.start)
+        folder, self.events = self.events, None  # and again only if nothing goes wrong
+        self._writer = self._writer or Events(folder, self.start)
         for key, tag in TAGS.items():
             if isinstance(value := row.get(key), (int, float)):
-                self._writer.add_scalar(tag, value, row["step"])
+                self._writer.add(tag, value, int(row["step"] or 0))
+        self.events = folder

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 
 from mlcore.checkpoint import Row
-from mlcore.data.dataset import Dataset
 from mlcore.evaluate import Classes, confusion
+from mlcore.files import replacing
 from mlcore.runs import Run
+from mlcore.session import AnyDataset
 
 GALLERY = 40
 MOST_NAMES = 20  # classes up to which a confusion matrix has numbers and names
 CURVES = (("train_error_pct", "training"), ("validation_error_pct", "validation"))
 
 
-def draw_all(run: Run, rows: Sequence[Row], dataset: Dataset, predictions: Classes) -> None:
+def draw_all(run: Run, rows: Sequence[Row], dataset: AnyDataset, predictions: Classes) -> None:
     """Write curves.png, and with test labels confusion.png and mistakes.png, into the run's folder."""
     note = "drawn SURROGATE digits, not MNIST" if dataset.surrogate else dataset.name
     draw_curves(run.path / "curves.png", rows, note)
@@ -45,7 +46,7 @@ def draw_curves(path: Path, rows: Sequence[Row], note: str) -> None:
     right.xaxis.get_major_locator().set_params(integer=True)
     if right.lines:
         right.legend()
-    figure.savefig(path)
+    _write(figure, path)
 
 
 def draw_confusion(path: Path, counts: Classes, names: Sequence[str], note: str) -> None:
@@ -62,10 +63,10 @@ def draw_confusion(path: Path, counts: Classes, names: Sequence[str], note: str)
         turned = 45 if max(map(len, names)) > 2 else 0
         axes.set_xticks(range(len(names)), names, rotation=turned)
         axes.set_yticks(range(len(names)), names)
-    figure.savefig(path)
+    _write(figure, path)
 
 
-def draw_mistakes(path: Path, dataset: Dataset, predictions: Classes, note: str) -> None:
+def draw_mistakes(path: Path, dataset: AnyDataset, predictions: Classes, note: str) -> None:
     """The first misclassified test images, each with its number, its label and what it was taken for."""
     assert dataset.test_labels is not None
     wrong = np.flatnonzero(predictions != dataset.test_labels)
@@ -77,7 +78,7 @@ def draw_mistakes(path: Path, dataset: Dataset, predictions: Classes, note: str)
         image, names = dataset.test_image(index).transpose(1, 2, 0), dataset.class_names
         axes.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray_r", vmin=0, vmax=255)
         axes.set_title(f"{index}: {names[dataset.test_labels[index]]} as {names[predictions[index]]}", fontsize=7)
-    figure.savefig(path)
+    _write(figure, path)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -89,3 +90,8 @@ def _figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=100)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _write(figure: Any, path: Path) -> None:
+    with replacing(path) as stream:
+        figure.savefig(stream, format="png")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlcore import config
 from mlcore.errors import DataError, MlcoreError, RecipeError
@@ -89,7 +89,7 @@ class Run:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder alone; MlcoreError when another process trains in it."""
-        with (self.path / ".lock").open("w") as stream:
+        with self._lock_file() as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -98,6 +98,12 @@ class Run:
                 ) from error
             yield
 
+    def _lock_file(self) -> IO[str]:
+        try:
+            return (self.path / ".lock").open("w")
+        except OSError as error:
+            raise DataError(f"can't be written ({error.strerror})", place=str(self.path), fix="make room") from error
+
 
 def create(recipe: config.Recipe, out: Path | None, now: datetime) -> Run:
     """A new run's folder with its resolved recipe: `out`, or runs/<time>-<recipe>-s<seed>.
@@ -105,7 +111,8 @@ def create(recipe: config.Recipe, out: Path | None, now: datetime) -> Run:
     Raises RecipeError when `out` holds a run already, DataError when it can't be written.
     """
     try:
-        run = Run(_made(out)) if out else _fresh(Path("runs") / f"{now:%Y%m%d-%H%M%S}-{recipe.name}-s{recipe.seed}")
+        path = _made(out) if out else fresh_folder(Path("runs") / f"{now:%Y%m%d-%H%M%S}-{recipe.name}-s{recipe.seed}")
+        run = Run(path)
         write_bytes(run.recipe, config.to_toml(recipe).encode())
     except OSError as error:
         raise DataError(
@@ -123,12 +130,12 @@ def _made(out: Path) -> Path:
     return out
 
 
-def _fresh(path: Path) -> Run:
-    """The folder `path`, or path-2, path-3, ... if runs began in the same second."""
+def fresh_folder(path: Path) -> Path:
+    """The folder `path`, made, or path-2, path-3, ... if runs began in the same second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
         with contextlib.suppress(FileExistsError):
             candidate.mkdir()
-            return Run(candidate)
+            return candidate
     raise RecipeError("holds a thousand runs of this second", place=str(path.parent), fix="choose a place with --out")

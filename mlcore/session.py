@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from mlcore import kernels, models, ops
 from mlcore import schedule as schedules
 from mlcore.checkpoint import Arrays
-from mlcore.config import Recipe
+from mlcore.config import SHARDS, Recipe
 from mlcore.data.dataset import Dataset, Shape
 from mlcore.data.feeds import Feeds, in_memory, seen_shape
 from mlcore.data.kinds import kind_of
 from mlcore.data.loader import Batch, Feed
+from mlcore.data.shards.photos import Photos, photo_shape
 from mlcore.data.views import Stream
 from mlcore.errors import CheckpointError, RecipeError
 from mlcore.layers import Sequential
@@ -20,6 +22,8 @@ from mlcore.paces import paces_of
 from mlcore.result import usable_cores
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
+
+AnyDataset: TypeAlias = Dataset | Photos
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,13 @@ class Session:
         return weights | memory | {"normaliser/mean": scale.mean, "normaliser/deviation": scale.deviation}
 
 
-def assemble(recipe: Recipe, dataset: Dataset) -> Session:
+def assemble(recipe: Recipe, dataset: AnyDataset) -> Session:
     """Build everything anew from the recipe's seed; RecipeError for what can't be built."""
     rng = Rng(recipe.seed)
-    feeds = in_memory(recipe.data, recipe.train.batch, dataset, rng)
+    if isinstance(dataset, Photos):
+        feeds = replace(dataset, data=recipe.data).feeds(recipe.train.batch, rng)
+    else:
+        feeds = in_memory(recipe.data, recipe.train.batch, dataset, rng)
     model, optimiser = network(recipe, rng)
     steps = recipe.train.epochs * feeds.train.steps_per_epoch
     return Session(
@@ -81,6 +88,8 @@ def assemble(recipe: Recipe, dataset: Dataset) -> Session:
 
 def network_input(recipe: Recipe) -> tuple[Shape, int]:
     """(C, H, W) of what the recipe's network sees of an image, and how many classes it tells apart."""
+    if recipe.data.dataset == SHARDS:
+        return seen_shape(recipe.data, photo_shape(recipe.data)), recipe.data.classes or 0
     kind = kind_of(recipe.data.dataset)
     return seen_shape(recipe.data, kind.image_shape), len(kind.class_names)
 
@@ -120,10 +129,15 @@ def forward_backward(session: Session, batch: Batch, step: int) -> tuple[float, 
 
 def use_threads(wanted: int, environ: Mapping[str, str] = os.environ) -> int:
     """Give the kernels `wanted` threads; 0: as MLCORE_THREADS says, else one per usable core. Returns the number."""
+    return kernels.prepare(threads_wanted(wanted, environ))
+
+
+def threads_wanted(wanted: int, environ: Mapping[str, str] = os.environ) -> int:
+    """The number that `use_threads` gives; RecipeError when MLCORE_THREADS is none."""
     text = environ.get("MLCORE_THREADS", "")
     if not wanted and text and not (text.isascii() and text.isdigit() and int(text) > 0):
         raise RecipeError(f"{text!r} is no number of threads", place="MLCORE_THREADS", fix="give a number above 0")
-    return kernels.prepare(wanted or int(text or usable_cores()))
+    return wanted or int(text or usable_cores())
 
 
 def network(recipe: Recipe, rng: Rng | None = None) -> tuple[Sequential, Optimiser]:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mlcore.data.dataset import Dataset
 from mlcore.data.feeds import evaluated
+from mlcore.data.shards.photos import Photos
 from mlcore.data.views import Stream
 from mlcore.evaluate import Classes
-from mlcore.files import replacing
-from mlcore.session import Session
+from mlcore.files import write_array
+from mlcore.session import AnyDataset, Session
 
 PATTERN = "train_predictions_*.npy"
 
@@ -35,12 +35,14 @@ class Snapshots:
 
     def write(self, epoch: int, predictions_N: Classes) -> None:
         """train_predictions_EEE.npy, `epoch` from 1; an OSError leaves no part of it."""
-        with replacing(self.folder / PATTERN.replace("*", f"{epoch:03}")) as stream:
-            np.save(stream, predictions_N.astype(self.dtype), allow_pickle=False)
+        write_array(self.folder / PATTERN.replace("*", f"{epoch:03}"), predictions_N.astype(self.dtype))
 
 
-def of_training_images(folder: Path, session: Session, dataset: Dataset) -> Snapshots:
+def of_training_images(folder: Path, session: Session, dataset: AnyDataset) -> Snapshots:
     """Snapshots by the centre view of each image; uint8, or uint16 of more than 256 classes."""
     data = session.recipe.data.model_copy(update={"views": "centre"})
-    images = evaluated(data, dataset.train_images, None, session.feeds.normaliser)
+    if isinstance(dataset, Photos):
+        images: Stream = dataset.trained(session.feeds.normaliser)
+    else:
+        images = evaluated(data, dataset.train_images, None, session.feeds.normaliser)
     return Snapshots(folder, images, np.uint8 if dataset.classes <= 256 else np.uint16)

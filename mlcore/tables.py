@@ -22,6 +22,23 @@ def summary_table(document: dict[str, Any]) -> str:
     return columns([head, *rows])
 
 
+def seeds_table(document: dict[str, Any]) -> str:
+    """Runs of several seeds, and their mean, sample standard deviation and extremes."""
+    keys = [key for key, spread in document["over_seeds"].items() if spread["mean"] is not None]
+    rows = [
+        (f"seed {row['seed']}", row["status"] or "", *(_decimal(row[key]) for key in keys)) for row in document["runs"]
+    ]
+    sums = [
+        (name, "", *(_decimal(document["over_seeds"][key][name]) for key in keys))
+        for name in ("mean", "deviation", "lowest", "highest")
+    ]
+    return f"{columns([('', '', *keys), *rows, *sums])}\ngroup={document['group']}"
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
 def check_table(document: dict[str, Any]) -> str:
     """The checks, each with what it wanted and saw, and the verdict."""
     rows = [(row["name"], "ok" if row["passed"] else "FAIL", row["wanted"], row["saw"]) for row in document["checks"]]
@@ -36,6 +53,18 @@ def bench_table(document: dict[str, Any]) -> str:
     lines = [columns([head, *rows]), *bench_ratios(document)]
     lines += [f"left out: {name}: {why}" for name, why in document["left_out"].items()]
     return "\n".join([bench_title(document), *lines])
+
+
+def loader_table(document: dict[str, Any]) -> str:
+    """Decoding by threads, and the step with and without it."""
+    head = ("decoding threads", "images/s", "CPU ms/image")
+    rows = [
+        (str(row["workers"]), f"{row['images_per_s']:,.0f}", f"{row['cpu_ms_per_image']:.3f}")
+        for row in document["decoding"]
+    ]
+    step = f"{document['recipe']} {document['precision']}, batch {document['batch']}, {document['threads']} threads"
+    times = f"{document['ready_ms']:.1f} ms on ready batches, {document['stream_ms']:.1f} ms on the stream's"
+    return f"{columns([head, *rows])}\n{step}: {times}: {document['slower_pct']:+.1f} %"
 
 
 def bench_title(document: dict[str, Any]) -> str:

@@ -155,8 +155,15 @@ class Trainer:
 
     def _row(self, row: Row) -> None:
         self._update(rows=(*self.state.rows, row))
+        self._write_metrics(lambda: self.monitor.add(row))
+
+    def catch_up(self) -> None:
+        """Write metrics that a full disk kept from being written, if there is room now."""
+        self._write_metrics(self.monitor.catch_up)
+
+    def _write_metrics(self, write: Callable[[], None]) -> None:
         try:
-            self.monitor.add(row)
+            write()
         except OSError as error:
             self.warn(f"metrics can't be written: {error.strerror or error}")
 

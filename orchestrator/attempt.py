@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator import config, prompts
 from orchestrator.globs import narrows
-from orchestrator.house import Run
+from orchestrator.house import Run, State
 from orchestrator.library import PEOPLE_TOOLS
 from orchestrator.loop import Attempt
 from orchestrator.prices import price_of
@@ -75,32 +75,36 @@ def brain(run: Run, task: Task, number: int, tier: Tier, feedback: str) -> Provi
 
 def model(run: Run, tell: Any) -> Provider | None:
     """The language model that the operator chose, or None."""
-    kind, _, rest = run.settings.provider.partition(":")
+    return chosen(run.settings, run.state, run.id, tell)
+
+
+def chosen(settings: config.Settings, state: State, run_id: str, tell: Any) -> Provider | None:
+    kind, _, rest = settings.provider.partition(":")
     if kind == "anthropic":
         endpoint = config.endpoint()
         return MessagesApi(endpoint.key, endpoint.base_url)
     if kind == "mailbox":
-        return ByMail(Mailbox(run.state.path("mailbox")), run.id, tell)
+        return ByMail(Mailbox(state.path("mailbox")), run_id, tell)
     if kind == "replay":
         return Replay(Recording(Path(rest)), tell)
     return None
 
 
-def check_models(run: Run) -> list[str]:
+def check_models(settings: config.Settings, state: State) -> list[str]:
     """Before anything is asked: every tier has a model that is there and a price; what to tell the operator.
 
     Raises InputError. Also says so when the repository would have the calls go elsewhere, which is never heeded.
     """
     notes = []
-    file = run.state.folder.parent / ".env"
+    file = state.folder.parent / ".env"
     if file.is_file() and "ANTHROPIC_" in file.read_text(errors="replace"):
         notes.append("the repository's .env is not read: key and endpoint come from your own environment")
-    if run.settings.provider != "anthropic":
+    if settings.provider != "anthropic":
         return notes
     endpoint = config.endpoint()
-    models: dict[str, str] = {tier: name for tier, name in run.settings.models.items() if tier != "procedure"}
+    models: dict[str, str] = {tier: name for tier, name in settings.models.items() if tier != "procedure"}
     for name in models.values():
-        price_of(name, run.settings.prices)
+        price_of(name, settings.prices)
     return notes + asyncio.run(MessagesApi(endpoint.key, endpoint.base_url).check(models))
 
 
@@ -135,10 +139,11 @@ def _variables(run: Run, task: Task, number: int, feedback: str) -> dict[str, An
     }
     if targets:
         target = _chosen(targets, task)
-        found |= {"target": target.model_dump(mode="json"), "recipe": target.recipe, "dataset": target.dataset}
+        written = next((recipe for recipe in target.recipes if recipe in task.writes), target.recipe)
+        found |= {"target": target.model_dump(mode="json"), "recipe": written, "dataset": target.dataset}
     return found | {key: task.options[key] for key in ("dataset", "recipe") if key in task.options}
 
 
 def _chosen(targets: tuple[Target, ...], task: Task) -> Target:
-    """The target whose recipe the task writes, else the first."""
-    return next((target for target in targets if target.recipe in task.writes), targets[0])
+    """The target one of whose recipes the task writes, else the first."""
+    return next((target for target in targets if set(target.recipes) & set(task.writes)), targets[0])

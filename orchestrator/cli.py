@@ -125,6 +125,12 @@ def plan(
         Path | None, typer.Option(metavar="PDF", help="find the numbers that a paper claims", rich_help_panel=PAPER)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="write a draft plan there", rich_help_panel=PAPER)] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(help="a language model reads it too: anthropic, mailbox or replay:FILE", rich_help_panel=PAPER),
+    ] = None,
+    tier: Annotated[str, typer.Option(help="which one: haiku, sonnet or opus", rich_help_panel=PAPER)] = "haiku",
+    usd: Annotated[float, typer.Option(help="what its reading may cost", rich_help_panel=PAPER)] = 1.0,
     confirm: Annotated[
         str | None, typer.Option(metavar="ID", help="make a candidate a target", rich_help_panel=PAPER)
     ] = None,
@@ -158,6 +164,7 @@ def plan(
     what a paper claims, with pages and quotes; the same as a draft plan
       orchestrate plan --from-paper lenet.pdf
       orchestrate plan --from-paper lenet.pdf --out plans/lenet.md
+      orchestrate plan --from-paper lenet.pdf --provider anthropic --usd 0.50
     decide on each candidate of a draft
       orchestrate plan plans/lenet.md --confirm ID --margin 0.05 --recipe FILE
       orchestrate plan plans/lenet.md --reject ID
@@ -182,7 +189,8 @@ def plan(
     checkout, state = _here()
     if from_paper:
         place = _relative(out, checkout) if out else None
-        planning.from_paper(checkout.root, from_paper, place, as_json)
+        wish = planning.Reading(_provider(provider), tier, usd) if provider else None
+        planning.from_paper(checkout.root, state, from_paper, place, wish, as_json)
     elif import_issues:
         place = _relative(plan or Path("plans/issues.md"), checkout)
         planning.import_issues(checkout.root, place, import_issues, take, as_json)
@@ -400,7 +408,7 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
     from orchestrator.forge.local import LocalForge
     from orchestrator.runner import Runner
 
-    for note in check_models(job):
+    for note in check_models(job.settings, job.state):
         display.say("", "note", note)
     resume_with = f"orchestrate resume {job.id}"
     _exit_on_signals(resume_with)

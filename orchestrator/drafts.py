@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from orchestrator.issues.issue import Take
 from orchestrator.issues.store import Store
 from orchestrator.papers import claims, draft, pages, reread
 from orchestrator.papers.draft import Decision
+from orchestrator.papers.reread import Reader
 from orchestrator.planfile import inside
-from orchestrator.providers.base import Provider
-from orchestrator.records import Plan, Skill, Tier
+from orchestrator.records import Plan, Skill
 from orchestrator.sandbox.base import Sandbox
 
 SHOWN = 15  # candidates, or issues of a kind, on a terminal
@@ -32,35 +32,30 @@ FATES = {
 }
 
 
-@dataclass(frozen=True)
-class Brain:
-    """A language model that reads a paper beside the program."""
-
-    provider: Provider
-    tier: Tier
-    model: str
-
-
 def from_paper(
-    root: Path, paper: Path, out: str | None, sandbox: Sandbox, brain: Brain | None = None
+    root: Path, paper: Path, out: str | None, sandbox: Sandbox, reader: Reader | None = None
 ) -> dict[str, Any]:
     """Read the paper, find candidates, and write a draft plan to `out` if there is one. Returns what was found."""
     if out is not None:
         check_new(root, out)
     read = pages.read(paper, sandbox)
     found, dropped = claims.candidates(read), 0
-    if brain:
-        found, dropped = asyncio.run(reread.reread(read, found, brain.provider, brain.tier, brain.model))
+    if reader:
+        found, dropped = asyncio.run(reread.reread(read, found, reader))
     digest = hashlib.sha256(paper.read_bytes()).hexdigest()
     if out is not None:
         write(root, out, draft.draft(read, digest, found, out))
     return {
         "paper": {"name": read.name, "sha256": digest, "pages": read.count, "without_text": list(read.unread)},
         "candidates": [each.model_dump(mode="json") for each in found],
-        "by": f"the program and {brain.model}" if brain else "the program alone; no language model read the paper",
+        "by": _by(reader) if reader else "the program alone; no language model read the paper",
         "dropped": dropped,  # what a model claimed and the pages do not say
         "written": out,
     }
+
+
+def _by(reader: Reader) -> str:
+    return f"the program, and a language model of tier {reader.tier} through {reader.calls.provider.name}"
 
 
 def told(content: dict[str, Any]) -> str:
@@ -69,6 +64,8 @@ def told(content: dict[str, Any]) -> str:
     lines = [f"{paper['name']}: {paper['pages']} pages, {len(found)} candidates, none of them confirmed"]
     if paper["without_text"]:
         lines.append(f"no text on pages {', '.join(map(str, paper['without_text'][:20]))}: pictures, or unreadable")
+    if content["dropped"]:
+        lines.append(f"{content['dropped']} claims of the language model were dropped: no page bears them out")
     for each in found[:SHOWN]:
         what = f"{each['value']:g} {each['unit']} {each['metric']} {each['dataset']}".replace("  ", " ")
         lines += [f"  p. {each['page']:<3} {what} {each['place']}".rstrip(), f"         {each['quote'][:150]!r}"]

@@ -45,7 +45,8 @@ class Ledger(Accounts):
         return rows[0]
 
     def runs(self) -> list[Row]:
-        return self._rows("SELECT * FROM runs ORDER BY rowid")
+        """Runs of plans, oldest first; what was bought besides (a paper's reading) has no plan."""
+        return self._rows("SELECT * FROM runs WHERE plan IS NOT '' ORDER BY rowid")
 
     def set_run(self, run: str, **fields: Any) -> None:
         self._update("runs", {"id": run}, fields)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import typer
 
-from orchestrator import config, documents, drafts, library, planfile
+from orchestrator import attempt, config, documents, drafts, library, planfile
+from orchestrator.calls import Calls
+from orchestrator.engine import Paused
 from orchestrator.errors import InputError, Problem
+from orchestrator.house import State
 from orchestrator.issues.issue import Take
 from orchestrator.issues.store import opened
 from orchestrator.papers.draft import Decision
+from orchestrator.papers.reread import Reader
+from orchestrator.records import Budget
 from orchestrator.sandbox.probes import choose_sandbox
+
+PAPER_TOKENS, PAPER_MINUTES = 5_000_000, 600.0  # of one paper; dollars are what binds
 
 
 @dataclass(frozen=True)
@@ -29,10 +38,65 @@ class Wanted:
     dataset: str
 
 
-def from_paper(root: Path, paper: Path, out: str | None, as_json: bool) -> None:
-    settings, _ = config.load(root, {})
-    content = drafts.from_paper(root, paper, out, choose_sandbox(settings.unsafe_no_sandbox))
+@dataclass(frozen=True)
+class Reading:
+    """A language model that shall read a paper, as it was typed."""
+
+    provider: str | None
+    tier: str
+    usd: float
+
+
+class Straight:
+    """Steps of a command that is over in a minute: the ledger alone remembers them."""
+
+    async def step(self, name: str, do: Callable[[], Awaitable[Any]]) -> Any:
+        return await do()
+
+    async def pause(self, reason: str, code: int = 5) -> Any:
+        raise Paused(reason, code)
+
+
+def from_paper(root: Path, state: State, paper: Path, out: str | None, wish: Reading | None, as_json: bool) -> None:
+    settings, _ = config.load(root, {"provider": wish.provider} if wish else {})
+    reader = _reader(state, settings, paper, wish) if wish else None
+    try:
+        content = drafts.from_paper(root, paper, out, choose_sandbox(settings.unsafe_no_sandbox), reader)
+    except Paused as paused:
+        print(f"paused: {paused}\nthe same command goes on; what was answered is kept", file=sys.stderr)
+        raise typer.Exit(paused.code) from None
     print(documents.document("plan --from-paper", **content) if as_json else drafts.told(content))
+    if reader:
+        print(f"read by {content['by']}: {_cost(state, reader.run)}", file=sys.stderr)
+
+
+def _reader(state: State, settings: config.Settings, paper: Path, wish: Reading) -> Reader:
+    """A buyer of replies. The paper's own digest is the run: what it was asked once is never bought again."""
+    if wish.tier not in settings.models:
+        raise InputError(f"--tier {wish.tier}: no such tier; there are {', '.join(settings.models)}")
+    if not paper.is_file():
+        raise InputError(f"{paper}: no such file")
+    run = f"paper-{hashlib.sha256(paper.read_bytes()).hexdigest()[:12]}"
+    provider = attempt.chosen(settings, state, run, _tell)
+    if provider is None:
+        raise InputError("--provider none reads nothing; leave it out")
+    for note in attempt.check_models(settings, state):
+        _tell("note", note)
+    budget = Budget(usd=wish.usd, tokens=PAPER_TOKENS, minutes=PAPER_MINUTES).model_dump_json()
+    state.ledger.open_run(run, plan="", budget=budget, provider=settings.provider)
+    state.ledger.set_run(run, budget=budget, status="over")
+    state.ledger.on_warning = lambda _, __, words: _tell("budget", words)
+    calls = Calls(provider, state.ledger, Straight(), settings.prices, tell=_tell)
+    return Reader(calls, run, wish.tier, settings.models[wish.tier])
+
+
+def _tell(kind: str, text: str) -> None:
+    print(f"{kind}: {text}", file=sys.stderr, flush=True)
+
+
+def _cost(state: State, run: str) -> str:
+    spent = state.ledger.spent(run)
+    return f"${spent['usd']:.2f} and {spent['tokens']} tokens so far"
 
 
 def decide(root: Path, path: str, wanted: Wanted) -> None:

@@ -34,7 +34,7 @@ def _records(state: State, run_id: str, how: str) -> Iterator[dict[str, Any]]:
         "provider": row["provider"],
         "recorded_at": row["created_at"],
         "how": how,
-        "demo": demo.trailers(state.folder.parent, row["base_commit"]),
+        "demo": demo.trailers(state.folder.parent, row["base_commit"]) if row["base_commit"] else {},
         "pulls": demo.pulls(state, run_id),
     }
     yield head

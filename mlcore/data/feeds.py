@@ -3,12 +3,13 @@
 Another way than through memory is a function of the same shape beside `in_memory`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlcore.config import Data
 from mlcore.data.dataset import Bytes, Dataset, Shape
 from mlcore.data.images import Normaliser
 from mlcore.data.loader import Feed, Loader, shuffled, split
+from mlcore.data.shards.faults import Faults
 from mlcore.data.views import InMemory, Stream
 from mlcore.data.windows import Cut, Views
 from mlcore.errors import RecipeError
@@ -17,12 +18,16 @@ from mlcore.rng import Rng
 
 @dataclass(frozen=True)
 class Feeds:
-    """The three splits, and what all of them are normalised by. `validation` is empty when nothing is held out."""
+    """The three splits, and what all of them are normalised by. `validation` is empty when nothing is held out.
+
+    `faults`: what could not be read while training went on, counted.
+    """
 
     train: Feed
     validation: Stream
     test: Stream
     normaliser: Normaliser
+    faults: Faults = field(default_factory=Faults)
 
 
 def seen_shape(data: Data, image_shape: Shape) -> Shape:

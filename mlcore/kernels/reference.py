@@ -325,3 +325,15 @@ def _group_slices(channels: int, out_channels: int, groups: int) -> Iterator[tup
     c, o = channels // groups, out_channels // groups
     for g in range(groups):
         yield slice(g * c, (g + 1) * c), slice(g * o, (g + 1) * o)
+
+
+def cut_views(
+    image_HW3: Array, corner: Shape, windows_V3: Array, scale_3: Array, less_3SS: Array, add_3: Array, out: Array
+) -> None:
+    """Fill out [V,3,P,Q] with windows of a photograph's square: scaled, less the mean, mirrored (see kernels.photo)."""
+    side, (rows, columns) = less_3SS.shape[1], out.shape[2:]
+    square = image_HW3[corner[0] : corner[0] + side, corner[1] : corner[1] + side].transpose(2, 0, 1)
+    values = square.astype(np.float32) * scale_3[:, None, None] - less_3SS + add_3[:, None, None]
+    for view, (top, left, mirrored) in zip(out, windows_V3, strict=True):
+        seen = values[:, top : top + rows, left : left + columns]
+        view[...] = seen[..., ::-1] if mirrored else seen

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlcore import benchset
@@ -119,7 +122,7 @@ def test_a_set_goes_on_where_it_was_and_renews_the_page_between_its_marks(
     folder.mkdir()
     (folder / "alexnet.json").write_text(json.dumps(fake(Order("alexnet", ()), None)))
     document = benchset.run_set(folder, given, _silent)
-    assert raced.count("alexnet") == 2  # the one above, and its evaluation
+    assert raced.count("alexnet") == 3  # the one above, in bf16, and its evaluation
     path = tmp_path / "page.md"
     path.write_text(f"before {benchset.BEGIN} old {benchset.END} after")
     benchset.write_page(path, document)
@@ -131,3 +134,13 @@ def test_a_set_goes_on_where_it_was_and_renews_the_page_between_its_marks(
     assert "- mlcore is 2.50 times as fast as the best of its kind: torch compiled" in text
     with pytest.raises(DataError, match="no page"):
         benchset.write_page(tmp_path / "none.md", document)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of one program only")
+def test_a_contenders_memory_is_its_own_and_not_of_the_process_that_started_it() -> None:
+    large = np.ones(700 << 20, np.uint8)
+    told = subprocess.run(
+        [sys.executable, "-c", "from mlcore import contender; print(contender._peak_mib())"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert 10 < float(told.stdout) < large.size / 2**20

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from mlcore import errors
-from mlcore.errors import Interrupted, MlcoreError, NotFinite, RecipeError, ShapeError
+from mlcore.errors import GroupFailed, Interrupted, MlcoreError, NotFinite, RecipeError, ShapeError
 
 
 def _all_kinds(kind: type[MlcoreError] = MlcoreError) -> list[type[MlcoreError]]:
@@ -17,8 +17,9 @@ def _all_kinds(kind: type[MlcoreError] = MlcoreError) -> list[type[MlcoreError]]
 
 
 def _example(kind: type[MlcoreError]) -> MlcoreError:
-    extra = {"step": 7, "layer": "C3"} if kind is NotFinite else {}
-    return kind("something happened", place="a.toml:3", fix="do this", **extra)
+    extra: dict[str, object] = {"step": 7, "layer": "C3"} if kind is NotFinite else {}
+    extra |= {"code": 4} if kind is GroupFailed else {}
+    return kind("something happened", place="a.toml:3", fix="do this", **extra)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", _all_kinds(), ids=lambda kind: kind.__name__)

@@ -33,6 +33,8 @@ PLANNED_CONV = "test_planned_kernels.py::test_a_planned_convolution_equals_its_s
 PLANNED_LINEAR = "test_planned_kernels.py::test_a_planned_linear_layer_equals_its_slow_twin"
 PLANNED_MAX = "test_planned_kernels.py::test_planned_max_pooling_with_normalisation_equals_its_slow_twins"
 PLANNED_AVG = "test_planned_kernels.py::test_planned_average_pooling_equals_its_slow_twin"
+WINOGRAD = "test_winograd.py::test_winograds_convolution_equals_its_slow_twin"
+WINOGRAD_BF16 = "test_winograd.py::test_in_bf16_it_is_within_a_hundredth_of_its_slow_twin"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,22 @@ COMPILED = (
     ),
     Mutant("tile_text.py", 'f"i64 {j * self.lanes + lane}"', 'f"i64 {lane}"', PLANNED_CONV),
     Mutant("tile_text.py", "add i64 %from, %a_outer", "add i64 %from, %a_inner", PLANNED_CONV),
+    Mutant("plane_windows.py", '"last": min(size, grid.height - top)', '"last": size', PLANNED_MAX),
+    Mutant("plane_windows.py", "row * pooled_grid.width * channels", "row * pooled_grid.width", PLANNED_MAX),
+    Mutant("plane_windows.py", "(border + row) * width + border", "(border + row) * width", PLANNED_AVG),
+    Mutant("plane_windows.py", "grid.border + grid.width) * channels):", "grid.width) * channels):", PLANNED_AVG),
+    Mutant("transform.py", "fadd {self.vector} {value}, %start", "fsub {self.vector} {value}, %start", WINOGRAD),
+    Mutant(
+        "winograd.py",
+        "row % cut.down * cut.outputs\n        corner = ((n",
+        "row * cut.outputs\n        corner = ((n",
+        WINOGRAD,
+    ),
+    Mutant("winograd.py", "there[o] += more[o]", "there[o] = more[o]", WINOGRAD),
+    Mutant("winograd.py", "halves[2 * row + 1], words[row]", "halves[2 * row], words[row]", WINOGRAD_BF16),
+    Mutant("winograd.py", "c = word * per_word + half", "c = word + half", WINOGRAD_BF16),
+    Mutant("transform.py", "%c, {self.read.bytes}", "%c, {self.written.bytes}", WINOGRAD_BF16),
+    Mutant("number_text.py", "splat (i32 32767)", "splat (i32 -32768)", WINOGRAD_BF16),
 )
 CHEAP = (PYTHON[1], PYTHON[3], PYTHON[6], PYTHON[8], PYTHON[11])  # in every run: one of each kind
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.engine import APPLICATION_VERSION
 from orchestrator.house import State
 from tests.orchestrator import brains
 from tests.orchestrator.brains import hand_out, said
@@ -57,6 +60,25 @@ def test_a_plan_ends_with_reviewed_pull_requests_and_what_they_cost(tmp_path: Pa
     assert models == ["claude-opus-5-5"] + ["claude-haiku-5-5"] * 4 + ["claude-opus-5-5"] * 2
     assert "Write a, and nothing else." in json.dumps(api.requests[1]["messages"])
     assert "look" in api.requests[2]["messages"][1]["content"][0]["text"]
+
+
+STEPS = {
+    "odyssey-3": [
+        "@plan/chief reply 0", "route", "brain", "open",
+        "a/1 reply 0", "a/1 tools 0", "a/1 reply 1", "a/1 tools 1", "a/1 reply 2", "a/1 tools 2", "a/1 reply 3",
+        "freeze", "policy", "accept: grep -q a notes/a.md",
+        "a/1/review snapshot", "a/1/review reply 0", "a/1/review tools 0", "a/1/review reply 1", "publish", "end",
+    ],
+}  # fmt: skip
+
+
+def test_the_journals_steps_are_those_of_their_version(tmp_path: Path, warm: Forks) -> None:
+    """Where a step was added, dropped, renamed or moved, raise APPLICATION_VERSION, and name them anew here."""
+    repo = brains.repository(tmp_path, 1)
+    assert run(warm, repo, brains.api(1), *RUN)[0] == 0
+    with closing(sqlite3.connect(State.of(repo).path("runs", "p-1") / "workflows.db")) as journal:
+        sql = "SELECT function_name FROM operation_outputs ORDER BY workflow_uuid, function_id"
+        assert {APPLICATION_VERSION: [name for (name,) in journal.execute(sql)]} == STEPS
 
 
 def test_a_plan_is_handed_out_once_even_by_another_run(tmp_path: Path, warm: Forks) -> None:

@@ -13,7 +13,7 @@ import pytest
 from orchestrator import calls
 from orchestrator.calls import Calls
 from orchestrator.ledger import Ledger
-from orchestrator.loop import Attempt, Loop, Outcome
+from orchestrator.loop import MOST_CUT_OFFS, Attempt, Loop, Outcome
 from orchestrator.prices import PRICES, Price, Usage
 from orchestrator.providers.base import Block, Reply, Request
 from orchestrator.records import Budget
@@ -266,6 +266,18 @@ def test_a_tools_step_that_was_cut_off_begins_at_its_snapshot_with_ignored_files
     assert made.log == ["one", "three", "two"]
     assert sorted(made.sandbox.ran) == ["one", "three", "three", "two", "two"]
     assert not (made.attempt.worktree / "debris").exists()
+
+
+def test_a_turn_that_was_cut_off_too_often_is_answered_and_not_run_again(tmp_path: Path) -> None:
+    made = house(tmp_path, *REPLIES)
+    for _ in range(MOST_CUT_OFFS + 1):
+        crash(made, "a/1 tools 0")
+    assert made.sandbox.ran == ["one"] * (MOST_CUT_OFFS + 1)
+    assert made.work().finished
+    assert made.log == ["three", "two"]  # of the first turn nothing is left: it begins from its snapshot
+    (result,) = made.script.asked[-1].messages[2]["content"]
+    assert result["is_error"]
+    assert "cut off 21 times" in result["content"]
 
 
 def test_a_crash_while_a_reply_was_on_its_way_charges_its_maximum_and_asks_again(tmp_path: Path) -> None:

@@ -1,0 +1,204 @@
+"""Whatever ends a run or fills its disk: no half file, and it goes on to the bits of a run that nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlcore.checkpoint import newest
+from mlcore.config import Recipe
+from mlcore.errors import DataError, MlcoreError
+from mlcore.files import append
+from mlcore.launch import Order, execute, started
+from mlcore.monitor import Monitor
+from mlcore.runs import Run
+from mlcore.stop import Stop
+from tests.mlcore.drawn import RECIPE, Heard, command, mlcore, surrogate, surrogate_folder, tiny
+
+TIMES = ("images_per_s", "wall_s")
+RULED = ("data.validation=100", "train.snapshots=true", "train.keep_best=true", "optimiser.momentum=0.8")
+STALLS = "schedule={name='plateau',patience=1,factor=0.5,drops=3}"
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Inside, the system refuses to let any file grow beyond so many bytes, as it does when a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class Filling(Heard):
+    """The disk is full from the end of an epoch on, to that of another."""
+
+    def __init__(self, size: int, first: int, last: int) -> None:
+        super().__init__()
+        self.room, self.first, self.last = room_for(size), first, last
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        if text.startswith(f"epoch {self.first}/"):
+            self.room.__enter__()
+        elif text.startswith(f"epoch {self.last}/"):
+            self.close()
+
+    def close(self) -> None:
+        self.room.__exit__(None, None, None)
+        self.room = room_for(resource.getrlimit(resource.RLIMIT_FSIZE)[0])
+        self.room.__enter__()
+
+
+def trained(out: Path, recipe: Recipe, display: Heard | None = None) -> dict[str, Any]:
+    display = display or Heard()
+    run = started(recipe, surrogate(), out, True, display)
+    return execute(run, recipe, surrogate(), display, Order(pictures=True), Stop())
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Every row of the metrics, each whole, without what a clock says."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def demand_whole_files(out: Path) -> None:
+    """Every file of a run there is can be read to its end, and nothing half lies about."""
+    assert rows(out)
+    assert newest(out / "checkpoints", pytest.fail) is not None
+    assert not list(out.rglob("*.part"))
+    jsons = {path.stem for path in (out / "checkpoints").glob("*.json")}
+    assert {path.stem for path in (out / "checkpoints").glob("*.safetensors")} == jsons
+    for path in out.glob("*.npy"):
+        np.load(path, allow_pickle=False)
+    if (out / "result.json").exists():
+        json.loads((out / "result.json").read_bytes())
+
+
+@pytest.mark.parametrize("size", [0, 300, 1500, 30_000])
+def test_a_disk_that_is_full_for_a_while_costs_warnings_and_what_was_written_then(tmp_path: Path, size: int) -> None:
+    recipe = tiny("train.epochs=5", *RULED)
+    whole, held = trained(tmp_path / "whole", recipe), trained(tmp_path / "full", recipe, Filling(size, 1, 3))
+    assert held["weights_sha256"] == whole["weights_sha256"]
+    assert any("can't be saved" in warning for warning in held["warnings"])
+    assert rows(tmp_path / "full") == rows(tmp_path / "whole")
+    demand_whole_files(tmp_path / "full")
+
+
+@pytest.mark.parametrize("size", [0, 1500])
+def test_a_disk_that_stays_full_is_an_error_at_the_end_and_with_room_the_run_goes_on(tmp_path: Path, size: int) -> None:
+    recipe, out = tiny("train.epochs=3", *RULED), tmp_path / "full"
+    whole = trained(tmp_path / "whole", recipe)
+    display = Filling(size, 1, 99)
+    with pytest.raises(DataError, match="make room, then --resume") as caught:
+        trained(out, recipe, display)
+    assert caught.value.exit_code == 2
+    demand_whole_files(out)
+    again = trained(out, recipe)
+    assert again["weights_sha256"] == whole["weights_sha256"]
+    assert rows(out) == rows(tmp_path / "whole")
+    demand_whole_files(out)
+
+
+def test_a_disk_that_is_full_from_the_start_is_an_error_that_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "full"
+    with room_for(0), pytest.raises(MlcoreError, match=r"can't be (written|saved)") as caught:
+        trained(out, tiny())
+    assert caught.value.exit_code == 2
+    assert not list(out.rglob("*.part"))
+    assert trained(out, tiny())["status"] == "finished"
+
+
+def test_appending_adds_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    append(path, b"12345")
+    with room_for(8), pytest.raises(OSError, match="too large"):
+        append(path, b"67890")
+    assert path.read_bytes() == b"12345"
+
+
+def test_metrics_that_found_no_room_are_written_when_there_is_some(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path / "metrics.jsonl", tmp_path / "events")
+    monitor.add({"kind": "step", "step": 1, "loss": 0.5})
+    with room_for(60):
+        for step in (2, 3):
+            with pytest.raises(OSError, match="too large"):
+                monitor.add({"kind": "step", "step": step, "loss": 0.5})
+    monitor.catch_up()
+    monitor.add({"kind": "step", "step": 4, "loss": 0.5})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_tensorboard_reads_the_copy_of_the_metrics(tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    monitor = Monitor(tmp_path / "metrics.jsonl", tmp_path / "events", step=7)
+    monitor.add({"kind": "step", "step": 8, "loss": 0.5, "rate": 0.25})
+    (path,) = (tmp_path / "events").iterdir()
+    raw, events = path.read_bytes(), []
+    while raw:
+        size = int.from_bytes(raw[:8], "little")
+        events.append(Event.FromString(raw[12 : 12 + size]))
+        raw = raw[16 + size :]
+    assert events[0].file_version == "brain.Event:2"
+    assert events[1].step == 7
+    values = [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in events[2:]]
+    assert values == [(8, "step/loss", 0.5), (8, "step/rate", 0.25)]
+
+
+def test_killed_in_mid_epoch_it_keeps_rate_drops_best_weights_and_snapshots_to_the_bit(tmp_path: Path) -> None:
+    recipe, whole, parts = tmp_path / "r.toml", tmp_path / "whole", tmp_path / "parts"
+    recipe.write_text(RECIPE.replace("batch = 16", "batch = 4\ncheckpoint_every_s = 0.02"))
+    how = (
+        recipe,
+        "train.epochs=9",
+        "data.limit=400",
+        STALLS,
+        *RULED,
+        "--data",
+        surrogate_folder(),
+        "-q",
+        "--no-pictures",
+    )
+    done = mlcore("train", *how, "--out", whole, "--json")
+    assert done.returncode == 0, done.stderr
+    wanted = json.loads(done.stdout)
+    assert wanted["rate_drops"] >= 1
+    assert _killed(command("train", *how, "--out", parts), parts, after_epoch=3) == -signal.SIGKILL
+    found = newest(parts / "checkpoints", lambda text: None)
+    assert found is not None
+    assert found.state.step % 100
+    assert found.group("best")
+    resumed = json.loads(mlcore("train", "--resume", parts, "--json", "-q", "--no-pictures").stdout)
+    same = ("weights_sha256", "test_loss", "rate_drops", "stopped_early", "tested_step", "best_validation_error_pct")
+    assert {key: resumed[key] for key in same} == {key: wanted[key] for key in same}
+    assert rows(parts) == rows(whole)
+    snapshots = sorted(path.name for path in whole.glob("train_predictions_*.npy"))
+    assert len(snapshots) >= 4
+    assert all((parts / name).read_bytes() == (whole / name).read_bytes() for name in [*snapshots, "predictions.npy"])
+    demand_whole_files(parts)
+
+
+def _killed(argv: list[str], out: Path, after_epoch: int) -> int:
+    """Start it, and kill it once it has saved inside an epoch later than that; its exit code."""
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and process.poll() is None:
+        steps = [int(path.stem[5:]) for path in Run(out).checkpoints.glob("step-*.json")]
+        if steps and max(steps) > after_epoch * 100 and max(steps) % 100:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.0005)
+    return process.wait(timeout=60)

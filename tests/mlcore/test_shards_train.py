@@ -1,0 +1,103 @@
+"""A recipe trains on photographs in shards, and what is broken in them never ends a run in its middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlcore import config
+from mlcore.data.shards import faults
+from mlcore.errors import DataError, RecipeError
+from tests.mlcore.drawn import command, mlcore
+from tests.mlcore.photographs import RECIPE, jpeg, png, recipe, splits
+from tests.mlcore.test_cli import call, document
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MLCORE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos.toml").write_text(RECIPE)
+    return splits(tmp_path)
+
+
+def trained(data: Path, name: str, *overrides: str) -> dict[str, Any]:
+    arguments = (data / "photos.toml", *overrides, "--data", data, "--out", data / name, "-q", "--no-pictures")
+    return document("train", *arguments)
+
+
+def test_photographs_are_learnt(data: Path) -> None:
+    result = trained(data, "run", "train.epochs=10")
+    assert result["data"]["name"] == "shards"
+    assert sorted(result["data"]["sha256"]) == ["test/a.tar", "train/a.tar", "train/b.tar"]
+    assert result["test_error_pct"] <= 20
+    assert result["warnings"] == []
+    assert len(np.load(data / "run" / "predictions.npy")) == 15
+    again = document("evaluate", data / "run", "--data", data)
+    assert again["test_error_pct"] == result["test_error_pct"]
+    (data / "one.png").write_bytes(png(4))
+    assert json.loads(call("predict", data / "run", data / "one.png"))["class"] in (0, 1, 2)
+
+
+def test_a_run_killed_in_mid_epoch_ends_with_the_bits_of_one_that_was_not(data: Path) -> None:
+    overrides = ("train.epochs=8", "train.batch=7", "train.checkpoint_every_s=0", "data.views=ten")
+    whole = trained(data, "whole", *overrides)
+    arguments = ("train", data / "photos.toml", *overrides, "--data", data, "--out", data / "killed", "-q")
+    process = subprocess.Popen(command(*arguments, "--no-pictures"), stderr=subprocess.DEVNULL)
+    checkpoints = data / "killed" / "checkpoints"
+    while process.poll() is None and not any(_step(path) >= 11 for path in checkpoints.glob("step-*.json")):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    steps = [_step(path) for path in checkpoints.glob("step-*.json")]
+    assert max(steps) < whole["total_steps"]
+    assert any(step % 9 for step in steps)  # 60 photographs in batches of 7: an epoch is 9 steps
+    done = mlcore("train", "--resume", data / "killed", "--no-pictures", "-q", "--json")
+    resumed = json.loads(done.stdout)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["test_loss"] == whole["test_loss"]
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
+
+
+def test_broken_pictures_are_refused_before_training_or_left_out_and_told_in_the_result(data: Path) -> None:
+    splits(data, {"n01/cut.jpg": jpeg(1)[:-70], "n01/words.jpg": b"words"})
+    arguments = ("train", data / "photos.toml", "--data", data, "--out", data / "refused", "-q")
+    call(*arguments, fails=DataError)
+    assert not (data / "refused").exists()
+    result = trained(data, "run", 'data.broken="skip"', "train.epochs=1")
+    assert result["status"] == "finished"
+    assert [warning.partition(" (")[0] for warning in result["warnings"]] == [
+        f"left out: 1 x {faults.DAMAGED}", f"left out: 1 x {faults.NO_PICTURE}",
+    ]  # fmt: skip
+
+
+def test_the_control_with_labels_dealt_out_anew_learns_nothing(data: Path) -> None:
+    result = trained(data, "run", "data.shuffle_labels=true", "train.epochs=5")
+    assert result["test_error_pct"] > 20
+
+
+def test_options_of_shards_belong_to_shards() -> None:
+    with pytest.raises(RecipeError, match="'train' is an option of shards"):
+        recipe("data.dataset=mnist")
+    with pytest.raises(RecipeError, match=r"data\.broken"):
+        recipe("data.broken=maybe")
+
+
+def test_a_crop_that_does_not_fit_into_the_square_is_refused(data: Path) -> None:
+    call("train", data / "photos.toml", "data.crop=25", "--data", data, "--out", data / "run", fails=RecipeError)
+
+
+def test_shards_must_say_what_only_they_know() -> None:
+    with pytest.raises(RecipeError, match="shards need side, classes"):
+        config.parse(RECIPE.replace("classes = 3\n", "").replace("side = 24\n", ""), "photos.toml")
+    assert recipe().data.broken == "refuse"
