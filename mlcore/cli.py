@@ -338,6 +338,7 @@ def check(
 def main() -> None:
     """The console script: every documented error becomes its message on stderr and its exit code."""
     _place_for_kernels()
+    gc.set_threshold(100_000, 50, 1000)  # importing makes many objects, and all of them stay
     atexit.register(gc.freeze)  # else the interpreter's end looks through all that numba made: 0.2 s
     try:
         app()

@@ -2,8 +2,10 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mlcore.data.images import Normaliser
 from mlcore.data.kinds import kind_of
 from mlcore.data.mnist import MNIST, SURROGATE
 from mlcore.data.pictures import read_pictures
-from mlcore.display import Plain, choose, passing_line, telling
+from mlcore.display import Plain, choose, now_and_then, passing_line, telling
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
 TRAIN_COUNT = 60_000
@@ -56,12 +58,13 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
 
 
 def _train(request: TrainRequest, stop: Any) -> dict[str, Any]:
-    from mlcore.launch import Order, execute, started
-
     run = runs.Run(request.resume) if request.resume else None
     recipe = run.load_recipe() if run else config.load(str(request.recipe), request.overrides)
     data = request.data or (_data_dir_of(run) if run else None)
+    threading.Thread(target=import_module, args=("mlcore.launch",)).start()  # while data come from the disk and zlib
     dataset = find_any(recipe, data, request.quiet)
+    from mlcore.launch import Order, execute, started
+
     display = choose(request.quiet, dataset.surrogate)
     run = run or started(recipe, dataset, request.out, request.go_on, display)
     display.say(f"training {recipe.name}, seed {recipe.seed}, on {dataset.name} from {dataset.path}, into {run.path}")

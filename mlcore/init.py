@@ -2,16 +2,21 @@
 
 fan_in and fan_out count the connections into and out of one unit. A layer casts the array to its dtype and draws
 it from the stream named after the parameter, so a weight depends on the seed and its own name only: adding a layer
-elsewhere changes nothing here.
+elsewhere changes nothing here. Numbers come one after the other out of that stream, whatever the shape: an array drawn
+in pieces is the same array.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from mlcore.errors import RecipeError
@@ -20,6 +25,9 @@ from mlcore.options import unknown_name
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 Initialiser = Callable[[Shape, int, int, np.random.Generator], Array]
+
+PIECE = 1 << 15  # numbers drawn at a time: what is thrown away stays in the cache
+WORTH_SHARING = 1 << 20  # numbers
 
 
 def he(shape: Shape, fan_in: int, fan_out: int, generator: np.random.Generator) -> Array:
@@ -101,3 +109,59 @@ def _deviation(text: str) -> float:
     if not 0 <= value < math.inf:
         raise RecipeError(f"{text!r} is no standard deviation", place="init", fix="write for example normal:0.01")
     return value
+
+
+@dataclass(frozen=True)
+class Draw:
+    """First values to be drawn: float32, C-contiguous, from the generator's present place on."""
+
+    values: Array
+    make: Initialiser
+    fan_in: int
+    fan_out: int
+    generator: np.random.Generator
+
+    def do(self) -> None:
+        """Fill the values."""
+        flat = self.values.reshape(-1)
+        for start in range(0, flat.size, PIECE):
+            piece = flat[start : start + PIECE]
+            piece[:] = self.make(piece.shape, self.fan_in, self.fan_out, self.generator)
+
+
+def begin(draw: Draw) -> None:
+    """Have the values drawn: now, or where `together` ends."""
+    if _waiting is None:
+        draw.do()
+    else:
+        _waiting.append(draw)
+
+
+@contextlib.contextmanager
+def together(really: bool = True) -> Iterator[None]:
+    """What begins inside is drawn at its end, side by side; until then, or where it is not `really` wanted, it is 0."""
+    global _waiting
+    before, _waiting = _waiting, []
+    try:
+        yield
+        draws = _waiting
+    finally:
+        _waiting = before
+    if really and before is not None:
+        before += draws
+    elif really:
+        _share(sorted(draws, key=lambda draw: -draw.values.size))
+
+
+_waiting: list[Draw] | None = None
+
+
+def _share(draws: list[Draw]) -> None:
+    """Each draw has a stream of its own, so who draws when makes no difference."""
+    threads = get_num_threads() if sum(draw.values.size for draw in draws) > WORTH_SHARING else 1
+    if threads == 1:
+        for draw in draws:
+            draw.do()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(Draw.do, draws))

@@ -88,7 +88,7 @@ class _Remembering:
             array[...] = saved
 
     def _zeros(self) -> dict[str, Array]:
-        return {name: np.zeros_like(parameter.data) for name, parameter in self.parameters.items()}
+        return {name: np.zeros(parameter.shape, parameter.data.dtype) for name, parameter in self.parameters.items()}
 
     def _memory(self) -> dict[str, Array]:
         """The arrays themselves, by name."""

@@ -23,6 +23,7 @@ from mlcore.autograd import no_grad
 from mlcore.config import Precision, Recipe
 from mlcore.data.views import BATCH
 from mlcore.engines import planned
+from mlcore.init import together
 from mlcore.kernels import jit
 from mlcore.kernels.ahead import Job, compile_all, jobs_of
 from mlcore.kernels.native import this_machine
@@ -109,7 +110,8 @@ def _mark(wanted: Wanted) -> Path | None:
 def _train_and_evaluate(wanted: Wanted) -> None:
     """One step and one evaluation of blank images, by a network that is thrown away."""
     rng = Rng(0)
-    model = models.build(wanted.model, wanted.options, rng, wanted.input_shape, wanted.classes)
+    with together(really=False):
+        model = models.build(wanted.model, wanted.options, rng, wanted.input_shape, wanted.classes)
     optimiser = SGD(model.parameters(), 0.9) if wanted.optimiser == "sgd" else Adam(model.parameters())
     x = np.zeros((wanted.batch, *wanted.input_shape), np.float32)
     labels = np.zeros(wanted.batch, np.int64)

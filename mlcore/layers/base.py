@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mlcore.errors import ShapeError
-from mlcore.init import initialiser
+from mlcore.init import Draw, begin, initialiser
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor
 
@@ -58,8 +58,9 @@ def parameter(name: str, shape: Shape, fan_in: int, fan_out: int, init: str, rng
     """A float32 parameter with its first values; ShapeError when it would be empty."""
     if min(shape) < 1:
         raise ShapeError(f"a {name} of shape {list(shape)} has nothing in it", fix="every size is at least 1")
-    values = initialiser(init)(shape, fan_in, fan_out, rng.child(name).generator())
-    return Tensor(values.astype(np.float32), requires_grad=True, name=name)
+    values = np.zeros(shape, np.float32)
+    begin(Draw(values, initialiser(init), fan_in, fan_out, rng.child(name).generator()))
+    return Tensor(values, requires_grad=True, name=name)
 
 
 def want_planes(what: str, got: Shape, channels: int | None) -> None:

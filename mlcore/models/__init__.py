@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mlcore.init import together
 from mlcore.layers import Sequential
 from mlcore.models.alexnet import alexnet, alexnet_small
 from mlcore.models.cuda_convnet import cuda_convnet
@@ -57,4 +58,5 @@ def build(
     if name not in MODELS:
         raise unknown_name("model", name, list(MODELS), "model.name")
     shape, count = INPUTS[name]
-    return MODELS[name](options, rng, input_shape or shape, classes or count)
+    with together():
+        return MODELS[name](options, rng, input_shape or shape, classes or count)

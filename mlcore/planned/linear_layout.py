@@ -6,7 +6,9 @@ Legend: N image, I input, O output, B block of outputs, V columns of a panel, P 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 
 from mlcore.kernels import panels
@@ -22,9 +24,19 @@ def linear_to_plan(weight_OI: Array, order: Array, panels_BIV: Array) -> None:
     Block by block, since the largest layers are too large to be copied whole.
     """
     columns = panels_BIV.shape[2]
-    for block, panel in enumerate(panels_BIV):
-        rows = weight_OI[block * columns : (block + 1) * columns]
-        panel[: len(order), : len(rows)] = rows[:, order].T
+
+    def turn(block: int) -> None:
+        rows, panel = weight_OI[block * columns : (block + 1) * columns], panels_BIV[block]
+        if not (_is_blank(rows) and _is_blank(panel)):
+            panel[: len(order), : len(rows)] = np.ascontiguousarray(rows.T)[order]
+
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        list(pool.map(turn, range(len(panels_BIV))))
+
+
+def _is_blank(array: Array) -> bool:
+    """Whether all bits are zero, as of velocities at the start: such pages have not even been touched."""
+    return array.flags.c_contiguous and not array.view(np.uint32).any()
 
 
 def linear_from_plan(panels_BIV: Array, order: Array, outputs: int) -> Array:
@@ -48,7 +60,7 @@ class LinearPanels:
         blocks, words = -(-layer.outputs // self.columns), precision.words(layer.inputs)
         self.inputs = words * precision.per_word
         self.weight = np.zeros((blocks, self.inputs, self.columns), np.float32)
-        self.velocity = np.zeros_like(self.weight)
+        self.velocity = np.zeros(self.weight.shape, np.float32)
         self.nothing = np.zeros(self.columns, np.float32)
         self.tiles = tiles(self.inputs, self.vectors, precision, unit=precision.per_word)
         self.by_input = self.by_output = self.weight
