@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: mnist test demo setup system clean
+.PHONY: mnist alexnet test demo setup system clean
 
 mnist: setup  ## run the plan plans/mnist.md: ends with pull requests whose numbers were measured
 	$(BIN)/orchestrate run plans/mnist.md
+
+alexnet: setup  ## run the plan plans/alexnet-quick.md, the short form of plans/alexnet.md: about half an hour on two threads
+	$(BIN)/orchestrate run plans/alexnet-quick.md
 
 test: setup  ## lint, types, import contracts, plans, tests
 	$(BIN)/ruff check

@@ -31,7 +31,10 @@ LEARN_IMAGES = 16_000  # as many as short training looks at
 OVERFIT_IMAGES, OVERFIT_STEPS, OVERFIT_LOSS = 32, 300, 0.05
 CHANCE_MARGIN_PCT = 8.0  # an untrained or misled network leans to a class or two; its share is not exactly a tenth
 UNTRAINED_SEEDS = 5
-LEARNS_PCT = 50.0
+# What short training reaches on images held out: digits fast; on photographs some recipes begin slowly on purpose, and
+# 15 points below chance are twice what chance allows itself.
+LEARNS_PCT = {"mnist": 50.0, "mnist-surrogate": 50.0}
+LEARNS_BELOW_CHANCE_PCT = 15.0
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def check_untrained(recipe: Recipe, dataset: Dataset) -> Check:
 def check_learns(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> Check:
     """Short training on real labels gets far below chance on images held out."""
     error = _trained_error(recipe, dataset, make_loader)
-    return Check("real labels learn", f"held-out error below {LEARNS_PCT:.0f} %", f"{error:.1f} %", error < LEARNS_PCT)
+    limit = LEARNS_PCT.get(recipe.data.dataset, 100 * (1 - 1 / dataset.classes) - LEARNS_BELOW_CHANCE_PCT)
+    return Check("real labels learn", f"held-out error below {limit:.0f} %", f"{error:.1f} %", error < limit)
 
 
 def check_shuffled(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> Check:

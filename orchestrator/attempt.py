@@ -139,10 +139,11 @@ def _variables(run: Run, task: Task, number: int, feedback: str) -> dict[str, An
     }
     if targets:
         target = _chosen(targets, task)
-        found |= {"target": target.model_dump(mode="json"), "recipe": target.recipe, "dataset": target.dataset}
+        written = next((recipe for recipe in target.recipes if recipe in task.writes), target.recipe)
+        found |= {"target": target.model_dump(mode="json"), "recipe": written, "dataset": target.dataset}
     return found | {key: task.options[key] for key in ("dataset", "recipe") if key in task.options}
 
 
 def _chosen(targets: tuple[Target, ...], task: Task) -> Target:
-    """The target whose recipe the task writes, else the first."""
-    return next((target for target in targets if target.recipe in task.writes), targets[0])
+    """The target one of whose recipes the task writes, else the first."""
+    return next((target for target in targets if set(target.recipes) & set(task.writes)), targets[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from orchestrator.errors import InputError
 from orchestrator.formats import FORMATS, Bytes, Format, Split
 
 Control = Literal["shuffled labels", "noise images", "changed labels"]
+# Photographs, and the folder of their shards: large, and not fetched, so that a machine may well be without them.
+PHOTOGRAPHS = {"imagenette": "imagenette-256", "ilsvrc2012": "ilsvrc2012"}
 CHANGED_SHARE = 0.2  # of the training labels, in the control that looks for copied labels
 CHANGE = np.uint8(1)  # added to a label, modulo the classes
 
@@ -47,6 +50,8 @@ class Dataset:
             return self.name
         if self.absent:
             return f"{self.name}, which is not on this machine"
+        if self.name in PHOTOGRAPHS:
+            return f"{self.name}, whose test labels the gate can't withhold yet"
         return f"a drawn surrogate for {self.name}" if self.surrogate else f"{self.name}, unverified files"
 
     @property
@@ -56,8 +61,10 @@ class Dataset:
 
 def locate(name: str, data: Path | None) -> Dataset:
     """Have mlcore find, download or draw the dataset, then check its files here. Raises InputError with the fix."""
+    if name in PHOTOGRAPHS:
+        return _photographs(name, data)
     if name not in FORMATS:
-        raise InputError(f"dataset `{name}` can't be measured; measurable: {', '.join(FORMATS)}")
+        raise InputError(f"dataset `{name}` can't be measured; measurable: {', '.join((*FORMATS, *PHOTOGRAPHS))}")
     mlcore = str(Path(sys.executable).with_name("mlcore"))
     argv = [mlcore, "fetch", name, "--surrogate", "--json", *(["--data", str(data)] if data else [])]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
@@ -69,8 +76,18 @@ def locate(name: str, data: Path | None) -> Dataset:
     return Dataset(name, folder, hashes, hashes == official, bool(found["surrogate"]))
 
 
+def _photographs(name: str, data: Path | None) -> Dataset:
+    """Only trainings can be timed on them so far: nothing is copied, and no label is withheld."""
+    given = os.environ.get("MLCORE_DATA")
+    root = data or (Path(given) if given else None)
+    folder = root / PHOTOGRAPHS[name] if root else Path(PHOTOGRAPHS[name])
+    return Dataset(name, folder, {}, official=False, surrogate=False, absent=not (root and folder.is_dir()))
+
+
 def withhold(dataset: Dataset, target: Path) -> Path:
     """The folder that an agent's sandbox mounts: `target/<folder's name>` without the test labels."""
+    if dataset.name in PHOTOGRAPHS:
+        return target
     folder, complete = target / dataset.folder.name, target / f"{dataset.folder.name}.complete"
     copied = json.dumps(dataset.sha256, sort_keys=True)
     if not (complete.exists() and complete.read_text() == copied):

@@ -126,7 +126,7 @@ class Gate:
         """
         receipts: list[Receipt] = []
         wanted = trials.trials(targets, self.change.commit, self.secret)
-        possible = [trial for trial in wanted if not (trial.dataset and self.run.datasets[trial.dataset].absent)]
+        possible = [trial for trial in wanted if trials.can_run(trial, self._dataset(trial.dataset))]
         for _, group in itertools.groupby(possible, key=lambda trial: trial.recipe):
             first, *rest = group
             receipts.append(await self._trial(first))

@@ -99,7 +99,10 @@ def _train(trial: Trial, change: Change, dataset: Dataset | None, site: Site, se
 def _time(trial: Trial, change: Change, dataset: Dataset | None, site: Site, secret: bytes, out: Path) -> Ran:
     """Images a second without start and compilation: a few steps twice, for the first compiles, then many."""
     assert dataset is not None
-    share = _prepare(trial, change, dataset, site, secret)
+    if dataset.name in datasets.PHOTOGRAPHS:
+        data = Mount(dataset.folder, DATA / dataset.folder.name)
+    else:
+        data = Mount(_prepare(trial, change, dataset, site, secret) / "data", DATA)
     batch = tomllib.loads((site.tree / trial.recipe).read_text())["train"]["batch"]
     few, many = TIMED_STEPS
     walls = []
@@ -108,7 +111,7 @@ def _time(trial: Trial, change: Change, dataset: Dataset | None, site: Site, sec
         folder = out / str(turn)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        done = site.sandbox.run(_command(argv, (Mount(share / "data", DATA),), folder, site), site.hear)
+        done = site.sandbox.run(_command(argv, (data,), folder, site), site.hear)
         if done.exit_code != 0:
             return argv, done, {}
         walls.append(done.wall_s)

@@ -23,6 +23,7 @@ Kind = Literal["training", "untrained", "timing", "tests"]  # what the gate has 
 Values = Mapping[str, float]  # of a receipt
 
 SNAPSHOT = "train_error_pct_"  # + epoch: the error on the training images when that epoch had ended
+ILSVRC_IMAGES, ILSVRC_EPOCHS = 1_281_167, 90
 LEARNING = ("zero-steps", "shuffled-labels", "noise-images")
 
 
@@ -35,6 +36,7 @@ class Quantity:
     of: Callable[[Values, float], float | None]
     controls: tuple[str, ...] = ()
     kind: Kind = "training"
+    means: Callable[[float], str] = lambda value: ""  # words that a report adds
 
 
 def epochs_to(values: Values, level: float) -> float | None:
@@ -61,6 +63,12 @@ def _is_snapshot(name: str) -> bool:
     return name.startswith(SNAPSHOT) and name.removeprefix(SNAPSHOT).isdigit()
 
 
+def days_for_ilsvrc(images_per_s: float) -> str:
+    """What the paper's training would take at this pace (sec. 5: roughly 90 cycles through 1.2 million images)."""
+    days = ILSVRC_EPOCHS * ILSVRC_IMAGES / max(images_per_s, 1e-9) / 86400
+    return f"; {ILSVRC_EPOCHS} epochs of {ILSVRC_IMAGES:,} images would take {days:.1f} days at this pace"
+
+
 def failed_tests(values: Values, level: float) -> float | None:
     """None when none ran to its end: what they compare with is not installed."""
     return values.get("failed", 0.0) if values.get("passed", 0.0) + values.get("failed", 0.0) else None
@@ -76,6 +84,6 @@ QUANTITIES: dict[Name, Quantity] = {
     "parameters": Quantity("", 0, _named("parameters"), kind="untrained"),
     "epochs_to": Quantity(" epochs", 2, epochs_to, ("zero-steps", "changed-labels")),
     "train_wall_s": Quantity(" s", 0, _named("train_wall_s")),
-    "images_per_s": Quantity(" images/s", 1, _named("images_per_s"), kind="timing"),
+    "images_per_s": Quantity(" images/s", 1, _named("images_per_s"), kind="timing", means=days_for_ilsvrc),
     "failed_tests": Quantity(" failed", 0, failed_tests, kind="tests"),
 }

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from orchestrator import datasets, quantities
+from orchestrator.datasets import PHOTOGRAPHS, Dataset
 from orchestrator.records import Target
 
 
@@ -61,6 +62,11 @@ def trials(targets: Sequence[Target], commit: str, secret: bytes) -> tuple[Trial
         for trial in _trials_of(recipe, asking, commit, secret):
             found.setdefault(trial.key, trial)
     return tuple(found.values())
+
+
+def can_run(trial: Trial, dataset: Dataset | None) -> bool:
+    """Whether there are data for it. On photographs trainings can be timed, but not scored yet."""
+    return dataset is None or dataset.name not in PHOTOGRAPHS or (trial.kind == "timing" and not dataset.absent)
 
 
 def _trials_of(recipe: str, asking: list[Target], commit: str, secret: bytes) -> Iterable[Trial]:

@@ -89,7 +89,8 @@ def _outcome(
     broken = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "train"]
     failed = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "control"]
     lacking = _lacking(target, receipts)
-    if dataset and not dataset.official:
+    timed = target.quantity.kind == "timing" and dataset and not dataset.absent and not dataset.surrogate
+    if dataset and not dataset.official and not timed:
         return "not measured", f"not measured on {target.dataset.upper()}: the data is {dataset.label}"
     if failed:
         return "not measured", f"control failed: {failed[0].what}"
@@ -102,7 +103,7 @@ def _outcome(
         return "not measured", f"nothing was compared: {skipped}"
     if mean is None or len(values) < target.seeds:
         return "did not finish", f"{len(values)} of {target.seeds} seeds finished{_never(target, receipts)}"
-    ours = f"mean {target.shown(mean)} of {len(values)} seeds, {target.limit} asked"
+    ours = f"mean {target.shown(mean)} of {len(values)} seeds, {target.limit} asked{target.quantity.means(mean)}"
     if target.direction is Direction.reported:
         return "reported", ours
     return ("reproduced" if target.met_by(mean) else "not reproduced"), ours

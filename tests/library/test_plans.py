@@ -23,8 +23,9 @@ def test_a_plan_loads_and_fits_the_library(path: str) -> None:
 @pytest.mark.parametrize("path", PLANS)
 def test_a_plan_has_its_targets_measured_over_three_seeds_or_more(path: str) -> None:
     for target in planfile.load(ROOT, path).targets:
-        assert target.seeds >= 3
-        assert target.margin > 0
+        if target.quantity.kind == "training":
+            assert target.seeds >= 3
+            assert target.margin > 0 or target.direction is Direction.reported
 
 
 @pytest.mark.parametrize("path", PLANS)

@@ -259,8 +259,21 @@ def test_a_dataset_says_what_it_is() -> None:
 
 
 def test_an_unknown_dataset_names_those_that_can_be_measured() -> None:
-    with pytest.raises(InputError, match="dataset `cifar` can't be measured; measurable: mnist, cifar10"):
+    with pytest.raises(
+        InputError, match="dataset `cifar` can't be measured; measurable: mnist, cifar10, imagenette, ilsvrc2012"
+    ):
         datasets.locate("cifar", None)
+
+
+def test_photographs_that_are_not_there_are_absent_and_no_error(tmp_path: Path) -> None:
+    found = datasets.locate("ilsvrc2012", tmp_path)
+    assert (found.absent, found.official, found.label) == (True, False, "ilsvrc2012, which is not on this machine")
+    (tmp_path / "ilsvrc2012").mkdir()
+    found = datasets.locate("ilsvrc2012", tmp_path)
+    assert (found.absent, found.folder) == (False, tmp_path / "ilsvrc2012")
+    assert "can't withhold" in found.label
+    datasets.withhold(found, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 GOOD = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2, 3, 4) + bytes(24)

@@ -169,6 +169,20 @@ def test_a_reported_quantity_has_a_mean_and_no_verdict() -> None:
     assert (found.outcome, found.mean, found.reason[:35]) == ("reported", 101.0, "mean 101 s of 3 seeds, reported onl")
 
 
+def test_a_pace_on_photographs_is_reported_with_the_days_that_the_papers_training_would_take() -> None:
+    asked = target(metric="images_per_s", dataset="imagenette", value=0.0, direction="reported")
+    there = Dataset("imagenette", Path(), {}, official=False, surrogate=False)
+    timed = [trained(seed, None, images_per_s=100.0) for seed in range(3)]
+    found = verdicts.verdict(asked, there, change(), timed)
+    assert found.outcome == "reported"
+    assert "90 epochs of 1,281,167 images would take 13.3 days at this pace" in found.reason
+    absent = dataclasses.replace(there, absent=True)
+    assert verdicts.verdict(asked, absent, change(), []).outcome == "not measured"
+    (timing,) = trials.trials([asked.model_copy(update={"seeds": 1})], "1" * 40, b"secret")
+    error = dataclasses.replace(timing, kind="training")
+    assert [trials.can_run(each, data) for each in (timing, error) for data in (there, absent)] == [True] + [False] * 3
+
+
 def test_tests_that_could_not_run_are_not_measured_and_failed_ones_not_reproduced() -> None:
     asked = {"metric": "failed_tests", "recipe": "tests/t.py", "dataset": "", "value": 0.0, "margin": 0.0, "seeds": 1}
 
