@@ -121,6 +121,7 @@ class Repository:
         self.folder = folder
         self.worktrees = worktrees
         self._trees: dict[str, str] = {}  # of commits, by their own ids: they never change
+        self._made = ("", "", "")  # the last file committed alone: commit, path, text; the next change begins with it
         if not (folder / "HEAD").exists():
             self._init()
         _settle(folder / "config", CONFIG)
@@ -153,8 +154,11 @@ class Repository:
     def resolve(self, ref: str) -> str | None:
         """The commit that a name stands for. A branch of ours is a file, and reading it starts no process."""
         loose = self.folder / ref
-        if ref.startswith("refs/heads/odyssey/") and loose.is_file():
-            return loose.read_text().strip()
+        if ref.startswith("refs/heads/odyssey/"):
+            if loose.is_file():
+                return loose.read_text().strip()
+            if not (self.folder / "packed-refs").exists():  # nothing of ours packs them
+                return None
         try:
             return git(self.folder, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
         except GitError:
@@ -277,6 +281,7 @@ class Repository:
             (self.folder / branch).unlink()
         finally:
             scratch.unlink()
+        self._made = (made, path, text)
         return made
 
     def merge(self, ours: str, theirs: str) -> str | None:
@@ -296,6 +301,8 @@ class Repository:
             git(target, "checkout-index", "--all", "--force", env=at)
 
     def read(self, commit: str, path: str) -> str | None:
+        if (commit, path) == self._made[:2]:
+            return self._made[2]
         try:
             return git(self.folder, "cat-file", "blob", f"{commit}:{path}", strip=False)
         except GitError:
