@@ -258,7 +258,9 @@ class Repository:
 
     def commit_file(self, commit: str, path: str, text: str, message: str, author: str) -> str:
         """A commit on `commit` with one file's text replaced."""
-        return self.commit_files(commit, {path: text.encode(errors="surrogateescape")}, message, author)
+        made = self.commit_files(commit, {path: text.encode(errors="surrogateescape")}, message, author)
+        self._made = (made, path, text)
+        return made
 
     def commit_files(self, commit: str, files: Mapping[str, bytes], message: str, author: str) -> str:
         """A commit on `commit` with some files' contents replaced, made by one command."""
@@ -281,7 +283,6 @@ class Repository:
             (self.folder / branch).unlink()
         finally:
             scratch.unlink()
-        self._made = (made, path, text)
         return made
 
     def merge(self, ours: str, theirs: str) -> str | None:
