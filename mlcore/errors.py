@@ -9,6 +9,8 @@
     │   ├── IdxWrongCount      2    images and labels differ in number, or bytes follow the last item
     │   ├── IdxOversize        2    the header declares more than the file or the limit allows
     │   ├── CifarMalformed     2    a file of CIFAR's is cut, damaged, or has labels that are none
+    │   ├── PictureError       2    a picture that can't be used: damaged, too large, none
+    │   ├── TarError           2    an archive is damaged, cut short or unsafe
     │   ├── DatasetMissing     2    not in the given folder, not in the cache, not to be downloaded
     │   └── ChecksumMismatch   2    the bytes are not the published ones
     ├── CheckpointError        2    no checkpoint can be used
