@@ -72,8 +72,11 @@ def case(ranks: Ranks, make: Make, overrides: tuple[str, ...]) -> dict[str, floa
     def shared(session: Session) -> Engine:
         return RankEngine(ranks, session, make(session, -(-session.recipe.train.batch // ranks.size)))
 
+    def whole(session: Session) -> Engine:
+        return make(session, session.recipe.train.batch)
+
+    alone = ranks.in_turn(lambda: trained(whole, overrides))  # the first one compiles, for all
     together, again = trained(shared, overrides), trained(shared, overrides)
-    alone = trained(lambda session: make(session, session.recipe.train.batch), overrides)
     names = ("loss", "weights", "logits")
     return {
         **{name: _error(*sides) for name, *sides in zip(names, together, alone, strict=True)},
