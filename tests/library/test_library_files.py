@@ -27,7 +27,14 @@ SKILL_KEYS = {"name", "description", "license", "compatibility", "metadata", "al
 WORLD: dict[str, Any] = {
     "task": {"id": "task-1", "title": "a task", "options": {}},
     "plan": {"title": "a plan", "path": "plans/a.md"},
-    "target": {"id": "a-target", "value": 0.95, "margin": 0.05, "direction": "at_most", "seeds": 3},
+    "target": {
+        "id": "a-target",
+        "metric": "test_error_pct",
+        "value": 0.95,
+        "margin": 0.05,
+        "direction": "at_most",
+        "seeds": 3,
+    },  # fmt: skip
     "targets": [],
     "recipe": "mlcore/recipes/a.toml",
     "dataset": "mnist",
