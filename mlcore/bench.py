@@ -56,7 +56,7 @@ def bench(order: Order, tell: Tell) -> dict[str, Any]:
     from mlcore.kernels.peak import measured_peaks
     from mlcore.models import INPUTS
 
-    _demand_known(order.model, list(INPUTS))
+    demand_known(order.model, list(INPUTS))
     names = contenders(order)
     tell("measuring the machine's peak")
     peaks = measured_peaks(kernels.prepare(order.threads))
@@ -80,22 +80,24 @@ def bench(order: Order, tell: Tell) -> dict[str, Any]:
 
 def contenders(order: Order) -> list[str]:
     """Full names: mlcore, and those that `against` names or stands for."""
-    from mlcore.contender import CONTENDERS
+    from mlcore.contender import BY_RANKS, CONTENDERS
 
     groups: dict[str, Callable[[str], bool]] = {
         "torch": lambda name: name.startswith("torch") and "bf16" not in name,
         "torch-bf16": lambda name: "bf16" in name,
     }
-    known = [name for name in CONTENDERS if "without LRN" not in name or _has_lrn(order.model)]
+    known = [name for name in CONTENDERS if name not in BY_RANKS]
+    known = [name for name in known if "without LRN" not in name or _has_lrn(order.model)]
     names = [BASE]
     for given in order.against:
         if given not in groups:
-            _demand_known(given, [*groups, *known])
+            demand_known(given, [*groups, *known])
         names += [name for name in known if groups[given](name)] if given in groups else [given]
     return list(dict.fromkeys(names))
 
 
-def _demand_known(name: str, known: list[str]) -> None:
+def demand_known(name: str, known: list[str]) -> None:
+    """RecipeError for a name that is none of the known ones."""
     if name not in known:
         raise RecipeError(f"nothing is called '{name}'", place="mlcore bench", fix=f"known: {', '.join(known)}")
 

@@ -59,11 +59,11 @@ def _section(race: dict[str, Any]) -> str:
     return "\n".join([f"### {bench_title(race)}", "", *lines, "", *notes])
 
 
-def write_page(path: Path, document: dict[str, Any]) -> None:
+def write_page(path: Path, tables: str) -> None:
     """Replace what stands between the two marks of a page; DataError when it has none."""
     try:
         before, rest = path.read_text().split(BEGIN)
         _, after = rest.split(END)
     except (OSError, ValueError) as error:
         raise DataError("no page with one place for the tables", place=str(path), fix=f"add {BEGIN} {END}") from error
-    path.write_text(f"{before}{BEGIN}\n\n{page(document)}\n\n{END}{after}")
+    path.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")

@@ -36,6 +36,7 @@ class State(BaseModel):
 
     `epoch_*`: sums over the epoch under way. `rows`: the metrics so far. `data_dir`: what `--data` was given.
     `overrides`: as typed when the run began. `progress`: what the validation errors so far lead to.
+    `ranks`: the processes that shared the batches of the last sitting.
     Times in seconds, over all the sittings of the run.
     """
 
@@ -53,6 +54,7 @@ class State(BaseModel):
     wall_s: float = 0.0
     cpu_s: float = 0.0
     train_wall_s: float = 0.0
+    ranks: int = 1
     overrides: tuple[str, ...] = ()
     progress: Progress = Progress()
     rows: tuple[Row, ...] = ()

@@ -233,7 +233,10 @@ def bench(
     the_set: Annotated[
         Path | None, typer.Option("--set", metavar="DIR", help="All races of the documentation, kept in DIR.")
     ] = None,
-    page: Annotated[Path | None, typer.Option(metavar="FILE", help="With --set: a page whose tables to renew.")] = None,
+    ranks: Annotated[int, typer.Option(min=0, help="Several processes instead: what they gain, here and on more.")] = 0,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --set or --ranks: a page whose tables to renew.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the JSON document there.")] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -249,12 +252,25 @@ def bench(
     Example: mlcore bench --loader alexnet_227 --data photographs
 
     Example: mlcore bench --set build/bench --page docs/performance.md
+
+    Example: mlcore bench --ranks 2 --page docs/parallel.md
     """
     from mlcore.bench import Order
     from mlcore.benchset import page as markdown
-    from mlcore.commands import bench_command, bench_loader_command, bench_recipe_command, bench_set_command
+    from mlcore.commands import (
+        bench_command,
+        bench_loader_command,
+        bench_ranks_command,
+        bench_recipe_command,
+        bench_set_command,
+    )
     from mlcore.tables import bench_table, loader_table, run_race_table
 
+    if ranks > 1:
+        from mlcore.scaling import page as scaling_page
+
+        document = bench_ranks_command(Order(model or "", (), batch, rounds=rounds), ranks, page, out, quiet)
+        return _print(document, as_json, lambda d: scaling_page(d["races"]))
     if sum(given is not None for given in (model, the_set, recipe, loader)) != 1:
         said = "one of MODEL, --recipe, --loader and --set is wanted"
         raise RecipeError(said, place="mlcore bench", fix="write: mlcore bench alexnet")

@@ -1,5 +1,7 @@
 """What each command does once it was parsed; every function returns the document that the command prints."""
 
+import io
+import json
 import os
 import sys
 import threading
@@ -17,7 +19,7 @@ from mlcore.data.images import Normaliser
 from mlcore.data.kinds import kind_of
 from mlcore.data.mnist import MNIST, SURROGATE
 from mlcore.data.pictures import read_pictures
-from mlcore.display import Plain, choose, now_and_then, passing_line, telling
+from mlcore.display import Plain, Quiet, choose, now_and_then, passing_line, telling
 from mlcore.errors import CheckFailed, CheckpointError, DataError, Interrupted, RecipeError
 
 TRAIN_COUNT = 60_000
@@ -45,38 +47,55 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
     Of several seeds side by side it is the document of seeds.json, whether all finished or not.
     """
     from mlcore.group import is_group
+    from mlcore.parallel import join
     from mlcore.stop import Halted, listening
 
     _demand_sense(request)
     if request.seeds or (request.resume and is_group(request.resume)):
         return _train_seeds(request)
-    with listening() as stop:
+    team = join()
+    with listening() as stop, team.together():
         try:
-            return _train(request, stop)
+            return _train(request, stop, team)
         except Halted as halted:
             raise Interrupted("stopped before the first step", signal_number=halted.number) from halted
 
 
-def _train(request: TrainRequest, stop: Any) -> dict[str, Any]:
+def _train(request: TrainRequest, stop: Any, team: Any) -> dict[str, Any]:
     run = runs.Run(request.resume) if request.resume else None
-    recipe = run.load_recipe() if run else config.load(str(request.recipe), request.overrides)
-    data = request.data or (_data_dir_of(run) if run else None)
+    recipe = _told_recipe(request, run, team)
+    data = request.data or _existing(team.told(lambda: str((run and _data_dir_of(run)) or "")))
     threading.Thread(target=import_module, args=("mlcore.launch",)).start()  # while data come from the disk and zlib
-    dataset = find_any(recipe, data, request.quiet)
+    dataset = team.in_turn(lambda: find_any(recipe, data, request.quiet or not team.leads))
+    team.same("dataset", json.dumps(dataset.sha256, sort_keys=True))
     from mlcore.launch import Order, execute, started
 
-    display = choose(request.quiet, dataset.surrogate)
-    run = run or started(recipe, dataset, request.out, request.go_on, display)
+    display = choose(request.quiet, dataset.surrogate) if team.leads else Quiet(io.StringIO())
+    run = run or runs.Run(
+        Path(team.told(lambda: str(started(recipe, dataset, request.out, request.go_on, display).path)))
+    )
     display.say(f"training {recipe.name}, seed {recipe.seed}, on {dataset.name} from {dataset.path}, into {run.path}")
-    order = Order(request.overrides, data, request.pictures)
+    order = Order(request.overrides, data, request.pictures, team)
     return {**execute(run, recipe, dataset, display, order, stop), "run": str(run.path)}
+
+
+def _told_recipe(request: TrainRequest, run: runs.Run | None, team: Any) -> config.Recipe:
+    """The recipe as the leader reads it: its files need not be on other machines."""
+
+    def text() -> str:
+        return config.to_toml(run.load_recipe() if run else config.load(str(request.recipe), request.overrides))
+
+    return config.parse(team.told(text), "the recipe")
 
 
 def _train_seeds(request: TrainRequest) -> dict[str, Any]:
     from mlcore import crew, group
+    from mlcore.parallel import ranks_started
     from mlcore.session import network_input, use_threads
     from mlcore.warm import Wanted, warm
 
+    if ranks_started() > 1:
+        raise RecipeError("several seeds among several ranks", place="mpirun", fix="leave mpirun or --seeds away")
     tell = _say_nothing if request.quiet else _say
     if request.resume:
         chosen = group.load_group(request.resume)
@@ -269,12 +288,34 @@ def bench_loader_command(
 
 def bench_set_command(order: Any, folder: Path, page: Path | None, quiet: bool) -> dict[str, Any]:
     """All races of the documentation; with `page`, its tables are rewritten."""
+    from mlcore.benchset import page as tables
     from mlcore.benchset import run_set, write_page
 
     with telling(quiet) as tell:
         document = run_set(folder, order, tell)
     if page:
-        write_page(page, document)
+        write_page(page, tables(document))
+    return document
+
+
+def bench_ranks_command(order: Any, ranks: int, page: Path | None, out: Path | None, quiet: bool) -> dict[str, Any]:
+    """What several processes gain, for a model or for those of the documentation, whose tables `page` holds."""
+    from mlcore import scaling
+    from mlcore.bench import demand_known
+    from mlcore.benchset import write_page
+    from mlcore.files import write_json
+    from mlcore.models import INPUTS
+
+    models = [order.model] if order.model else scaling.MODELS
+    for model in models:
+        demand_known(model, list(INPUTS))
+    with telling(quiet) as tell:
+        races = [scaling.scaling(model, order.batch, ranks, order.rounds, tell) for model in models]
+    document = {"schema": "mlcore.scaling-set/1", "races": races}
+    if page:
+        write_page(page, scaling.page(races))
+    if out:
+        write_json(out, document)
     return document
 
 

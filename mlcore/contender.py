@@ -25,12 +25,17 @@ import numpy as np
 
 from mlcore import kernels, models, ops
 from mlcore.autograd import no_grad
+from mlcore.buckets import Buckets
 from mlcore.config import Precision
-from mlcore.engines import AnyPlan, planned
+from mlcore.data.loader import Batch
+from mlcore.engines import AnyPlan, PlanEngine, planned
+from mlcore.errors import RecipeError
 from mlcore.layers import LocalResponseNorm, Sequential
 from mlcore.optim import SGD
+from mlcore.parallel import Ranks, Team, join
 from mlcore.peers import peer_of, torch_module
 from mlcore.planned.plan import Plan
+from mlcore.rank_engine import RankEngine
 from mlcore.rng import Rng
 from mlcore.tensor import Array, Tensor
 
@@ -47,6 +52,7 @@ class Task:
     labels: Array
     threads: int
     forward: bool
+    team: Team
 
 
 def chosen_step(task: Task, precision: Precision = "fp32") -> Step:
@@ -68,6 +74,14 @@ def _planned_step(plan: AnyPlan, task: Task) -> Step:
     return lambda number: plan.step(task.images, task.labels, RATE, Rng(number))
 
 
+def network_for(model: str, batch: int) -> tuple[Sequential, SGD, Array, Array]:
+    """What is measured: the network with its first weights, its optimiser, one batch of images and labels."""
+    shape, classes = models.INPUTS[model]
+    network = models.build(model, {}, Rng(1))
+    images = Rng(1).child("images").generator().standard_normal((batch, *shape), np.float32)
+    return network, SGD(network.parameters(), MOMENTUM, DECAY), images, np.arange(batch) % classes
+
+
 def _optimiser(task: Task) -> SGD:
     return SGD(task.model.parameters(), MOMENTUM, DECAY)
 
@@ -87,6 +101,54 @@ def tape_step(task: Task) -> Step:
         optimiser.step(RATE)
 
     return forward if task.forward else step
+
+
+@dataclass(frozen=True)
+class _Steady:
+    """As much of a session as ranks need."""
+
+    model: Sequential
+    optimiser: SGD
+    rng: Rng
+
+    def arrays(self) -> dict[str, Array]:
+        return {name: tensor.data for name, tensor in self.model.state().items()}
+
+
+def ranks_step(task: Task) -> Step:
+    """mlcore among the ranks that mpirun started, each with its part of the batch."""
+    kernels.prepare(task.threads)
+    ranks, optimiser = _ranks(task), _optimiser(task)
+    plan = planned(task.model, optimiser, -(-len(task.images) // ranks.size), task.images.shape[1:])
+    if plan is None:
+        raise RecipeError("this network has no plan that pays", place="mlcore bench --ranks", fix="choose another one")
+    session: Any = _Steady(task.model, optimiser, Rng(1))
+    engine = RankEngine(ranks, session, PlanEngine(session, plan))
+    batch = Batch(task.images, task.labels, task.labels)
+
+    def step(number: int) -> None:
+        engine.step(batch, number)
+        engine.move(RATE)
+
+    return step
+
+
+def sums_step(task: Task) -> Step:
+    """Only the sums of as many gradients as the network has weights."""
+    buckets = Buckets(_ranks(task))
+    gradient = np.zeros(sum(tensor.data.size for tensor in task.model.parameters().values()), np.float32)
+
+    def step(number: int) -> None:
+        buckets.add(gradient)
+        buckets.settle()
+
+    return step
+
+
+def _ranks(task: Task) -> Ranks:
+    if not isinstance(task.team, Ranks):
+        raise RecipeError("not started by mpirun", place="mlcore.contender", fix="mlcore bench MODEL --ranks 2")
+    return task.team
 
 
 def torch_step(task: Task, bf16: bool, compiled: bool, last: bool, lrn: bool) -> Step:
@@ -134,37 +196,45 @@ CONTENDERS: dict[str, Callable[[Task], Step]] = {
     "mlcore bf16": partial(chosen_step, precision="bf16"),
     "mlcore planes": planes_step,
     "mlcore tape": tape_step,
+    "mlcore ranks": ranks_step,
+    "all-reduce": sums_step,
     **_torch_modes(),
 }
+BY_RANKS = ("mlcore ranks", "all-reduce")  # of these, started by mpirun
 
 
 def serve(model: str, contender: str, batch: int, threads: int, forward: bool) -> None:
     """Make the network, run two steps to warm up, then as many as each line on stdin says."""
-    shape, classes = models.INPUTS[model]
-    images = Rng(1).child("images").generator().standard_normal((batch, *shape), np.float32)
-    task = Task(models.build(model, {}, Rng(1)), images, np.arange(batch) % classes, threads, forward)
+    team = join()
+    network, _, images, labels = network_for(model, batch)
+    task = Task(network, images, labels, threads, forward, team)
     try:
         began = time.perf_counter()
         step = CONTENDERS[contender](task)
         step(0)
         first_s = time.perf_counter() - began
-        step_s = _timed(step, 1, 1)["wall_s"]
+        step_s = _timed(step, 1, 1, team)["wall_s"]
     except Exception as error:  # whatever keeps PyTorch or its compiler from running here
-        _say({"error": f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}"})
+        _say({"error": f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}"}, team)
         return
-    _say({"first_s": first_s, "step_s": step_s, "peak_mib": _peak_mib()})
+    _say({"first_s": first_s, "step_s": step_s, "peak_mib": _of_all(team, _peak_mib())}, team)
     done = 2
-    for line in sys.stdin:
-        _say(_timed(step, done, int(line)))
-        done += int(line)
+    while count := int(team.told(sys.stdin.readline) or 0):
+        _say(_timed(step, done, count, team), team)
+        done += count
 
 
-def _timed(step: Step, first: int, count: int) -> dict[str, float]:
+def _timed(step: Step, first: int, count: int, team: Team) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     for number in range(first, first + count):
         step(number)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"wall_s": wall / count, "cpu_s": cpu / count, "peak_mib": _peak_mib()}
+    return {"wall_s": wall / count, "cpu_s": _of_all(team, cpu / count), "peak_mib": _of_all(team, _peak_mib())}
+
+
+def _of_all(team: Team, number: float) -> float:
+    """The sum over the processes that are one contender."""
+    return float(team.everyones(np.array([number])).sum()) if isinstance(team, Ranks) else number
 
 
 def _peak_mib() -> float:
@@ -176,7 +246,9 @@ def _peak_mib() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _say(document: dict[str, Any]) -> None:
+def _say(document: dict[str, Any], team: Team) -> None:
+    if not team.leads:
+        return
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 

@@ -112,10 +112,11 @@ class PlanEngine:
         self.plan.take()
 
 
-def engine_for(session: Session) -> Engine:
-    """The plan, where it pays, holding the session's present weights; else the tape."""
+def engine_for(session: Session, batch: int | None = None) -> Engine:
+    """The plan, where it pays, holding the session's present weights; else the tape. batch: None, the recipe's."""
     recipe = session.recipe
-    plan = planned(session.model, session.optimiser, recipe.train.batch, session.input_shape, recipe.precision)
+    batch = batch or recipe.train.batch
+    plan = planned(session.model, session.optimiser, batch, session.input_shape, recipe.precision)
     return PlanEngine(session, plan) if plan else TapeEngine(session)
 
 

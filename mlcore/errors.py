@@ -15,6 +15,7 @@
     ├── NotFinite              4    a NaN or an infinity: which step, which layer, what
     ├── GroupFailed            the first failing run's    of several seeds side by side some did not finish
     ├── CheckFailed            5    a learning or gradient check did not hold
+    ├── RankLost               6    of several processes that train together, one failed or did not answer
     └── Interrupted            128 + signal    stopped by SIGINT (130) or SIGTERM (143)
 
 A message reads `place: what; fix`. Every error survives pickling (multiprocessing) and `as_json` (reports).
@@ -138,6 +139,12 @@ class NotFinite(MlcoreError):
 
     def fields(self) -> dict[str, Any]:
         return {**super().fields(), "step": self.step, "layer": self.layer}
+
+
+class RankLost(MlcoreError):
+    """Another process of those that train together failed, hangs or is somewhere else."""
+
+    exit_code = 6
 
 
 class Interrupted(MlcoreError):

@@ -1,7 +1,8 @@
 """A run from its beginning to its result: new, resumed or continued; every end leaves its files in order."""
 
+import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +15,8 @@ from mlcore.display import Display, now_and_then
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
 from mlcore.evaluate import Evaluation
 from mlcore.files import write_array, write_json
-from mlcore.monitor import Monitor
+from mlcore.monitor import Monitor, Unwritten
+from mlcore.parallel import Team
 from mlcore.session import AnyDataset, Session, assemble, load_weights, network_input, use_threads
 from mlcore.snapshots import of_training_images
 from mlcore.stop import Halted, Stop
@@ -31,6 +33,7 @@ class Order:
     overrides: tuple[str, ...] = ()
     data_dir: Path | None = None
     pictures: bool = True
+    team: Team = field(default_factory=Team)
 
 
 def started(recipe: Recipe, dataset: AnyDataset, out: Path | None, go_on: bool, display: Display) -> runs.Run:
@@ -51,18 +54,21 @@ def execute(
 
     A finished run is left as it is. Raises Interrupted or NotFinite after the result was written with that status.
     """
-    with run.locked():
-        if done := run.finished():
+    team = order.team
+    with run.locked() if team.leads else contextlib.nullcontext():
+        if team.told(lambda: "finished" if run.finished() else ""):
             display.say(f"{run.path}: finished already")
-            return done
+            return run.finished() or {}
         began = (time.monotonic(), time.process_time())
-        threads = use_threads(recipe.threads)
+        threads = use_threads(team.threads(recipe.threads))
         session = assemble(recipe, dataset)
         demand_validation(session)
         # before compiling: what is stopped while it compiles can be resumed
-        state, best = _restored(run, session, dataset, order, display)
-        warm(Wanted.of_recipe(recipe, *network_input(recipe)), now_and_then(display.say))
-        trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began, best)
+        state, best = _shared_state(run, session, dataset, order, display)
+        wanted = Wanted.of_recipe(recipe, *network_input(recipe))
+        wanted = replace(wanted, batch=-(-wanted.batch // team.size))
+        team.in_turn(lambda: warm(wanted, now_and_then(display.say)))
+        trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began, best, team)
         if recipe.train.snapshots:
             trainer.snapshots = of_training_images(run.path, session, dataset)
         return _Ending(trainer, dataset, order, threads).run_to_result()
@@ -85,6 +91,43 @@ def _same(run: runs.Run, recipe: Recipe, dataset: AnyDataset, display: Display) 
 def _agree(known: dict[str, str], present: dict[str, str]) -> bool:
     """Equal where both have a file: test labels may be withheld from one of them."""
     return all(known[name] == present[name] for name in known.keys() & present.keys())
+
+
+def _shared_state(
+    run: runs.Run, session: Session, dataset: AnyDataset, order: Order, display: Display
+) -> tuple[State, Arrays]:
+    """The leader's state and kept weights, with the rest of its arrays in every rank's session."""
+    team, best = order.team, Arrays()
+
+    def read() -> str:
+        nonlocal best
+        state, best = _restored(run, session, dataset, order, display)
+        return state.model_dump_json()
+
+    state = State.model_validate_json(team.told(read))
+    if state.step and team.size > 1:
+        memory = session.optimiser.state()
+        _copy_all(team, {name: tensor.data for name, tensor in session.model.state().items()})
+        _copy_all(team, memory)
+        session.optimiser.load_state(memory)
+        if team.told(lambda: "kept" if best else ""):
+            best = best or {name: tensor.data.copy() for name, tensor in session.model.state().items()}
+            _copy_all(team, best)
+    return _among(team, state, display), best
+
+
+def _copy_all(team: Team, arrays: Arrays) -> None:
+    for name in sorted(arrays):
+        team.copy(arrays[name])
+
+
+def _among(team: Team, state: State, display: Display) -> State:
+    """The state of a run that goes on among so many ranks; other sums round otherwise, which is told."""
+    if state.step == 0 or state.ranks == team.size:
+        return state.model_copy(update={"ranks": team.size})
+    text = f"{state.ranks} ranks until step {state.step}, {team.size} from here: no run in one piece has the same bits"
+    display.warn(text)
+    return state.model_copy(update={"ranks": team.size, "warnings": (*state.warnings, text)})
 
 
 def _restored(
@@ -117,6 +160,8 @@ def _restored(
 
 
 def _monitor(run: runs.Run, state: State, order: Order) -> Monitor:
+    if not order.team.leads:
+        return Unwritten()
     try:
         return Monitor(run.metrics, run.events if order.pictures else None, state.rows, state.step)
     except OSError as error:
@@ -153,6 +198,8 @@ class _Ending:
         trainer.catch_up()
         trainer.use_best()
         seen, held_out = trainer.evaluate(trainer.session.feeds.test), self._held_out(state)
+        if not self.order.team.leads:
+            return {}
         try:
             write_array(run.predictions, seen.predictions)
             if seen.top5 is not None:
@@ -194,6 +241,8 @@ class _Ending:
 
     def _noted(self, status: results.Status, error: MlcoreError) -> MlcoreError:
         """The error, after result.json was written with it as far as the disk allows."""
+        if not self.order.team.leads:
+            return error
         failure = results.Failure(
             error=type(error).__name__,
             message=str(error),
@@ -225,7 +274,7 @@ class _Ending:
             code=results.code(),
             data=results.DataRef(name=data.name, surrogate=data.surrogate, sha256=data.sha256),
             seed=recipe.seed,
-            machine=results.machine(self.threads),
+            machine=results.machine(self.threads, self.order.team.size),
             wall_s=state.wall_s,
             cpu_s=state.cpu_s,
             train_wall_s=state.train_wall_s,

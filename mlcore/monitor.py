@@ -71,3 +71,13 @@ class Monitor:
             if isinstance(value := row.get(key), (int, float)):
                 self._writer.add(tag, value, int(row["step"] or 0))
         self.events = folder
+
+
+class Unwritten(Monitor):
+    """Of a process that does not lead: the rows are the leader's to write."""
+
+    def __init__(self) -> None:
+        self._behind = False
+
+    def add(self, row: Row) -> None:
+        """Nothing is kept."""

@@ -103,14 +103,14 @@ def dropout(x: Tensor, probability: float, rng: Rng) -> Tensor:
     if not 0 <= probability < 1:
         raise ShapeError(f"dropout of {probability}", place=current_layer(), fix="give a number in [0, 1)")
     seed = elementwise.dropout_seed(rng.generator())
-    return record("dropout", (x,), _dropped(x.data, probability, seed), probability, seed)
+    return record("dropout", (x,), _dropped(x.data, probability, seed, rng.before), probability, seed, rng.before)
 
 
-def _dropped(x: Array, probability: float, seed: int) -> Array:
+def _dropped(x: Array, probability: float, seed: int, before: int) -> Array:
     """The values after dropout: what the gradient goes through too."""
     out = np.empty_like(x)
     rows, order = x.reshape(x.shape[0], -1), np.arange(x[0].size)
-    elementwise.dropout(rows, out.reshape(rows.shape), order, probability, seed)
+    elementwise.dropout(rows, out.reshape(rows.shape), order, probability, seed, before)
     return out
 
 

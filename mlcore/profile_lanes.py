@@ -26,7 +26,7 @@ OF_WEIGHTS = ("descend", "bias gradient", "turn")
 
 def seconds_by_part(plan: LanePlan, images_NCHW: Array, labels_N: Array, rest: Key) -> dict[Key, float]:
     """Seconds of each part of a step of training, behind a whole one; `rest`: what belongs to no layer."""
-    seeds = np.arange(len(plan.network.dropouts), dtype=np.int64)
+    seeds = np.append(np.arange(len(plan.network.dropouts)), 0)
     logits = np.empty((len(images_NCHW), plan.network.stages[-1].out.channels), np.float32)
     batch = Batch(images_NCHW, labels_N, seeds, logits, np.empty(len(labels_N)))
     work = len(labels_N) * plan.work

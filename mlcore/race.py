@@ -22,6 +22,7 @@ QUIET_SHARE = 0.1  # of one processor is what others may use in a quiet turn
 MOST_EXTRA = 2  # times the rounds, to find quiet turns in
 
 Tell = Callable[[str], None]
+Launch = Callable[[str, list[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,17 @@ class Seen:
     error: str = ""
 
 
-def race(model: str, names: Sequence[str], how: Sequence[str], rounds: int, tell: Tell) -> dict[str, Seen]:
-    """Everyone's turns; the first of `names` is the base. how: batch, threads and train or forward, as arguments."""
+def race(
+    model: str, names: Sequence[str], how: Sequence[str], rounds: int, tell: Tell, launch: Launch | None = None
+) -> dict[str, Seen]:
+    """Everyone's turns; the first of `names` is the base. how: batch, threads and train or forward, as arguments.
+
+    launch: makes a contender's argv from name and usual argv, where it is not started as it is.
+    """
     seen, waiting = {name: Seen() for name in names}, list(names[1:])
     while waiting or not seen[names[0]].samples:
         with ExitStack() as stack:
-            heat = _heat(model, [names[0], *waiting], how, seen, stack, tell)
+            heat = _heat(model, [names[0], *waiting], how, seen, stack, tell, launch or _as_it_is)
             waiting = waiting[len(heat.started) - 1 :]
             if seen[names[0]].error:
                 break
@@ -67,9 +73,14 @@ class _Heat:
     running: dict[str, _Side] = field(default_factory=dict)
 
 
+def _as_it_is(name: str, argv: list[str]) -> list[str]:
+    return argv
+
+
 def _heat(
-    model: str, names: Sequence[str], how: Sequence[str], seen: dict[str, Seen], stack: ExitStack, tell: Tell
-) -> _Heat:
+    model: str, names: Sequence[str], how: Sequence[str], seen: dict[str, Seen], stack: ExitStack, tell: Tell,
+    launch: Launch,
+) -> _Heat:  # fmt: skip
     """Start contenders in their order while the memory lasts: the base and at least one more are tried."""
     heat, largest = _Heat(), 0.0
     for name in names:
@@ -78,7 +89,8 @@ def _heat(
             break
         tell(f"starting {name}")
         heat.started.append(name)
-        side = stack.enter_context(_Side(model, name, how))
+        argv = [sys.executable, "-m", "mlcore.contender", model, name, *how]
+        side = stack.enter_context(_Side(launch(name, argv)))
         ready = side.answer()
         seen[name].error = ready.get("error", "")
         if not seen[name].error:
@@ -111,8 +123,7 @@ def _take_turns(running: dict[str, _Side], base: str, rounds: int, seen: dict[st
 class _Side:
     """A contender's process."""
 
-    def __init__(self, model: str, name: str, how: Sequence[str]) -> None:
-        argv = [sys.executable, "-m", "mlcore.contender", model, name, *how]
+    def __init__(self, argv: Sequence[str]) -> None:
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.step_s = TURN_S
 

@@ -52,6 +52,7 @@ class Machine(Record):
     cpu: str
     cores: int
     threads: int
+    ranks: int
     os: str
 
 
@@ -110,9 +111,10 @@ def code() -> Code:
     return Code(commit=commit, dirty=dirty, packages=packages, python=platform.python_version())
 
 
-def machine(threads: int) -> Machine:
+def machine(threads: int, ranks: int = 1) -> Machine:
     """This machine, by what Linux tells without rights."""
-    return Machine(cpu=_cpu(), cores=usable_cores(), threads=threads, os=f"{platform.system()} {platform.release()}")
+    system = f"{platform.system()} {platform.release()}"
+    return Machine(cpu=_cpu(), cores=usable_cores(), threads=threads, ranks=ranks, os=system)
 
 
 def usable_cores() -> int:

@@ -16,14 +16,23 @@ Name = str | int
 
 @dataclass(frozen=True)
 class Rng:
-    """A seed and a path of names. It holds no state: equal Rngs give equal numbers, on every machine."""
+    """A seed and a path of names. It holds no state: equal Rngs give equal numbers, on every machine.
+
+    `before`: how many images of the batch come before those at hand, where several processes share it; what is drawn
+    for an image goes by its place in the whole batch. Streams don't depend on it.
+    """
 
     seed: int
     path: tuple[Name, ...] = ()
+    before: int = 0
 
     def child(self, *names: Name) -> Rng:
         """The stream of these names under this one; `child("a", 1)` equals `child("a").child(1)`."""
-        return Rng(self.seed, self.path + names)
+        return Rng(self.seed, self.path + names, self.before)
+
+    def behind(self, images: int) -> Rng:
+        """The same streams, for what comes behind so many images of the batch."""
+        return Rng(self.seed, self.path, images)
 
     def generator(self) -> np.random.Generator:
         """A fresh generator (Philox) at the beginning of this stream."""

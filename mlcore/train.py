@@ -17,7 +17,9 @@ from mlcore.errors import CheckpointError, Interrupted, NotFinite, RecipeError
 from mlcore.evaluate import Evaluation, evaluate_by
 from mlcore.finite import all_finite, find_non_finite
 from mlcore.monitor import LOG_EVERY, Monitor
+from mlcore.parallel import Team
 from mlcore.progress import Progress
+from mlcore.rank_engine import team_engine
 from mlcore.runs import Run
 from mlcore.schedule import Plateau
 from mlcore.session import Session, load_weights
@@ -67,13 +69,14 @@ class Trainer:
     stop: Stop
     began: tuple[float, float]
     best: Arrays = field(default_factory=dict)
+    team: Team = field(default_factory=Team)
     snapshots: Snapshots | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
     @cached_property
     def engine(self) -> Engine:
         """What runs the steps."""
-        return engine_for(self.session)
+        return team_engine(self.team, self.session)
 
     def train(self) -> State:
         """Train to the end; raises Interrupted (checkpoint written) or NotFinite (the last one stays)."""
@@ -84,7 +87,8 @@ class Trainer:
             pace = (time.perf_counter() - start) / (self.state.step - first)
             self.display.show(self._view(pace))
             ended = self._at_epoch_end()
-            due = ended or self.stop.signal or self._is_due()
+            signal, overdue = self.team.agree(self.stop.signal, self._is_due())
+            due = ended or signal or overdue
             if due:
                 self.engine.give()
             if ended:
@@ -93,8 +97,8 @@ class Trainer:
                 self.checkpoint()
             if self._is_over():
                 break
-            if self.stop.signal:
-                raise self._interrupted(self.stop.signal)
+            if signal:
+                raise self._interrupted(signal)
             clock = time.perf_counter()
         return self.timed()
 
@@ -108,6 +112,11 @@ class Trainer:
         """Save now; a failure is told and training goes on, for the checkpoint before stays."""
         _demand_finite_weights(self.session, self.state.step)
         self.saved_at = time.monotonic()
+        if self.team.leads:
+            self._save()
+        self.team.meet()
+
+    def _save(self) -> None:
         try:
             best = {f"best/{name}": array for name, array in self.best.items()}
             save(self.run.checkpoints, Checkpoint(self.timed(), self.session.arrays() | best))
@@ -235,7 +244,9 @@ class Trainer:
         if self.snapshots is None:
             return
         try:
-            self.snapshots.write(epoch, self.evaluate(self.snapshots.images).predictions)
+            seen = self.evaluate(self.snapshots.images)
+            if self.team.leads:
+                self.snapshots.write(epoch, seen.predictions)
         except OSError as error:
             self.warn(f"the predictions after epoch {epoch} can't be written: {error.strerror or error}")
 

@@ -426,7 +426,7 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
         code = paused.code
     except Exception as error:
         _leave_broken(error, resume_with)
-    content = documents.run(state, job.id)
+    content = documents.run(state, job.id, bodies=as_json)
     print(documents.document("run", **content) if as_json else views.status(content), flush=True)
     if code == 0 and content["run"]["status"] != "accepted":
         code = 3

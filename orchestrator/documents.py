@@ -16,8 +16,8 @@ def document(command: str, **content: Any) -> str:
     return json.dumps({"odyssey": VERSION, "command": command, **content}, indent=2)
 
 
-def run(state: State, run_id: str) -> Json:
-    """A run with its tasks, verdicts, spending and pull requests."""
+def run(state: State, run_id: str, bodies: bool = True) -> Json:
+    """A run with its tasks, verdicts, spending and pull requests; without their texts where nobody will read them."""
     ledger = state.ledger
     row = ledger.run(run_id)
     tasks = ledger.tasks(run_id)
@@ -38,7 +38,9 @@ def run(state: State, run_id: str) -> Json:
         },
         "tasks": [{key: task[key] for key in ("id", "status", "agent", "tier", "attempt", "detail")} for task in tasks],
         "verdicts": [verdict for task in tasks for verdict in json.loads(task["verdicts"] or "[]")],
-        "pull_requests": [pull(each) for each in ledger.pulls(run_id)],
+        "pull_requests": [
+            pull(each if bodies else each.model_copy(update={"body": ""})) for each in ledger.each_pull(run_id)
+        ],
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,11 @@ class Ledger(Accounts):
         where, args = ("1", []) if run is None else ("run = ?", [run])
         rows = self._rows(f"SELECT body FROM pulls WHERE {where} ORDER BY number DESC LIMIT ?", *args, newest)
         return [PullRequest.model_validate_json(row["body"]) for row in reversed(rows)]
+
+    def each_pull(self, run: str) -> Iterator[PullRequest]:
+        """A run's pull requests, oldest first, one in memory at a time."""
+        for row in self._rows("SELECT number FROM pulls WHERE run = ? ORDER BY number", run):
+            yield self.pull(row["number"])
 
     def set_pull(self, number: int, **fields: Any) -> PullRequest:
         pull = self.pull(number).model_copy(update=fields)

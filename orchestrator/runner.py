@@ -134,9 +134,10 @@ class Runner:
         feedback, last = "", cast(Tried | None, None)
         ladder = await self._engine.step("route", partial(self._route, task))
         for number, tier in enumerate(ladder, 1):
-            if not await self._engine.step("brain", partial(self._has_brain, task, number, tier)):
+            opened = await self._engine.step("open", partial(self._open, task, number, tier))
+            if opened is None:
                 return await self._out_of_brains(task, tier, last)
-            last = await self._try(task, number, tier, feedback)
+            last = await self._try(task, number, tier, feedback, opened)
             if last.judgement.outcome in ("accepted", "unmeasured"):
                 return await self._publish(task, last)
             feedback = last.judgement.feedback
@@ -145,8 +146,7 @@ class Runner:
             return await self._publish(task, last)
         return await self._end(task, "failed", feedback)
 
-    async def _try(self, task: Task, number: int, tier: Tier, feedback: str) -> Tried:
-        opened = await self._engine.step("open", partial(self._open, task, number, tier))
+    async def _try(self, task: Task, number: int, tier: Tier, feedback: str, opened: Json) -> Tried:
         worktree = Path(opened["worktree"])
         provider = attempts.brain(self._run, task, number, tier, feedback)
         assert provider is not None, "checked by _climb"
@@ -229,11 +229,11 @@ class Runner:
         self._run.say(task.id, "router", decision.why)
         return list(decision.tiers)
 
-    async def _has_brain(self, task: Task, number: int, tier: Tier) -> bool:
-        return attempts.brain(self._run, task, number, tier, "") is not None
-
     async def _open(self, task: Task, number: int, tier: Tier) -> Json:
+        """Where the attempt works; None when nobody can answer on its tier."""
         run = self._run
+        if attempts.brain(run, task, number, tier, "") is None:
+            return None
         head = run.repository.resolve(f"refs/heads/{run.stack}") or run.base_commit
         branch = f"odyssey/{run.id}/attempts/{task.id}/{number}"
         worktree, base = await asyncio.to_thread(run.repository.open, branch, head)

@@ -121,6 +121,7 @@ class Repository:
         self.folder = folder
         self.worktrees = worktrees
         self._trees: dict[str, str] = {}  # of commits, by their own ids: they never change
+        self._made = ("", "", "")  # the last file committed alone: commit, path, text; the next change begins with it
         if not (folder / "HEAD").exists():
             self._init()
         _settle(folder / "config", CONFIG)
@@ -153,8 +154,11 @@ class Repository:
     def resolve(self, ref: str) -> str | None:
         """The commit that a name stands for. A branch of ours is a file, and reading it starts no process."""
         loose = self.folder / ref
-        if ref.startswith("refs/heads/odyssey/") and loose.is_file():
-            return loose.read_text().strip()
+        if ref.startswith("refs/heads/odyssey/"):
+            if loose.is_file():
+                return loose.read_text().strip()
+            if not (self.folder / "packed-refs").exists():  # nothing of ours packs them
+                return None
         try:
             return git(self.folder, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
         except GitError:
@@ -254,7 +258,9 @@ class Repository:
 
     def commit_file(self, commit: str, path: str, text: str, message: str, author: str) -> str:
         """A commit on `commit` with one file's text replaced."""
-        return self.commit_files(commit, {path: text.encode(errors="surrogateescape")}, message, author)
+        made = self.commit_files(commit, {path: text.encode(errors="surrogateescape")}, message, author)
+        self._made = (made, path, text)
+        return made
 
     def commit_files(self, commit: str, files: Mapping[str, bytes], message: str, author: str) -> str:
         """A commit on `commit` with some files' contents replaced, made by one command."""
@@ -296,6 +302,8 @@ class Repository:
             git(target, "checkout-index", "--all", "--force", env=at)
 
     def read(self, commit: str, path: str) -> str | None:
+        if (commit, path) == self._made[:2]:
+            return self._made[2]
         try:
             return git(self.folder, "cat-file", "blob", f"{commit}:{path}", strip=False)
         except GitError:

@@ -57,15 +57,15 @@ def dropout_seed(generator: np.random.Generator) -> int:
     return int(generator.integers(1 << 32))
 
 
-def dropout(x_NF: Array, out_NF: Array, order_F: Array, probability: float, seed: int) -> None:
+def dropout(x_NF: Array, out_NF: Array, order_F: Array, probability: float, seed: int, before: int = 0) -> None:
     """out = x / (1 - probability), or zero with this probability; both ways, for gradients too. May work in place.
 
-    Whether a number is kept depends on the seed and its place only: image * F + order[f]. So no mask is stored, and
-    any layout of the same numbers drops the same ones.
+    Whether a number is kept depends on the seed and its place only: (before + image) * F + order[f]. So no mask is
+    stored, and any layout of the same numbers drops the same ones, as does a part of a batch behind `before` images.
     """
     kind = np.float32 if x_NF.dtype == np.uint16 else x_NF.dtype.type
     scale = kind(1 / (1 - probability))
-    _dropout(COST * x_NF.size, x_NF, out_NF, order_F, int(probability * (1 << 32)), seed, scale)
+    _dropout(COST * x_NF.size, x_NF, out_NF, order_F, int(probability * (1 << 32)), seed, scale, before)
 
 
 def sgd_update(
@@ -115,9 +115,11 @@ def relu_block(values: Array, gate: Array, out: Array) -> None:
 
 
 @SharedKernel
-def _dropout(x_NF: Array, out_NF: Array, order_F: Array, limit: int, seed: int, scale: Any) -> None:
+def _dropout(
+    x_NF: Array, out_NF: Array, order_F: Array, limit: int, seed: int, scale: Any, before: int
+) -> None:  # fmt: skip
     for n in prange(x_NF.shape[0]):
-        _dropout_row(x_NF[n], out_NF[n], order_F, n * x_NF.shape[1], limit, seed, scale)
+        _dropout_row(x_NF[n], out_NF[n], order_F, (before + n) * x_NF.shape[1], limit, seed, scale)
 
 
 @kernel

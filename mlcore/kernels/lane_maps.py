@@ -92,7 +92,10 @@ def bias_gradient(op: Array, base: int, grads: Array) -> None:
 
 @kernel
 def dropout_row(op: Array, memory: Array, seeds: Array, constants: Array, first: int) -> None:
-    """out = x / (1 - probability), or zero; which, depends on the image's number and the place, as on the tape."""
+    """out = x / (1 - probability), or zero; which, depends on the image's number and the place, as on the tape.
+
+    seeds: of each dropout, and behind them how many images of the batch come before those at hand.
+    """
     limit, scale = np.uint32(constants[op[CONSTANTS]]), np.float32(constants[op[CONSTANTS] + 1])
     features, seed = op[CHANNELS] * op[HEIGHT] * op[WIDTH], np.uint32(seeds[op[NUMBER]])
     for channel in range(op[CHANNELS]):
@@ -101,7 +104,7 @@ def dropout_row(op: Array, memory: Array, seeds: Array, constants: Array, first:
             out[:] = x
             continue
         for w in range(op[WIDTH]):
-            start = first * features + (channel * op[HEIGHT] + op[ROW]) * op[WIDTH] + w
+            start = (seeds[-1] + first) * features + (channel * op[HEIGHT] + op[ROW]) * op[WIDTH] + w
             part = slice(w * op[LANES], (w + 1) * op[LANES])
             _drop(x[part], out[part], np.uint32(start), np.uint32(features), seed, limit, scale)
 

@@ -82,6 +82,11 @@ def update(
     _update(work, x_IN, grad_BWV, tiles, nothing, weight_BIV, velocity_BIV, *_parts(move), *copies)
 
 
+def weight_gradient(x_IN: Array, grad_BWV: Array, tiles: Tiles, nothing: Array, out_BIV: Array) -> None:
+    """The gradient of the weights alone, for those who add others' to it before they move by it."""
+    _weight_gradient(x_IN.shape[1] * out_BIV.size, x_IN, grad_BWV, tiles, nothing, out_BIV)
+
+
 def round_weights(weight_BIV: Array, by_input_BWVP: Array, by_output_BIV: Array) -> None:
     """Both rounded copies of the weights."""
     _round_weights(8 * weight_BIV.size, weight_BIV, by_input_BWVP, by_output_BIV)
@@ -234,6 +239,16 @@ def _gradient_tile(x_IN: Array, grad: Array, tile: int, row: int, nothing: Array
         address_of(grad) + b * words * columns * WORD_BYTES, address_of(slope), columns * WORD_BYTES,
         columns, address_of(nothing), 0, np.float32(-np.inf),
     )  # fmt: skip
+
+
+@SharedKernel
+def _weight_gradient(x_IN: Array, grad: Array, tiles: Tiles, nothing: Array, out: Array) -> None:
+    columns = out.shape[2]
+    for b in prange(out.shape[0]):
+        for i in range(tiles.times + tiles.last_times):
+            tile, rows, row = _tile_at(tiles, i)
+            slope = out[b].reshape(-1)[row * columns : (row + rows) * columns]
+            _gradient_tile(x_IN, grad, tile, row, nothing, np.int64(b), slope)
 
 
 @SharedKernel

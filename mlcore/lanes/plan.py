@@ -57,7 +57,7 @@ class LanePlan:
 
     def forward(self, images_NCHW: Array, labels_N: Array, rng: Rng) -> tuple[float, Array]:
         """(mean loss, logits [N, K]); the gradients are made on the way, while all that they need is in the cache."""
-        seeds = [dropout_seed(rng.child(name).generator()) for name in self.network.dropouts]
+        seeds = [*(dropout_seed(rng.child(name).generator()) for name in self.network.dropouts), rng.before]
         self._groups = -(-len(labels_N) // self.lanes)
         seen = self._run(self.training, images_NCHW, labels_N, np.array(seeds, np.int64))
         return float(seen.losses.mean()), seen.logits
@@ -65,8 +65,17 @@ class LanePlan:
     def backward(self) -> None:
         """`forward` has done it."""
 
+    def gradient(self, share: float) -> Array:
+        """All gradients of the last `forward` in one array, of `share` times the loss; others may add to it."""
+        grads = self.memory.grads[: self._groups]
+        grads[0] = np.add.reduce(grads, axis=0)  # group after group
+        grads[0] *= np.float32(share)
+        self._groups = 1
+        gradient: Array = grads[0]
+        return gradient
+
     def update(self, rate: float) -> None:
-        """Move the weights by the gradients of the last `forward`."""
+        """Move the weights by the gradients of the last `forward`, or by what became of `gradient`'s."""
         lane_program.update(
             self.memory.weights, self.velocity, self.memory.grads[: self._groups], self.spans, rate * self.rates,
             self.decays, self.optimiser.momentum, self.optimiser.nesterov,

@@ -64,6 +64,7 @@ class LinearPanels:
         self.nothing = np.zeros(self.columns, np.float32)
         self.tiles = tiles(self.inputs, self.vectors, precision, unit=precision.per_word)
         self.by_input = self.by_output = self.weight
+        self._slope: Array | None = None  # as large as the weights, and only wanted where others add to it
         if precision is not FP32:
             self._rounded = np.zeros((blocks, words, self.columns, precision.per_word), precision.dtype)
             self.by_input = self._rounded.view(precision.word)[..., 0]
@@ -74,17 +75,35 @@ class LinearPanels:
         copies = panels.NO_COPIES if self.precision is FP32 else (self._rounded, self.by_output)
         panels.update(x_IN, grad_BWV, self.tiles, self.nothing, self.weight, self.velocity, move, copies)
 
+    def gradient(self, x_IN: Array, grad_BWV: Array) -> Array:
+        """The same gradient [B, I, V], kept for `move` instead."""
+        if self._slope is None:
+            self._slope = np.zeros_like(self.weight)
+        panels.weight_gradient(x_IN, grad_BWV, self.tiles, self.nothing, self._slope)
+        return self._slope
+
+    def move(self, move: panels.Move) -> None:
+        """Move the weights by the gradient that was kept."""
+        assert self._slope is not None, "gradient comes first"
+        flat = (self.weight.reshape(-1), self.velocity.reshape(-1), self._slope.reshape(1, -1))
+        panels.move_weights(*flat, move)
+        self._round()
+
     def take(self, weight_OI: Array, velocity_OI: Array) -> None:
         """Load the library's own layout."""
         linear_to_plan(weight_OI, self.order, self.weight)
         linear_to_plan(velocity_OI, self.order, self.velocity)
-        if self.precision is not FP32:
-            panels.round_weights(self.weight, self._rounded, self.by_output)
+        self._round()
 
     def give(self) -> tuple[Array, Array]:
         """Weights and velocities [O, I]."""
         weight, velocity = (linear_from_plan(each, self.order, self.outputs) for each in (self.weight, self.velocity))
         return weight, velocity
+
+    def _round(self) -> None:
+        """The copies that are read, after the weights."""
+        if self.precision is not FP32:
+            panels.round_weights(self.weight, self._rounded, self.by_output)
 
 
 class LinearRoom:

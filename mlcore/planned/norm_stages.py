@@ -64,6 +64,12 @@ class BatchNormStage:
         self.weight.update(1, moves["weight"])
         self.bias.update(1, moves["bias"])
 
+    def gradients(self, images: int) -> list[Array]:
+        return [self.weight.gradient(1), self.bias.gradient(1)]
+
+    def move(self, moves: dict[str, Move]) -> None:
+        self.update(1, moves)
+
     def take(self, weights: Weights, velocities: Weights) -> None:
         for part, name in ((self.weight, "weight"), (self.bias, "bias")):
             part.values[:], part.velocity[:] = weights[name], velocities[name]

@@ -7,7 +7,7 @@ Legend: N batch, C channel, H W height and width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numba
 
@@ -58,18 +58,29 @@ class Plan:
         self.update(rate)
         return seen
 
-    def forward(self, images_NCHW: Array, labels_N: Array, rng: Rng) -> tuple[float, Array]:
-        """(mean loss, logits [N, K]); the loss's own gradient is left for `backward`."""
+    def forward(self, images_NCHW: Array, labels_N: Array, rng: Rng, share: float = 1.0) -> tuple[float, Array]:
+        """(mean loss, logits [N, K]); the gradient of `share` times the loss is left for `backward`."""
         self._count = len(labels_N)
         logits = self._forward(images_NCHW, rng)
         mean, softmax = loss.cross_entropy_forward(logits, labels_N)
-        self.stages[-1].out_grad.rows(self._count)[:] = loss.cross_entropy_backward(1.0, softmax, labels_N)
+        self.stages[-1].out_grad.rows(self._count)[:] = loss.cross_entropy_backward(share, softmax, labels_N)
         return float(mean), logits
 
     def backward(self) -> None:
         """Gradients of everything, from the last `forward`; linear layers leave theirs to `update`."""
         for stage in reversed(self.stages):
             stage.backward(self._count)
+
+    def backward_by_layer(self) -> Iterator[list[Array]]:
+        """The same, and after each layer its weights' gradients themselves, for those who add to them: then `move`."""
+        for stage in reversed(self.stages):
+            stage.backward(self._count)
+            yield stage.gradients(self._count)
+
+    def move(self, rate: float, ready: Iterable[object]) -> None:
+        """Move the weights by what `backward_by_layer` gave, a layer for each turn of `ready`, in the same order."""
+        for stage, _ in zip(reversed(self.stages), ready, strict=True):
+            stage.move(self._moves(stage.name, rate))
 
     def update(self, rate: float) -> None:
         """Move the weights by the last `backward`."""

@@ -46,6 +46,12 @@ class Stage(Protocol):
     def update(self, images: int, moves: dict[str, Move]) -> None:
         """Move the weights; moves are by parameter: weight, bias."""
 
+    def gradients(self, images: int) -> list[Array]:
+        """The weights' gradients themselves: what is put there (their sums over several processes) `move` moves by."""
+
+    def move(self, moves: dict[str, Move]) -> None:
+        """Move the weights by what `gradients` gave."""
+
     def take(self, weights: Weights, velocities: Weights) -> None:
         """Load weights and velocities in the library's own layout, by parameter."""
 
@@ -64,6 +70,13 @@ class Bias:
     def collect(self, out_grad: Planes, out: Planes, relu: bool, images: int) -> None:
         """Undo the ReLU of `out` in its gradient, and sum the gradient over pixels."""
         planes.relu_and_bias_gradient(out_grad.array, out_grad.grid, out.array, out.grid, relu, self.sums, images)
+
+    def gradient(self, images: int) -> Array:
+        """The sum over all chunks, in the first one's place: `update` is for one image then."""
+        sums = self.sums[: -(-images // CHUNK)]
+        sums[0] = np.add.reduce(sums, axis=0)  # chunk after chunk
+        first: Array = sums[0]
+        return first
 
     def update(self, images: int, move: Move) -> None:
         panels.move_weights(self.values, self.velocity, self.sums[: -(-images // CHUNK)], move)
@@ -157,6 +170,12 @@ class ConvStage:
             self.bias.update(images, moves["bias"])
         self._pack()
 
+    def gradients(self, images: int) -> list[Array]:
+        return [self.slope, self.bias.gradient(images)] if self.layer.bias else [self.slope]
+
+    def move(self, moves: dict[str, Move]) -> None:
+        self.update(1, moves)
+
     def take(self, weights: Weights, velocities: Weights) -> None:
         self.weight[:] = layout.conv_to_plan(weights["weight"], self.layer.groups)
         self.velocity[:] = layout.conv_to_plan(velocities["weight"], self.layer.groups)
@@ -185,6 +204,12 @@ class Weightless:
     """What a stage without weights has to do about them."""
 
     def update(self, images: int, moves: dict[str, Move]) -> None:
+        """There is nothing to move."""
+
+    def gradients(self, images: int) -> list[Array]:
+        return []
+
+    def move(self, moves: dict[str, Move]) -> None:
         """There is nothing to move."""
 
     def take(self, weights: Weights, velocities: Weights) -> None:
@@ -286,17 +311,17 @@ class DropoutStage(Weightless):
     def __init__(self, name: str, probability: float, x: Planes, x_grad: Planes | None) -> None:
         self.name, self.probability, self.out = name, probability, x
         self.out_grad = x if x_grad is None else x_grad
-        self.order, self.seed = x.canonical_order(), -1
+        self.order, self.seed, self.before = x.canonical_order(), -1, 0
 
     def forward(self, images: int, rng: Rng | None) -> None:
         self.seed = -1 if rng is None else elementwise.dropout_seed(rng.child(self.name).generator())
-        if self.seed >= 0:
-            rows = self.out.rows(images)
-            elementwise.dropout(rows, rows, self.order, self.probability, self.seed)
+        if rng is not None:
+            self.before, rows = rng.before, self.out.rows(images)
+            elementwise.dropout(rows, rows, self.order, self.probability, self.seed, self.before)
 
     def backward(self, images: int) -> None:
         rows = self.out_grad.rows(images)
-        elementwise.dropout(rows, rows, self.order, self.probability, self.seed)
+        elementwise.dropout(rows, rows, self.order, self.probability, self.seed, self.before)
 
 
 class LinearStage:
@@ -336,6 +361,16 @@ class LinearStage:
         panels.transpose(self.x.rows(images), turned)
         self.panels.update(turned, self._room.words(by_output), moves["weight"])
         self.bias.update(images, moves["bias"])
+        self._start()
+
+    def gradients(self, images: int) -> list[Array]:
+        turned, (by_output, _) = self._room.turned(images), self._room.gradients(images)
+        panels.transpose(self.x.rows(images), turned)
+        return [self.panels.gradient(turned, self._room.words(by_output)), self.bias.gradient(images)]
+
+    def move(self, moves: dict[str, Move]) -> None:
+        self.panels.move(moves["weight"])
+        self.bias.update(1, moves["bias"])
         self._start()
 
     def take(self, weights: Weights, velocities: Weights) -> None:

@@ -34,7 +34,7 @@ WORLD: dict[str, Any] = {
         "margin": 0.05,
         "direction": "at_most",
         "seeds": 3,
-    },  # fmt: skip
+    },
     "targets": [],
     "recipe": "mlcore/recipes/a.toml",
     "dataset": "mnist",

@@ -79,11 +79,12 @@ def test_contenders_race_in_heats_when_memory_is_short(monkeypatch: pytest.Monke
     assert len(seen["mlcore"].samples) == len(seen["a"].base) + len(seen["b"].base)
 
 
-def _scripted(self: Any, model: str, name: str, how: list[str]) -> None:
+def _scripted(self: Any, argv: list[str]) -> None:
     """A side that plays its part without any network."""
     import subprocess
     import sys
 
+    name = argv[4]
     part = {"broken": '{"error": "ImportError: no torch"}'}.get(name, '{"first_s": 1, "step_s": 1, "peak_mib": 9}')
     turn = "sys.exit(3)" if name == "dying" else 'print(\'{"wall_s": 1, "cpu_s": 0, "peak_mib": 9}\', flush=True)'
     code = f"import sys\nprint('{part}', flush=True)\nfor line in sys.stdin: {turn}"
@@ -125,7 +126,7 @@ def test_a_set_goes_on_where_it_was_and_renews_the_page_between_its_marks(
     assert raced.count("alexnet") == 3  # the one above, in bf16, and its evaluation
     path = tmp_path / "page.md"
     path.write_text(f"before {benchset.BEGIN} old {benchset.END} after")
-    benchset.write_page(path, document)
+    benchset.write_page(path, benchset.page(document))
     text = path.read_text()
     assert text.startswith("before ")
     assert text.endswith(" after")
@@ -133,7 +134,7 @@ def test_a_set_goes_on_where_it_was_and_renews_the_page_between_its_marks(
     assert "| torch compiled * | 1.0 |" in text
     assert "- mlcore is 2.50 times as fast as the best of its kind: torch compiled" in text
     with pytest.raises(DataError, match="no page"):
-        benchset.write_page(tmp_path / "none.md", document)
+        benchset.write_page(tmp_path / "none.md", "")
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of one program only")

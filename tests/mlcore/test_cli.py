@@ -78,7 +78,7 @@ def test_help_answers_at_once_and_names_every_command() -> None:
 def test_help_shows_each_commands_line_whole() -> None:
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
     commands = shown.partition("Commands:")[2]
-    assert len(commands.split("\n  ")) == 12
+    assert len(commands.split("\n  ")) == 13
     assert "..." not in commands
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlcore import init
 from mlcore.errors import RecipeError, ShapeError
-from mlcore.layers import LocalResponseNorm
+from mlcore.layers import Linear, LocalResponseNorm
 from mlcore.models import INPUTS, MODELS, build
 from mlcore.models.cuda_convnet import DEVIATIONS
 from mlcore.ops import cross_entropy
@@ -16,7 +17,7 @@ from mlcore.optim import SGD
 from mlcore.rng import Rng
 from mlcore.summary import summarise
 from mlcore.tensor import Tensor
-from tests.mlcore.helpers import needs_compiler, normal
+from tests.mlcore.helpers import Array, needs_compiler, normal
 
 # name -> parameters: C1 156, C3 2,416, C5 48,120, F6 10,164, output 850
 LENET5_PARAMETERS = 156 + 2_416 + 48_120 + 10_164 + 850
@@ -242,3 +243,23 @@ def test_a_bad_option_is_refused_with_what_is_known(name: str, options: dict[str
     with pytest.raises(RecipeError) as caught:
         build(name, options, Rng(0))
     assert message in str(caught.value)
+
+
+def test_weights_drawn_in_pieces_and_side_by_side_are_the_weights_of_their_streams() -> None:
+    def make() -> list[Array]:
+        return [Linear(1100, outputs, Rng(3).child(outputs)).weight.data for outputs in (1000, 7)]
+
+    with init.together():
+        many = make()
+        assert not many[0].any()
+    for weight, outputs, alone in zip(many, (1000, 7), make(), strict=True):
+        stream = Rng(3).child(outputs, "weight").generator()
+        want = init.he((outputs, 1100), 1100, outputs, stream).astype(np.float32)
+        assert np.array_equal(weight, want)
+        assert np.array_equal(alone, want)
+
+
+def test_a_network_that_is_not_really_wanted_is_blank() -> None:
+    with init.together(really=False):
+        model = build("mlp", {}, Rng(1))
+    assert not any(tensor.data.any() for tensor in model.parameters().values())

@@ -243,3 +243,45 @@ def test_a_nan_in_the_input_reaches_the_loss() -> None:
     loss, logits = plan.step(x, np.arange(3), 0.0, Rng(1))
     assert np.isnan(loss)
     assert np.isnan(logits).any(axis=1).tolist() == [False, True, False]
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_moved_by_gradients_that_were_given_out_have_the_bits_of_a_step(precision: str) -> None:
+    plans = []
+    for _ in range(2):
+        model = _mixed()
+        plans.append(Plan(model, SGD(model.parameters(), 0.9, 0.02), 19, (3, 37, 35), precision))
+    stepping, other = plans
+    for step, count in enumerate((19, 3)):
+        x, labels, rng = normal((count, 3, 37, 35), seed=step), np.arange(count) % 7, Rng(5).child("step", step)
+        stepping.step(x, labels, RATE, rng)
+        other.forward(x, labels, rng)
+        other.move(RATE, list(other.backward_by_layer()))
+    for plan in plans:
+        plan.give()
+    for name, tensor in stepping.model.parameters().items():
+        assert (other.model.parameters()[name].data == tensor.data).all(), name
+    assert (other.logits(x) == stepping.logits(x)).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("where", ["tape", "plan"])
+def test_the_gradient_of_a_batch_is_the_sum_of_its_parts_masks_of_dropout_included(where: str) -> None:
+    whole, parts = ([_gradients(where, part) for part in cut] for cut in ([(0, 9)], [(0, 4), (4, 9)]))
+    for got, want in zip(np.add(*parts), whole[0], strict=True):
+        assert_near(np.asarray(got), np.asarray(want), where, 1e-5)
+
+
+def _gradients(where: str, part: tuple[int, int]) -> Array:
+    """The gradient of the first linear layer for a part of a batch of nine, weighted by its size."""
+    model = build("mlp", {"dropout": 0.4, "hidden": [12]}, Rng(1), (1, 5, 5))
+    x, labels, mine = normal((9, 1, 5, 5)), np.arange(9), slice(*part)
+    rng, share = Rng(5).child("step", 0).behind(part[0]), (part[1] - part[0]) / 9
+    if where == "plan":
+        plan = Plan(model, SGD(model.parameters()), 9, (1, 5, 5))
+        plan.forward(x[mine], labels[mine], rng, share)
+        return np.stack([gradients[-1] for gradients in plan.backward_by_layer() if gradients][-1:])
+    loss = ops.cross_entropy(model(Tensor(x[mine]), rng), labels[mine])
+    loss.backward(np.array(share))
+    return np.stack([tensor.grad for name, tensor in model.parameters().items() if name.endswith("bias")][:1])

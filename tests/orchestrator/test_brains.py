@@ -64,7 +64,7 @@ def test_a_plan_ends_with_reviewed_pull_requests_and_what_they_cost(tmp_path: Pa
 
 STEPS = {
     "odyssey-3": [
-        "@plan/chief reply 0", "route", "brain", "open",
+        "@plan/chief reply 0", "route", "open",
         "a/1 reply 0", "a/1 tools 0", "a/1 reply 1", "a/1 tools 1", "a/1 reply 2", "a/1 tools 2", "a/1 reply 3",
         "freeze", "policy", "accept: grep -q a notes/a.md",
         "a/1/review snapshot", "a/1/review reply 0", "a/1/review tools 0", "a/1/review reply 1", "publish", "end",
