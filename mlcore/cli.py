@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Train small networks on a CPU, fast and reproducibly.\n\nFirst steps: `mlcore check lenet5_mnist`, then "
     "`mlcore train lenet5_mnist`.\n\nExit codes: 0 done, 2 recipe/data/usage, 4 NaN or infinity, 5 check failed, "
+    "6 another rank failed or hung, "
     "130 Ctrl-C, 143 SIGTERM.",
     no_args_is_help=True,
     rich_markup_mode=None,
