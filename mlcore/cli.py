@@ -13,16 +13,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mlcore import __version__
 from mlcore.cli_data import data_app
 from mlcore.errors import Interrupted, MlcoreError, RecipeError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Train small networks on a CPU, fast and reproducibly.\n\nFirst steps: `mlcore check lenet5_mnist`, then "
@@ -257,14 +254,14 @@ def bench(
     Example: mlcore bench --ranks 2 --page docs/parallel.md
     """
     from mlcore.bench import Order
-    from mlcore.benchset import page as markdown
-    from mlcore.commands import (
+    from mlcore.bench_commands import (
         bench_command,
         bench_loader_command,
         bench_ranks_command,
         bench_recipe_command,
         bench_set_command,
     )
+    from mlcore.benchset import page as markdown
     from mlcore.tables import bench_table, loader_table, run_race_table
 
     if ranks > 1:
@@ -302,7 +299,7 @@ def profile(
 
     Example: mlcore profile alexnet --threads 2
     """
-    from mlcore.commands import profile_command
+    from mlcore.bench_commands import profile_command
     from mlcore.tables import profile_table
 
     _print(profile_command(name, batch, threads, steps, quiet), as_json, profile_table)
@@ -324,7 +321,7 @@ def warm(
 
     Example: mlcore warm lenet5_mnist alexnet
     """
-    from mlcore.commands import warm_command
+    from mlcore.bench_commands import warm_command
     from mlcore.tables import warm_table
 
     _print(warm_command(names or [], threads, quiet), as_json, warm_table)

@@ -86,7 +86,7 @@ def join(environ: Mapping[str, str] = os.environ) -> Team:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
         reason = str(error).partition("\n")[0]
-        raise RecipeError(f"no MPI ({reason})", place="mpirun", fix="pip install 'odyssey[mpi]'") from error
+        raise RecipeError(f"no MPI ({reason})", place="mpirun", fix="pip install -e '.[mpi]'") from error
     return Ranks(MPI, _seconds(environ.get(TIMEOUT, "")))
 
 

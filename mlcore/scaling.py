@@ -65,7 +65,7 @@ def scaling(model: str, batch: int, ranks: int, rounds: int, tell: Tell) -> dict
     """Measure and project one network; MlcoreError when mlcore or MPI can't run."""
     seen = race(model, [BASE, *BY_RANKS], [str(batch), str(ranks), "train"], rounds, tell, _by_mpirun(ranks))
     if failed := {name: it.error for name, it in seen.items() if it.error}:
-        raise MlcoreError(f"could not run: {failed}", place="mlcore bench --ranks", fix="pip install 'odyssey[mpi]'")
+        raise MlcoreError(f"could not run: {failed}", place="mlcore bench --ranks", fix="pip install -e '.[mpi]'")
     tell(f"timing the way back of {model}")
     line = _timeline_apart(model, batch, ranks)
     rows = {name: _row(name, it, batch) for name, it in seen.items()}
@@ -160,7 +160,7 @@ def _by_mpirun(ranks: int) -> Any:
     beside = Path(sys.executable).parent / "mpirun"
     mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
     if mpirun is None:
-        raise RecipeError("no mpirun", place="mlcore bench --ranks", fix="pip install 'odyssey[mpi]'")
+        raise RecipeError("no mpirun", place="mlcore bench --ranks", fix="pip install -e '.[mpi]'")
 
     def launch(name: str, argv: list[str]) -> list[str]:
         one_thread = [*argv[:-2], "1", argv[-1]]

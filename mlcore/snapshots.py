@@ -25,8 +25,7 @@ PATTERN = "train_predictions_*.npy"
 class Snapshots:
     """Into `folder`, [N] of `dtype`, of `images`: every training image of the files, in their order, not augmented.
 
-    That is one more pass forward an epoch, about a third of the epoch's training; images held out by the recipe's
-    validation and limit are among them.
+    That is one more pass forward an epoch; images held out by the recipe's validation and limit are among them.
     """
 
     folder: Path

@@ -23,7 +23,7 @@ from tests.mlcore.drawn import RECIPE, command, mlcore, surrogate, surrogate_fol
 from tests.mlcore.helpers import ROOT, needs_compiler, run_python
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-REASON = "training by several processes needs the extra: pip install 'odyssey[mpi]'"
+REASON = "training by several processes needs the extra: pip install -e '.[mpi]'"
 LONG = "train.epochs=100000"
 
 

@@ -62,7 +62,7 @@ def test_a_run_that_fails_ends_the_race_with_its_last_words(monkeypatch: pytest.
 
 
 def test_only_torch_is_raced_against_over_whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlcore.commands import bench_recipe_command
+    from mlcore.bench_commands import bench_recipe_command
 
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(RecipeError, match="no whole runs against tensorflow"):

@@ -261,8 +261,10 @@ print(done)
 
 
 ORCHESTRATOR = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a script started the tests in the background
 from orchestrator.sandbox.base import Command, Limits
 from orchestrator.sandbox.bubblewrap import BubblewrapSandbox, find_bwrap
 sandbox = BubblewrapSandbox(find_bwrap())

@@ -7,8 +7,10 @@ Legend: N photographs, B batch, V views, P Q a view's pixels, S the side of a ce
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -42,12 +44,13 @@ class Seeing:
     look: Look
     refuse: bool = True
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _affine(self) -> tuple[Floats, Floats]:
+        """Normalisation as byte * scale [3] - less [3,S,S]."""
         side = self.cut.image[0]
         scale = np.broadcast_to(1 / (255 * self.normaliser.deviation), (3, 1, 1))
         less = np.broadcast_to(self.normaliser.mean / self.normaliser.deviation, (3, side, side))
-        object.__setattr__(self, "_scale", np.ascontiguousarray(scale[:, 0, 0], np.float32))
-        object.__setattr__(self, "_less", np.ascontiguousarray(less, np.float32))
+        return np.ascontiguousarray(scale[:, 0, 0], np.float32), np.ascontiguousarray(less, np.float32)
 
     def shown(self, catalogue: Catalogue, index: int, windows_V3: Windows, add_3: Floats, out_V3PQ: Floats) -> None:
         """Fill `out_V3PQ` with a photograph's windows; PictureError when it can't be had."""
@@ -55,8 +58,7 @@ class Seeing:
             square = decode_square(catalogue.read(index), self.cut.image[0], self.look.most_pixels)
         except PictureError as error:
             raise error if error.place else error.at(catalogue.place(index)) from None
-        corner = square.top, square.left
-        cut_views(square.image_HW3, corner, windows_V3, self._scale, self._less, add_3, out_V3PQ)  # type: ignore[attr-defined]
+        cut_views(square.image_HW3, (square.top, square.left), windows_V3, *self._affine, add_3, out_V3PQ)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,7 @@ class Filler:
             return
         most = AHEAD * max(-(-len(first.index) // PIECE), 1)
         workers = self.seeing.look.workers
-        pieces = (piece for whole in _before(first, wholes) for piece in self._cut_up(whole))
+        pieces = (piece for whole in itertools.chain([first], wholes) for piece in self._cut_up(whole))
         for piece in ahead(self._fill, pieces, workers, max(most, workers)):
             self.faults.merge(piece.faults)
             came.append(piece.came)
@@ -156,14 +158,8 @@ class PhotoFeed:
     def __init__(
         self, filler: Filler, index: Indices, labels: Indices, batch: int, rng: Rng, noise: ColourNoise | None
     ) -> None:
-        self.filler, self.index, self.labels, self.batch, self.rng, self.noise = (
-            filler,
-            index,
-            labels,
-            batch,
-            rng,
-            noise,
-        )
+        self.filler, self.index, self.labels = filler, index, labels
+        self.batch, self.rng, self.noise = batch, rng, noise
 
     @property
     def steps_per_epoch(self) -> int:
@@ -248,8 +244,3 @@ class PhotoStream:
             index = self.index[start : start + most]
             windows = np.broadcast_to(self.windows, (len(index), *self.windows.shape))
             yield _Whole(index, np.ascontiguousarray(windows), np.zeros((len(index), 3), np.float32))
-
-
-def _before(first: _Whole, others: Iterator[_Whole]) -> Iterator[_Whole]:
-    yield first
-    yield from others
