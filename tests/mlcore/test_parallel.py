@@ -218,7 +218,7 @@ def test_outside_of_mpirun_mpi_is_not_even_imported() -> None:
 
 def test_mpirun_without_mpi4py_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(RecipeError, match=r"pip install 'odyssey\[mpi\]'"):
+    with pytest.raises(RecipeError, match=r"pip install -e '.\[mpi\]'"):
         join({"PMI_SIZE": "2"})
 
 
