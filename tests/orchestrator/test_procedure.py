@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -96,6 +98,15 @@ def test_the_last_steps_failure_is_no_success() -> None:
 def test_where_it_stands_is_read_off_the_conversation() -> None:
     whole = talk([("one", False), ("two", False), ("three", False)])
     assert talk([("one", False), ("two", False), ("three", False)]) == whole
+
+
+def test_the_preflight_of_a_target_that_needs_no_dataset_runs() -> None:
+    """An item that renders to nothing is left out: once, `--dataset` was then given the next option as its value."""
+    target = {"id": "alexnet-parameters", "seeds": 1, "metric": "parameters"}
+    text = (ROOT / "skills/measure-reproduction/scripts/procedure.toml").read_text()
+    argv = talk([], text, target=target, recipe="alexnet", dataset="")[0].tool_calls[0]["input"]["argv"]
+    done = subprocess.run([sys.executable, *argv[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, '"ready": true' in done.stdout) == (0, True), done.stderr
 
 
 def one(template: str) -> str:
