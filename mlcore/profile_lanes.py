@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlcore.kernels import lane_program
-from mlcore.kernels.lane_kinds import KINDS, Batch
+from mlcore.kernels.lane_kinds import KINDS, Batch, Table
 from mlcore.lanes.plan import LanePlan
 from mlcore.lanes.stages import Operations, Stage
 from mlcore.tensor import Array
@@ -31,14 +31,14 @@ def seconds_by_part(plan: LanePlan, images_NCHW: Array, labels_N: Array, rest: K
     batch = Batch(images_NCHW, labels_N, seeds, logits, np.empty(len(labels_N)))
     work = len(labels_N) * plan.work
 
-    def run(table: Array) -> None:
+    def run(table: Table) -> None:
         lane_program.run(work, table, plan.lanes, plan.memory, batch)
 
     seen = {key: _timed(partial(run, table)) for key, table in _parts(plan, rest).items()}
     return seen | {("(optimiser)", UPDATE): _timed(partial(plan.update, 0.0))}
 
 
-def _parts(plan: LanePlan, rest: Key) -> dict[Key, Array]:
+def _parts(plan: LanePlan, rest: Key) -> dict[Key, Table]:
     """The tables of operations, in the order of the network."""
     found: dict[int, Key] = {}
     kept: list[list[int]] = []
@@ -65,7 +65,7 @@ def _parts(plan: LanePlan, rest: Key) -> dict[Key, Array]:
     parts: dict[Key, list[list[int]]] = {}
     for op in operations:
         parts.setdefault(found.get(id(op), rest), []).append(op)
-    return {key: np.array(rows, np.int64) for key, rows in parts.items()}
+    return {key: Table(rows) for key, rows in parts.items()}
 
 
 def _timed(run: Callable[[], object]) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mlcore.kernels.entries import call_entry
 from mlcore.kernels.jit import SharedKernel, kernel
-from mlcore.kernels.lane_kinds import Batch, Place, entries
+from mlcore.kernels.lane_kinds import Batch, Place, Table
 from mlcore.kernels.micro import address_of
 
 UPDATE_BLOCK = 1 << 12
@@ -36,11 +36,11 @@ class Memory(NamedTuple):
     constants: Array
 
 
-def run(work: int, table: Array, lanes: int, memory: Memory, batch: Batch) -> None:
+def run(work: int, table: Table, lanes: int, memory: Memory, batch: Batch) -> None:
     """All groups of a batch through the table. work: multiplications, about."""
     images = np.require(batch.images, np.float32, ["C", "A", "W"])  # exactly as the entries were compiled for
     labels = np.require(batch.labels, np.int64, ["C", "A", "W"])
-    _run(work, table, entries(table), lanes, memory, batch._replace(images=images, labels=labels))
+    _run(work, table.rows, table.entries(), lanes, memory, batch._replace(images=images, labels=labels))
 
 
 def update(

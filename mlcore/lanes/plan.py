@@ -14,7 +14,7 @@ import numpy as np
 
 from mlcore.kernels import lane_program
 from mlcore.kernels.elementwise import dropout_seed
-from mlcore.kernels.lane_kinds import Batch
+from mlcore.kernels.lane_kinds import Batch, Table
 from mlcore.kernels.lane_program import Memory
 from mlcore.lanes.layout import group_images
 from mlcore.lanes.program import Network, network
@@ -114,7 +114,7 @@ class LanePlan:
         """What activations and gradients take."""
         return self.memory.activations.nbytes + self.memory.winners.nbytes + self.memory.grads.nbytes
 
-    def _run(self, table: Array, images_NCHW: Array, labels_N: Array, seeds: Array) -> Batch:
+    def _run(self, table: Table, images_NCHW: Array, labels_N: Array, seeds: Array) -> Batch:
         count = len(images_NCHW)
         logits = np.empty((count, self.network.stages[-1].out.channels), np.float32)
         batch = Batch(images_NCHW, labels_N, seeds, logits, np.empty(count))

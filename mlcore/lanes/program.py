@@ -9,9 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from mlcore.kernels.lane_kinds import operation
+from mlcore.kernels.lane_kinds import Table, operation
 from mlcore.lanes.layout import Arena, Parameters, Plane
 from mlcore.lanes.stages import (
     AvgPoolStage,
@@ -40,7 +38,6 @@ from mlcore.layers import (
     Tanh,
 )
 from mlcore.planned.fuse import Unplannable
-from mlcore.tensor import Array
 
 Shape = tuple[int, ...]
 Named = tuple[str, Layer]
@@ -79,9 +76,9 @@ class Network:
     def weighted(self) -> Iterator[Weighted]:
         return (stage for stage in self.stages if isinstance(stage, ConvStage | LinearStage))
 
-    def table(self, training: bool) -> Array:
-        """The operations [operations, columns] of a step of training, or of an evaluation."""
-        return np.array(self.operations(training), np.int64)
+    def table(self, training: bool) -> Table:
+        """The operations of a step of training, or of an evaluation."""
+        return Table(self.operations(training))
 
     def operations(self, training: bool) -> list[list[int]]:
         """The rows of the table."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore.kernels import lane_program, reference
-from mlcore.kernels.lane_kinds import Batch
+from mlcore.kernels.lane_kinds import Batch, Table
 from mlcore.kernels.lane_program import Memory
 from mlcore.lanes.layout import Arena, Parameters, Plane, group_images
 from mlcore.lanes.program import PooledStage
@@ -41,7 +41,7 @@ class Bench:
     def run(self, operations: Iterable[list[int]]) -> None:
         one = np.zeros((1, 1, 1, 1), np.float32)
         batch = Batch(one, np.zeros(1, np.int64), np.zeros(1, np.int64), one[0, 0], np.zeros(1))
-        lane_program.run(0, np.array(list(operations), np.int64), group_images(), self.memory, batch)
+        lane_program.run(0, Table(operations), group_images(), self.memory, batch)
 
     def forward(self, stage: Stage) -> None:
         self.run(operation for row in range(stage.out.height) for operation in stage.forward(row, True))

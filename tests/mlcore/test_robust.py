@@ -6,6 +6,7 @@ import json
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlcore.checkpoint import newest
 from mlcore.config import Recipe
 from mlcore.errors import DataError, MlcoreError
+from mlcore.events import record
 from mlcore.files import append
 from mlcore.launch import Order, execute, started
 from mlcore.monitor import Monitor
@@ -142,20 +146,47 @@ def test_metrics_that_found_no_room_are_written_when_there_is_some(tmp_path: Pat
 
 
 def test_tensorboard_reads_the_copy_of_the_metrics(tmp_path: Path) -> None:
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     monitor = Monitor(tmp_path / "metrics.jsonl", tmp_path / "events", step=7)
-    monitor.add({"kind": "step", "step": 8, "loss": 0.5, "rate": 0.25})
+    monitor.add({"kind": "step", "step": 80_000, "loss": 0.5, "rate": 0.25})
     (path,) = (tmp_path / "events").iterdir()
-    raw, events = path.read_bytes(), []
+    events = [Event.FromString(data) for data in _records(path.read_bytes())]
+    assert events[0].file_version == "brain.Event:2"
+    assert (events[1].step, events[1].session_log.status) == (7, SessionLog.START)
+    values = [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in events[2:]]
+    assert values == [(80_000, "step/loss", 0.5), (80_000, "step/rate", 0.25)]
+    assert all(abs(event.wall_time - time.time()) < 3600 for event in events)
+
+
+def _records(raw: bytes) -> Iterator[bytes]:
+    """What the frames of an event file hold; both checksums of each are those of another writer."""
+    from tensorboardX.record_writer import masked_crc32c
+
     while raw:
         size = int.from_bytes(raw[:8], "little")
-        events.append(Event.FromString(raw[12 : 12 + size]))
+        data = raw[12 : 12 + size]
+        checksums = [int.from_bytes(raw[at : at + 4], "little") for at in (8, 12 + size)]
+        assert checksums == [masked_crc32c(raw[:8]), masked_crc32c(data)]
+        yield data
         raw = raw[16 + size :]
-    assert events[0].file_version == "brain.Event:2"
-    assert events[1].step == 7
-    values = [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in events[2:]]
-    assert values == [(8, "step/loss", 0.5), (8, "step/rate", 0.25)]
+
+
+@given(st.binary(max_size=300))
+def test_a_record_is_framed_as_another_writer_frames_it(data: bytes) -> None:
+    assert list(_records(record(data))) == [data]
+
+
+def test_training_with_pictures_loads_no_other_framework(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from mlcore.monitor import Monitor
+Monitor(Path({str(tmp_path / "m")!r}), Path({str(tmp_path)!r})).add({{"kind": "step", "step": 1, "loss": 1.0}})
+print([name for name in ("torch", "tensorboardX") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_killed_in_mid_epoch_it_keeps_rate_drops_best_weights_and_snapshots_to_the_bit(tmp_path: Path) -> None:
