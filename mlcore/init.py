@@ -2,8 +2,8 @@
 
 fan_in and fan_out count the connections into and out of one unit. A layer casts the array to its dtype and draws
 it from the stream named after the parameter, so a weight depends on the seed and its own name only: adding a layer
-elsewhere changes nothing here. Numbers come one after the other out of that stream, whatever the shape: an array drawn
-in pieces is the same array.
+elsewhere changes nothing here. Numbers come one after the other out of that stream, whatever the shape, and after each
+STREAM of them out of the stream's next jump, so that threads can share the largest layers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ Array = NDArray[Any]
 Shape = tuple[int, ...]
 Initialiser = Callable[[Shape, int, int, np.random.Generator], Array]
 
+STREAM = 1 << 20  # numbers
 PIECE = 1 << 15  # numbers drawn at a time: what is thrown away stays in the cache
 WORTH_SHARING = 1 << 20  # numbers
 
@@ -113,7 +114,7 @@ def _deviation(text: str) -> float:
 
 @dataclass(frozen=True)
 class Draw:
-    """First values to be drawn: float32, C-contiguous, from the generator's present place on."""
+    """First values to be drawn: float32, C-contiguous, from the generator's present place on, by Philox."""
 
     values: Array
     make: Initialiser
@@ -123,9 +124,24 @@ class Draw:
 
     def do(self) -> None:
         """Fill the values."""
-        flat = self.values.reshape(-1)
-        for start in range(0, flat.size, PIECE):
-            piece = flat[start : start + PIECE]
+        for part in self.parts():
+            part.fill()
+
+    def parts(self) -> list[Draw]:
+        """One for each stream; who does which when makes no difference."""
+        flat, bits = self.values.reshape(-1), self.generator.bit_generator
+        assert isinstance(bits, np.random.Philox)
+        pieces = [flat[start : start + STREAM] for start in range(0, flat.size, STREAM)]
+        streams = [self.generator, *(np.random.Generator(bits.jumped(n)) for n in range(1, len(pieces)))]
+        return [
+            replace(self, values=piece, generator=stream)
+            for piece, stream in zip(pieces, streams[: len(pieces)], strict=True)
+        ]
+
+    def fill(self) -> None:
+        """Out of one stream, in pieces."""
+        for start in range(0, self.values.size, PIECE):
+            piece = self.values[start : start + PIECE]
             piece[:] = self.make(piece.shape, self.fan_in, self.fan_out, self.generator)
 
 
@@ -150,18 +166,18 @@ def together(really: bool = True) -> Iterator[None]:
     if really and before is not None:
         before += draws
     elif really:
-        _share(sorted(draws, key=lambda draw: -draw.values.size))
+        _share(draws)
 
 
 _waiting: list[Draw] | None = None
 
 
 def _share(draws: list[Draw]) -> None:
-    """Each draw has a stream of its own, so who draws when makes no difference."""
-    threads = get_num_threads() if sum(draw.values.size for draw in draws) > WORTH_SHARING else 1
+    parts = [part for draw in draws for part in draw.parts()]
+    threads = get_num_threads() if sum(part.values.size for part in parts) > WORTH_SHARING else 1
     if threads == 1:
-        for draw in draws:
-            draw.do()
+        for part in parts:
+            part.fill()
         return
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(Draw.do, draws))
+        list(pool.map(Draw.fill, parts))

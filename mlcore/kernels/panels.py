@@ -25,6 +25,8 @@ from mlcore.kernels.precision import WORD_BYTES, narrow, widen
 DEPTH = 1024  # words of inputs whose weights stay in the cache while all images pass
 BLOCKS = 16  # blocks of outputs that go back to the inputs at a time
 TURN = 8  # tiles in one turn
+FEW = 16  # inputs whose weights are turned round at a time: a line of the cache, which rows a power of two apart share
+BLANK = 1 << 10  # numbers that are looked at before it is asked whether one was not zero
 
 Array = NDArray[Any]
 
@@ -101,6 +103,14 @@ def pack_gradient(grad_NO: Array, by_output_BWVP: Array, by_image: Array) -> Non
 def transpose(matrix: Array, out: Array) -> None:
     """out = matrix.T, in squares that fit the cache, as numbers of out's kind."""
     _transpose(64 * matrix.size, matrix, out)
+
+
+def pack_weights(weight_OI: Array, order: Array, out_BIV: Array) -> None:
+    """[O, I] into panels [B, I, V], inputs in the order in which they lie in memory; what is padding stays as it is.
+
+    A block that is all zeros and stays so is not written: of velocities at the start, pages have not even been touched.
+    """
+    _pack_weights(4 * out_BIV.size, weight_OI, np.argsort(order), out_BIV)
 
 
 def copy_rows(matrix: Array, out: Array) -> None:
@@ -313,6 +323,36 @@ def _transpose(matrix: Array, out: Array) -> None:
             for column in range(turn * side, min(matrix.shape[1], (turn + 1) * side)):
                 for row in range(first, min(matrix.shape[0], first + side)):
                     out[column, row] = narrow(widen(matrix[row, column]), out)
+
+
+@SharedKernel
+def _pack_weights(weight: Array, place: Array, out: Array) -> None:
+    columns = out.shape[2]
+    for b in prange(out.shape[0]):
+        rows, panel = weight[b * columns : (b + 1) * columns], out[b]
+        if not (_is_blank(rows) and _is_blank(panel)):
+            few = np.empty((FEW, columns), np.float32)
+            for first in range(0, place.size, FEW):
+                count = min(FEW, place.size - first)
+                for v in range(rows.shape[0]):
+                    for k in range(count):
+                        few[k, v] = rows[v, first + k]
+                for k in range(count):
+                    for v in range(rows.shape[0]):
+                        panel[place[first + k], v] = few[k, v]
+
+
+@kernel
+def _is_blank(matrix: Array) -> bool:
+    """Whether all bits are zero."""
+    bits = matrix.reshape(-1).view(np.uint32)
+    for start in range(0, bits.size, BLANK):
+        seen = np.uint32(0)
+        for i in range(start, min(bits.size, start + BLANK)):
+            seen |= bits[i]
+        if seen:
+            return False
+    return True
 
 
 @SharedKernel

@@ -6,9 +6,7 @@ Legend: N image, I input, O output, B block of outputs, V columns of a panel, P 
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 
 from mlcore.kernels import panels
@@ -16,27 +14,6 @@ from mlcore.kernels.precision import FP32, Precision
 from mlcore.layers import Linear
 from mlcore.planned.layout import panel_columns, panel_vectors, tiles
 from mlcore.tensor import Array
-
-
-def linear_to_plan(weight_OI: Array, order: Array, panels_BIV: Array) -> None:
-    """[O, I] into panels [B, I, V], inputs in the order in which they lie in memory; what is padding stays as it is.
-
-    Block by block, since the largest layers are too large to be copied whole.
-    """
-    columns = panels_BIV.shape[2]
-
-    def turn(block: int) -> None:
-        rows, panel = weight_OI[block * columns : (block + 1) * columns], panels_BIV[block]
-        if not (_is_blank(rows) and _is_blank(panel)):
-            panel[: len(order), : len(rows)] = np.ascontiguousarray(rows.T)[order]
-
-    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        list(pool.map(turn, range(len(panels_BIV))))
-
-
-def _is_blank(array: Array) -> bool:
-    """Whether all bits are zero, as of velocities at the start: such pages have not even been touched."""
-    return array.flags.c_contiguous and not array.view(np.uint32).any()
 
 
 def linear_from_plan(panels_BIV: Array, order: Array, outputs: int) -> Array:
@@ -91,8 +68,8 @@ class LinearPanels:
 
     def take(self, weight_OI: Array, velocity_OI: Array) -> None:
         """Load the library's own layout."""
-        linear_to_plan(weight_OI, self.order, self.weight)
-        linear_to_plan(velocity_OI, self.order, self.velocity)
+        for given, ours in ((weight_OI, self.weight), (velocity_OI, self.velocity)):
+            panels.pack_weights(np.ascontiguousarray(given), self.order, ours)
         self._round()
 
     def give(self) -> tuple[Array, Array]:

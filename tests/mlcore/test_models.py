@@ -254,7 +254,9 @@ def test_weights_drawn_in_pieces_and_side_by_side_are_the_weights_of_their_strea
         assert not many[0].any()
     for weight, outputs, alone in zip(many, (1000, 7), make(), strict=True):
         stream = Rng(3).child(outputs, "weight").generator()
-        want = init.he((outputs, 1100), 1100, outputs, stream).astype(np.float32)
+        size, next_stream = outputs * 1100, np.random.Generator(stream.bit_generator.jumped())  # type: ignore[attr-defined]
+        flat = [init.he((init.STREAM,), 1100, outputs, each) for each in (stream, next_stream)]
+        want = np.concatenate(flat)[:size].astype(np.float32).reshape(outputs, 1100)
         assert np.array_equal(weight, want)
         assert np.array_equal(alone, want)
 

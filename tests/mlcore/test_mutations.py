@@ -31,6 +31,7 @@ CROP_MEAN = "test_data_windows.py::test_cutting_less_the_mean_equals_its_slow_tw
 DROPOUT = "test_planned_kernels.py::test_dropout_drops_its_share_the_same_in_any_order"
 PLANNED_CONV = "test_planned_kernels.py::test_a_planned_convolution_equals_its_slow_twin"
 PLANNED_LINEAR = "test_planned_kernels.py::test_a_planned_linear_layer_equals_its_slow_twin"
+PACKED = "test_planned_kernels.py::test_weights_are_packed_in_the_order_of_the_inputs_and_padding_stays"
 PLANNED_MAX = "test_planned_kernels.py::test_planned_max_pooling_with_normalisation_equals_its_slow_twins"
 PLANNED_AVG = "test_planned_kernels.py::test_planned_average_pooling_equals_its_slow_twin"
 WINOGRAD = "test_winograd.py::test_winograds_convolution_equals_its_slow_twin"
@@ -79,6 +80,7 @@ COMPILED = (
     Mutant("panels.py", "n % wide, o & last] = value", "0, o & last] = value", PLANNED_LINEAR),
     Mutant("panels.py", "1 if first > 0 else 0, floor if at_end", "0, floor if at_end", PLANNED_LINEAR),
     Mutant("panels.py", "1 if first > 0 else 0, np.float32(-np.inf)", "0, np.float32(-np.inf)", PLANNED_LINEAR),
+    Mutant("panels.py", "panel[place[first + k], v]", "panel[first + k, v]", PACKED),
     Mutant("plane_pool.py", "(value > so_far) |", "(value >= so_far) |", PLANNED_MAX),
     Mutant("plane_pool.py", "(h + padding) // stride + 1)", "(h + padding) // stride)", PLANNED_MAX),
     Mutant("plane_pool.py", "there[c] += share * widen(slope[c])", "there[c] += widen(slope[c])", PLANNED_AVG),

@@ -229,6 +229,21 @@ def test_planned_average_pooling_equals_its_slow_twin(
 
 
 @odd_shapes
+@given(st.integers(1, 70), st.integers(1, 90), st.sampled_from([16, 24, 32]), st.booleans(), st.booleans())
+def test_weights_are_packed_in_the_order_of_the_inputs_and_padding_stays(
+    outputs: int, inputs: int, columns: int, is_blank: bool, fills_blank: bool
+) -> None:
+    weight = np.zeros((outputs, inputs), np.float32) if is_blank else normal((outputs, inputs))
+    order = Rng(inputs).generator().permutation(inputs)
+    blocks = -(-outputs // columns)
+    out = np.full((blocks, inputs + 3, columns), 0 if fills_blank else 9, np.float32)
+    want = out.copy()
+    for o in range(outputs):
+        want[o // columns, :inputs, o % columns] = weight[o, order]
+    panels.pack_weights(weight, order, out)
+    assert np.array_equal(out, want)
+
+
 @given(st.integers(1, 2000), st.integers(1, 400))
 def test_tiles_cover_a_length_without_rest_as_evenly_as_can_be(length: int, most: int) -> None:
     rows, times, last_rows, last_times = micro.cover(length, most)
