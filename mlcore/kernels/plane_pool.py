@@ -17,10 +17,31 @@ from numpy.typing import NDArray
 
 from mlcore.kernels import plane_windows
 from mlcore.kernels.jit import SharedKernel, kernel
+from mlcore.kernels.lane_pool import (
+    CHANNELS,
+    COLUMNS,
+    FIRST,
+    LAST,
+    OUT,
+    PADDING,
+    PIXEL,
+    SIZE,
+    STRIDE,
+    TOP,
+    WIDTH,
+    WINDOWS,
+    WON,
+    X_RING,
+    X_ROW,
+    X,
+    max_pool,
+)
+from mlcore.kernels.micro import address_of
 from mlcore.kernels.plane_windows import AVERAGING
 from mlcore.kernels.planes import Grid
 from mlcore.kernels.precision import narrow, widen
 from mlcore.kernels.response import NO_RESPONSE, Response, respond, respond_back, room
+from mlcore.kernels.simd import LANES
 
 COST = 16  # what handling one value costs, in multiplications
 
@@ -113,9 +134,10 @@ def _max_forward_image(
     x: Array, response: Response, size: int, stride: int, padding: int, out: Array, grid: Grid, winner: Array, n: int
 ) -> None:
     height, width, channels = x.shape
-    ring = np.empty((size, width, channels), np.float32)
-    space = room(channels, response)
-    best, which = np.empty(channels, np.float32), np.empty(channels, np.uint8)
+    columns, whole = winner.shape[1], -(-channels // LANES) * LANES
+    ring = np.zeros((size, width, whole), np.float32)
+    best, which = np.empty((columns, whole), np.float32), np.empty((columns, whole), np.uint8)
+    space, op = room(channels, response), _windows_on(ring, size, stride, padding, best, which)
     ready = 0
     for p in range(winner.shape[0]):
         top = p * stride - padding
@@ -124,29 +146,24 @@ def _max_forward_image(
             for w in range(width):
                 respond(x[ready, w], response, space, ring[ready % size, w])
             ready += 1
-        for q in range(winner.shape[1]):
-            _window_winner(ring, top, q * stride - padding, height, best, which)
+        op[TOP], op[FIRST], op[LAST] = top, max(0, -top), min(size, height - top)
+        max_pool(op, 0, 0)
+        for q in range(columns):
             for c in range(channels):
-                winner[p, q, c] = which[c]
-            _write(best, out, n, grid.border + p * grid.step, grid.border + q * grid.step)
+                winner[p, q, c] = which[q, c]
+            _write(best[q], out, n, grid.border + p * grid.step, grid.border + q * grid.step)
 
 
 @kernel
-def _window_winner(ring: Array, top: int, left: int, height: int, best: Array, which: Array) -> None:
-    """The window whose corner is (top, left); what lies outside of the image takes no part."""
-    size, width = ring.shape[:2]
-    first_i, first_j = max(0, -top), max(0, -left)
-    corner, place = ring[(top + first_i) % size, left + first_j], np.uint8(first_i * size + first_j)
-    for c in range(best.size):
-        best[c], which[c] = corner[c], place
-    for i in range(first_i, min(size, height - top)):
-        for j in range(first_j, min(size, width - left)):
-            candidate, place = ring[(top + i) % size, left + j], np.uint8(i * size + j)
-            for c in range(best.size):
-                value, so_far = candidate[c], best[c]
-                wins = (value > so_far) | ((value != value) & (so_far == so_far))
-                best[c] = value if wins else so_far
-                which[c] = place if wins else which[c]
+def _windows_on(ring: Array, size: int, stride: int, padding: int, best: Array, which: Array) -> Array:
+    """The row of a table by which `max_pool` goes over rows of windows, all but which row it is."""
+    rows, width, channels = ring.shape
+    op = np.zeros(len(WINDOWS), np.int64)
+    op[X], op[X_RING], op[X_ROW], op[WIDTH] = address_of(ring), rows, 4 * width * channels, width
+    op[SIZE], op[STRIDE], op[PADDING] = size, stride, padding
+    op[OUT], op[WON], op[COLUMNS], op[CHANNELS] = address_of(best), address_of(which), best.shape[0], 1
+    op[PIXEL] = 4 * channels
+    return op
 
 
 @SharedKernel
