@@ -89,6 +89,11 @@ def load_images(x_NCHW: Array, planes: Array, grid: Grid) -> None:
     _load_images(4 * x_NCHW.size, x_NCHW, planes, grid)
 
 
+def unload_images(planes: Array, grid: Grid, out_NCHW: Array) -> None:
+    """The way back: the first images of planes, as float32."""
+    _unload_images(4 * out_NCHW.size, planes, grid, out_NCHW)
+
+
 def pack_panels(weight: Array, spans: Array, panels: Array) -> None:
     """Weights [G, K, R, O] into forward panels [B, K * W, V, P]; spans [B, 3]: group, first output, how many."""
     _pack_panels(8 * panels.size, weight, spans, panels)
@@ -191,9 +196,20 @@ def _load_images(x_NCHW: Array, planes: Array, grid: Grid) -> None:
         per_group = planes.shape[4]
         for c in range(x_NCHW.shape[1]):
             for y in range(grid.height):
-                row = planes[c // per_group, n, grid.border + y]
+                row = planes[c // per_group, n, grid.border + y * grid.step]
                 for x in range(grid.width):
-                    row[grid.border + x, c % per_group] = narrow(x_NCHW[n, c, y, x], planes)
+                    row[grid.border + x * grid.step, c % per_group] = narrow(x_NCHW[n, c, y, x], planes)
+
+
+@SharedKernel
+def _unload_images(planes: Array, grid: Grid, out_NCHW: Array) -> None:
+    for n in prange(out_NCHW.shape[0]):
+        per_group = planes.shape[4]
+        for c in range(out_NCHW.shape[1]):
+            for y in range(grid.height):
+                row = planes[c // per_group, n, grid.border + y * grid.step]
+                for x in range(grid.width):
+                    out_NCHW[n, c, y, x] = widen(row[grid.border + x * grid.step, c % per_group])
 
 
 @SharedKernel

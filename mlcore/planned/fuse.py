@@ -91,7 +91,15 @@ class Block:
     side: tuple[Step, ...]
 
 
-Step = Weighted | MaxPooling | AvgPooling | Dropping | GlobalPooling | Normalising | Block
+@dataclass(frozen=True)
+class Unfused:
+    """A layer that runs as on the tape, between planes."""
+
+    name: str
+    layer: Layer
+
+
+Step = Unfused | Weighted | MaxPooling | AvgPooling | Dropping | GlobalPooling | Normalising | Block
 
 
 def fused(layers: Sequence[Named]) -> list[Step]:
@@ -131,7 +139,9 @@ def _first_step(layers: list[Named]) -> tuple[Step | None, int]:
     if isinstance(layer, Residual):
         relu = isinstance(following, ReLU)
         return _block(name, layer, relu), 2 if relu else 1
-    raise Unplannable(f"layer '{name}': there is no planned {type(layer).__name__} at this place")
+    if layer.buffers() or any("." in part for part in layer.parameters()):
+        raise Unplannable(f"layer '{name}': there is no planned {type(layer).__name__} at this place")
+    return Unfused(name, layer), 1
 
 
 def _weighted(name: str, layer: Conv2d | Linear, following: list[Named]) -> tuple[Step, int]:

@@ -20,11 +20,13 @@ from mlcore.planned.fuse import (
     MaxPooling,
     Normalising,
     Step,
+    Unfused,
     Unplannable,
     Weighted,
     fused,
 )
 from mlcore.planned.layout import Planes, Pool
+from mlcore.planned.library_stage import LibraryStage
 from mlcore.planned.norm_stages import BatchNormStage, BlockStage
 from mlcore.planned.stages import AvgPoolStage, ConvStage, DropoutStage, LinearStage, MaxPoolStage, Stage
 from mlcore.planned.winograd_stage import DIRECT, Space, WinogradConvStage, chosen
@@ -107,6 +109,8 @@ class _Wiring:
             return AvgPoolStage(step.name, step.size, step.stride, step.padding, x, x_grad, out, self.pool)
         if isinstance(step, GlobalPooling):
             return AvgPoolStage(step.name, _side(step, x), 1, 0, x, x_grad, out, self.pool)
+        if isinstance(step, Unfused):
+            return LibraryStage(step.name, step.layer, x, x_grad, out, self.pool)
         if isinstance(step, Normalising):
             if x_grad is None or not x.is_plain or x_grad.groups > 1 or out.groups > 1:
                 raise Unplannable(f"layer '{step.name}': BatchNorm2d needs layers of one group around it")

@@ -18,7 +18,9 @@ from mlcore.layers import (
     Flatten,
     Layer,
     Linear,
+    LocallyConnected2d,
     LocalResponseNorm,
+    MapResponseNorm,
     MaxPool2d,
     ReLU,
     Sequential,
@@ -63,8 +65,29 @@ def _mixed() -> Sequential:
     return Sequential(layers, (3, 37, 35))
 
 
+def _unusual() -> Sequential:
+    """Layers that have no planned form: before any weights, between planes of groups and strides, with weights of their
+    own."""
+    rng = Rng(4)
+    layers: list[tuple[str, Layer]] = [
+        ("t0", Tanh()),
+        ("c1", Conv2d(3, 24, 3, rng.child("c1"), padding=1)),
+        ("n1", MapResponseNorm(3, 1.0, 0.1, 0.75)),
+        ("p1", MaxPool2d(3, 2)),
+        ("t1", Tanh()),
+        ("c2", Conv2d(24, 40, 3, rng.child("c2"), stride=2, padding=1, groups=2)),
+        ("t2", Tanh()),
+        ("l3", LocallyConnected2d((40, 4, 3), 17, 3, rng.child("l3"), padding=1)),
+        ("r3", ReLU()),
+        ("f", Flatten()),
+        ("l4", Linear(17 * 4 * 3, 6, rng.child("l4"))),
+    ]
+    return Sequential(layers, (3, 15, 13))
+
+
 CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "a bit of everything": (_mixed, (3, 37, 35), 7),
+    "layers without a planned form": (_unusual, (3, 15, 13), 6),
     "mnist_cnn": (lambda: build("mnist_cnn", {}, Rng(1), (1, 12, 11)), (1, 12, 11), 10),
     "cuda_convnet": (lambda: build("cuda_convnet", {}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
     "lenet5": (lambda: build("lenet5", {}, Rng(1), (1, 14, 14)), (1, 14, 14), 10),
@@ -226,7 +249,7 @@ def test_layers_are_fused_into_steps() -> None:
     ("layers", "said"),
     [
         ([("c", Conv2d(1, 4, 3, Rng(1), padding=3)), ("f", Flatten())], "layer 'c': a padding of 3"),
-        ([("t", Tanh())], "layer 't': there is no planned Tanh"),
+        ([("s", Sequential([("l", Linear(4, 4, Rng(1)))], (4,)))], "layer 's': there is no planned Sequential"),
     ],
 )
 def test_a_network_that_has_no_plan_says_which_layer_is_in_the_way(layers: list[Any], said: str) -> None:
