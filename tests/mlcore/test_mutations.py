@@ -33,6 +33,8 @@ PLANNED_CONV = "test_planned_kernels.py::test_a_planned_convolution_equals_its_s
 PLANNED_LINEAR = "test_planned_kernels.py::test_a_planned_linear_layer_equals_its_slow_twin"
 PACKED = "test_planned_kernels.py::test_weights_are_packed_in_the_order_of_the_inputs_and_padding_stays"
 PLANNED_MAX = "test_planned_kernels.py::test_planned_max_pooling_with_normalisation_equals_its_slow_twins"
+WHOLE_MAX = "test_planned_kernels.py::test_planned_max_pooling_of_whole_vectors_equals_its_slow_twin"
+WHOLE_AVG = "test_planned_kernels.py::test_planned_average_pooling_of_whole_vectors_equals_its_slow_twin"
 PLANNED_AVG = "test_planned_kernels.py::test_planned_average_pooling_equals_its_slow_twin"
 WINOGRAD = "test_winograd.py::test_winograds_convolution_equals_its_slow_twin"
 WINOGRAD_BF16 = "test_winograd.py::test_in_bf16_it_is_within_a_hundredth_of_its_slow_twin"
@@ -74,13 +76,21 @@ COMPILED = (
     Mutant("plane_weights.py", "1 if start > first or y > 0 else 0", "1 if start > first else 0", PLANNED_CONV),
     Mutant("planes.py", "widen(shown[v]) <= 0", "widen(shown[v]) < 0", PLANNED_CONV),
     Mutant("planes.py", "(kernel_w - 1 - s) * channels", "s * channels", PLANNED_CONV),
-    Mutant("planes.py", "row[grid.border + x, c % per_group]", "row[x, c % per_group]", PLANNED_CONV),
+    Mutant(
+        "planes.py",
+        "row[grid.border + x * grid.step, c % per_group] =",
+        "row[x * grid.step, c % per_group] =",
+        PLANNED_CONV,
+    ),
     Mutant("panels.py", "(slope[i] + decay * weight[i])", "(slope[i] - decay * weight[i])", PLANNED_LINEAR),
     Mutant("panels.py", "weight[i] -= rate * speed", "weight[i] += rate * speed", PLANNED_LINEAR),
     Mutant("panels.py", "n % wide, o & last] = value", "0, o & last] = value", PLANNED_LINEAR),
     Mutant("panels.py", "1 if first > 0 else 0, floor if at_end", "0, floor if at_end", PLANNED_LINEAR),
     Mutant("panels.py", "1 if first > 0 else 0, np.float32(-np.inf)", "0, np.float32(-np.inf)", PLANNED_LINEAR),
     Mutant("panels.py", "panel[place[first + k], v]", "panel[first + k, v]", PACKED),
+    Mutant(
+        "lane_pool.py", "spread(np.float32(i * size + j)), which)", "spread(np.float32(i * size)), which)", WHOLE_MAX
+    ),
     Mutant("plane_pool.py", "max(0, -top), min(size, height - top)", "max(0, -top), size", PLANNED_MAX),
     Mutant("plane_pool.py", "ring[ready % size, w]", "ring[min(ready, size - 1), w]", PLANNED_MAX),
     Mutant("lane_pool.py", "value = load_at(row + j * pixel)", "value = load_at(row + start * pixel)", PLANNED_MAX),
@@ -94,10 +104,10 @@ COMPILED = (
     ),
     Mutant("tile_text.py", 'f"i64 {j * self.lanes + lane}"', 'f"i64 {lane}"', PLANNED_CONV),
     Mutant("tile_text.py", "add i64 %from, %a_outer", "add i64 %from, %a_inner", PLANNED_CONV),
-    Mutant("plane_windows.py", '"last": min(size, grid.height - top)', '"last": size', PLANNED_MAX),
-    Mutant("plane_windows.py", "row * pooled_grid.width * channels", "row * pooled_grid.width", PLANNED_MAX),
-    Mutant("plane_windows.py", "(border + row) * width + border", "(border + row) * width", PLANNED_AVG),
-    Mutant("plane_windows.py", "grid.border + grid.width) * channels):", "grid.width) * channels):", PLANNED_AVG),
+    Mutant("plane_windows.py", '"last": min(size, grid.height - top)', '"last": size', WHOLE_MAX),
+    Mutant("plane_windows.py", "row * pooled_grid.width * channels", "row * pooled_grid.width", WHOLE_MAX),
+    Mutant("plane_windows.py", "(border + row) * width + border", "(border + row) * width", WHOLE_AVG),
+    Mutant("plane_windows.py", "grid.border + grid.width) * channels):", "grid.width) * channels):", WHOLE_AVG),
     Mutant("transform.py", "fadd {self.vector} {value}, %start", "fsub {self.vector} {value}, %start", WINOGRAD),
     Mutant(
         "winograd.py",

@@ -22,6 +22,7 @@ from tests.mlcore.helpers import Array, needs_compiler, normal, odd_shapes
 pytestmark = needs_compiler
 
 
+Pooling = tuple[tuple[int, ...], tuple[int, int, int], int]  # shape of the input; size, stride, padding; groups
 precisions = st.sampled_from([FP32, BF16])
 
 
@@ -160,10 +161,11 @@ def _now(stage: LinearStage, precision: Precision) -> tuple[Array, Array]:
 
 
 @st.composite
-def poolings(draw: Callable[..., Any]) -> tuple[tuple[int, ...], tuple[int, int, int], int]:
-    size, groups = draw(st.integers(1, 4)), draw(st.integers(1, 2))
+def poolings(draw: Callable[..., Any], whole: bool = False) -> Pooling:
+    """whole: of whole vectors of channels in one group, which go another way."""
+    size, groups = draw(st.integers(1, 4)), 1 if whole else draw(st.integers(1, 2))
     sides = st.integers(size, 11)
-    channels = draw(st.integers(1, 20) | st.sampled_from((16, 32)))  # whole vectors go another way
+    channels = draw(st.sampled_from((16, 32, 48)) if whole else st.integers(1, 20))
     shape = draw(st.integers(1, 3)), groups * channels, draw(sides), draw(sides)
     return shape, (size, draw(st.integers(1, 4)), draw(st.integers(0, size // 2))), groups
 
@@ -174,8 +176,18 @@ RESPONSES = (NO_RESPONSE, Response(3, 1.0, 0.2, 0.6), Response(5, 2.0, 0.1, 0.75
 @odd_shapes
 @given(poolings(), st.sampled_from(RESPONSES), st.booleans(), precisions)
 def test_planned_max_pooling_with_normalisation_equals_its_slow_twins(
-    case: tuple[tuple[int, ...], tuple[int, int, int], int], response: Response, ties: bool, precision: Precision
+    case: Pooling, response: Response, ties: bool, precision: Precision
 ) -> None:
+    _compare_max_pooling(case, response, ties, precision)
+
+
+@odd_shapes
+@given(poolings(whole=True), st.booleans())
+def test_planned_max_pooling_of_whole_vectors_equals_its_slow_twin(case: Pooling, ties: bool) -> None:
+    _compare_max_pooling(case, NO_RESPONSE, ties, FP32)
+
+
+def _compare_max_pooling(case: Pooling, response: Response, ties: bool, precision: Precision) -> None:
     shape, how, groups = case
     x = normal(shape)
     x = np.round(x) if ties else _kept(x, precision)
@@ -190,7 +202,8 @@ def test_planned_max_pooling_with_normalisation_equals_its_slow_twins(
     _near(_read(out), want, precision, "output")
     assert not out.array[:, :, :2].any()
 
-    grad, back = _kept(normal(want.shape, seed=1), precision), plane(n, channels, *shape[2:], groups, 0, precision)
+    grad, back = _kept(normal(want.shape, seed=1), precision), plane(n, channels, *shape[2:], groups, 1, precision)
+    back.array[:] = 7  # from a step before
     slope = _filled(grad, precision=precision).array
     plane_pool.max_pool_backward(slope, won, source.array, response, *how, back.array, back.grid, n)
     chosen = _places(won, *how, x.shape[3])
@@ -212,15 +225,24 @@ def _places(won_NPQC: Array, size: int, stride: int, padding: int, width: int) -
 
 @odd_shapes
 @given(poolings(), precisions)
-def test_planned_average_pooling_equals_its_slow_twin(
-    case: tuple[tuple[int, ...], tuple[int, int, int], int], precision: Precision
-) -> None:
+def test_planned_average_pooling_equals_its_slow_twin(case: Pooling, precision: Precision) -> None:
+    _compare_average_pooling(case, precision)
+
+
+@odd_shapes
+@given(poolings(whole=True))
+def test_planned_average_pooling_of_whole_vectors_equals_its_slow_twin(case: Pooling) -> None:
+    _compare_average_pooling(case, FP32)
+
+
+def _compare_average_pooling(case: Pooling, precision: Precision) -> None:
     shape, how, groups = case
     x = _kept(normal(shape), precision)
     want = reference.avg_pool2d_forward(x, *how)
     n, channels, p, q = want.shape
     out = plane(n, channels, p, q, groups, 1, precision)
-    back = plane(n, channels, *shape[2:], groups, 0, precision)
+    back = plane(n, channels, *shape[2:], groups, 1, precision)
+    back.array[:] = 7  # from a step before
     plane_pool.avg_pool_forward(_filled(x, precision=precision).array, *how, out.array, out.grid, n)
     _near(_read(out), want, precision, "output")
     grad = _kept(normal(want.shape, seed=1), precision)
