@@ -184,12 +184,14 @@ class Train(Closed):
 
 class Recipe(Closed):
     """Everything that decides a run, apart from the data's bytes and the code. `threads` 0: all there are. `precision`:
-    bf16 halves the memory of activations and is about twice as fast where the processor multiplies it."""
+    bf16 halves the memory of activations and is about twice as fast where the processor multiplies it. `engine`: "torch"
+    has PyTorch (extra `peers`) run network and updates, to compare with; all else stays ours."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
     seed: int = Field(default=1, ge=0, lt=2**63)
     threads: int = Field(default=0, ge=0, le=1024)
     precision: Precision = "fp32"
+    engine: Literal["torch"] | None = None
     model: Model
     data: Data = Data()
     optimiser: Optimiser
