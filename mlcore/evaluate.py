@@ -32,8 +32,8 @@ class Evaluation:
     """`predictions` int64 [N], one class per image in their order; mean `loss` and `error_pct`, None without labels.
 
     `top5` int64 [N, 5]: the likeliest classes, likeliest first; `top5_error_pct`: how many images have their label in
-    none of them. Both None with MANY classes or fewer, where five guesses say little. `centre` int64 [N]: what the centre
-    alone would have said, where ten views were averaged.
+    none of them. Both None with MANY classes or fewer, where five guesses say little. `centre` int64 [N]: what the
+    centre alone would have said, where ten views were averaged.
     """
 
     predictions: Classes

@@ -29,7 +29,7 @@ MAX_RAW_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Split:
-    """images uint8 [N, H, W] or [N, C, H, W], or N photographs; labels uint8 or int64 [N]; the classes' names, if any."""
+    """images uint8 [N, H, W] or [N, C, H, W], or N photographs; labels uint8 or int64 [N]; names of classes, if any."""
 
     images: Any
     labels: NDArray[Any]

@@ -54,7 +54,7 @@ budget: {{minutes: 20}}
 """
 # What mlcore in the sandbox writes down: every file that it can see but the system's and its own, and those in which an
 # original name of a test photograph is.
-LOOK = '''
+LOOK = """
 
 def _look() -> None:
     import os, pathlib, sys
@@ -70,7 +70,7 @@ def _look() -> None:
 
 TESTED = range(1000, 1036)
 _look()
-'''
+"""
 
 
 def photo_repo(tmp_path: Path, plan: str = PLAN) -> Repo:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,19 @@ from orchestrator.datasets import Dataset
 from orchestrator.errors import InputError
 from orchestrator.records import Target
 from orchestrator.shards import PHOTOGRAPHS
-from tests.orchestrator.photographs import CLASSES, FOLDER, TEST, TRAIN, contents, drawn, jpeg, label, listed, members, tar
+from tests.orchestrator.photographs import (
+    CLASSES,
+    FOLDER,
+    TEST,
+    TRAIN,
+    contents,
+    drawn,
+    jpeg,
+    label,
+    listed,
+    members,
+    tar,
+)
 
 TRAIN_NAMES = [f"{FOLDER}-train-{number:04}.tar" for number in range(2)]
 TEST_NAME = f"{FOLDER}-val-0000.tar"
@@ -110,7 +121,9 @@ def test_a_control_takes_away_what_could_be_learnt_and_nothing_else(tmp_path: Pa
     index = dataset.folder / "index.json"
     index.write_text("{}")
     datasets.control(dataset, tmp_path / "control", kind, 3)
-    ours, real = (PHOTOGRAPHS["imagenette"].train(folder) for folder in (tmp_path / "control/data" / FOLDER, dataset.folder))
+    ours, real = (
+        PHOTOGRAPHS["imagenette"].train(folder) for folder in (tmp_path / "control/data" / FOLDER, dataset.folder)
+    )
     same = [one.read() == two.read() for one, two in zip(ours.images, real.images, strict=True)]
     assert ours.names == real.names
     assert sorted(ours.labels) == sorted(real.labels)
@@ -122,7 +135,7 @@ def test_a_control_takes_away_what_could_be_learnt_and_nothing_else(tmp_path: Pa
 def test_plain_shards_are_linked_and_not_copied_and_packed_ones_unpacked(tmp_path: Path) -> None:
     dataset = drawn(tmp_path / "1", packed=False)
     datasets.withhold(dataset, tmp_path / "data")
-    assert os.path.samefile(dataset.folder / TRAIN_NAMES[0], tmp_path / "data" / FOLDER / TRAIN_NAMES[0])
+    assert (dataset.folder / TRAIN_NAMES[0]).samefile(tmp_path / "data" / FOLDER / TRAIN_NAMES[0])
     datasets.withhold(drawn(tmp_path / "2"), tmp_path / "other")
     assert (tmp_path / "other" / FOLDER / TRAIN_NAMES[0]).read_bytes() == (dataset.folder / TRAIN_NAMES[0]).read_bytes()
 
@@ -146,7 +159,9 @@ def test_a_dataset_is_official_by_its_photographs_and_not_by_its_archives(
 ) -> None:
     kind = PHOTOGRAPHS["imagenette"]
     drawn(tmp_path / "one")
-    official = {name: hashlib.sha256(kind.raw(tmp_path / "one" / FOLDER, name)).hexdigest() for name in ("train", "val")}
+    official = {
+        name: hashlib.sha256(kind.raw(tmp_path / "one" / FOLDER, name)).hexdigest() for name in ("train", "val")
+    }
     monkeypatch.setitem(PHOTOGRAPHS, "imagenette", dataclasses.replace(kind, official=official))
     assert datasets.locate("imagenette", tmp_path / "one").label == "imagenette"
     again = tmp_path / "two" / FOLDER

@@ -40,8 +40,8 @@ class Catalogue:
     """N pictures in `shards` (plain tars), sorted by shard and offset.
 
     table: `shard` int32 [N], `offset` and `size` int64 [N] in bytes, `crc` uint32 [N] of the bytes, `label` int64 [N]
-    into `classes`, -1 where labels are withheld. sha256: by shard. `side`: of the shorter sides, 0 when they differ. `home`: where the statistics
-    belong: the shards' folder, or one of the cache.
+    into `classes`, -1 where labels are withheld. sha256: by shard. `side`: of the shorter sides, 0 when they differ.
+    `home`: where the statistics belong: the shards' folder, or one of the cache.
     """
 
     shards: tuple[Path, ...]
