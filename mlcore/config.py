@@ -52,8 +52,8 @@ SHARD_OPTIONS: dict[str, Any] = {"colour_noise": 0.0, "broken": "refuse", "max_p
 class ShardData(Closed):
     """What only the dataset "shards" has: photographs in tar shards.
 
-    `train`, `test`: a folder, a pattern or a list file, beginning at --data or MLCORE_DATA; where no test picture lies in a
-    class's folder, the labels are withheld and the pictures are predicted all the same. `side`: pixels of the
+    `train`, `test`: a folder, a pattern or a list file, beginning at --data or MLCORE_DATA; where no test picture lies
+    in a class's folder, the labels are withheld and the pictures are predicted all the same. `side`: pixels of the
     central square, to which a photograph's shorter side is made; `crop` is cut out of it. `classes`: how many there
     are. `colour_noise`: the paper's sigma of noise along the colours' principal axes. `broken`: refuse a broken
     picture, or leave it out and count it; what is larger than `max_pixels` is broken. `workers`: decoding threads

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,7 +168,7 @@ class Cifar:
     def write_train(self, folder: Path, split: Split) -> None:
         images, labels = (np.array_split(array, len(TRAIN_BATCHES)) for array in (split.images, split.labels))
         for name, *batch in zip(TRAIN_BATCHES, images, labels, strict=True):
-            write_batch(folder / f"{name}.bin", Split(*batch))
+            write_batch(folder / f"{name}.bin", Split(batch[0], batch[1]))
 
     def write_test_images(self, folder: Path, images: Bytes) -> None:
         write_batch(folder / f"{TEST_BATCH}.bin", Split(images, np.full(len(images), WITHHELD, np.uint8)))
@@ -229,7 +229,7 @@ def _read_xz(path: Path) -> bytes:
 
 
 READERS: dict[str, Callable[[Path], bytes]] = {".gz": _read_gzip, ".xz": _read_xz}
-READERS_OF_PACKED: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}  # as streams
+PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open}  # as streams of bytes
 
 # Of the decompressed bytes: gzip headers differ from mirror to mirror, and .xz is a matter of taste.
 FORMATS: dict[str, Format] = {

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import InputError
-from orchestrator.formats import READERS_OF_PACKED, Split
+from orchestrator.formats import PACKED, Split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-PACKED = tuple(f".tar{ending}" for ending in READERS_OF_PACKED)
+ENDINGS = (".tar", *(f".tar{ending}" for ending in PACKED))
 INDEX = ("index.json", "members.npz")  # of shards that mlcore made; the labels are in it
 PER_SHARD = 2000
 NOISE_SIDE = 32  # pixels; made as large as the recipe asks when it is decoded
@@ -124,7 +124,7 @@ def _shards(folder: Path, prefix: str) -> list[Path]:
     found: dict[str, Path] = {}
     files = sorted(beside.parent.iterdir()) if beside.parent.is_dir() else []
     for path in sorted(files, key=lambda path: path.suffix != ".tar"):
-        if path.name.startswith(start) and not path.name.startswith(".") and path.name.endswith((".tar", *PACKED)):
+        if path.name.startswith(start) and not path.name.startswith(".") and path.name.endswith(ENDINGS):
             found.setdefault(_plain_name(path), path)
     if not found:
         raise InputError(f"{folder / prefix}* has no tar shards; see `mlcore data shards`")
@@ -159,7 +159,7 @@ def _read_split(stamped: tuple[tuple[Path, int, int], ...]) -> Split:
 def _members(path: Path) -> Iterator[tuple[str, Picture]]:
     """The name and the photograph of every member that is one. Raises InputError for a damaged archive."""
     try:
-        with tarfile.open(path, f"r:{path.suffix.removeprefix('.').replace('tar', '')}") as archive:
+        with _opened(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 if not member.isreg() or not member.name.lower().endswith(SUFFIXES):
                     continue
@@ -172,20 +172,23 @@ def _members(path: Path) -> Iterator[tuple[str, Picture]]:
         raise InputError(f"{path} can't be read: {error}; fetch it again") from error
 
 
+def _opened(path: Path) -> Any:
+    """A shard's own bytes, packed or not."""
+    return path.open("rb") if path.suffix == ".tar" else PACKED[path.suffix](path)
+
+
 # Writing
 
 
 def _copy_plain(path: Path, copy: Path) -> None:
     """The same inode where that can be: an ImageNet's shards are many gigabytes, and nobody writes to either."""
     copy.unlink(missing_ok=True)
-    if path.suffix != ".tar":
-        with READERS_OF_PACKED[path.suffix](path) as packed, copy.open("wb") as plain:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-        return
-    with suppress(OSError):
-        os.link(path.resolve(), copy)
-        return
-    shutil.copyfile(path, copy)
+    if path.suffix == ".tar":
+        with suppress(OSError):
+            os.link(path.resolve(), copy)
+            return
+    with _opened(path) as packed, copy.open("wb") as plain:
+        shutil.copyfileobj(packed, plain, 1 << 20)
 
 
 def _write(folder: Path, prefix: str, names: Sequence[str], images: Pictures) -> None:
