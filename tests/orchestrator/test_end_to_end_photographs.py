@@ -23,7 +23,7 @@ test = "imagenette2-160/imagenette2-160-val-*"
 classes = 12
 side = 24
 crop = 20
-flip = true
+flip = false
 colour_noise = 0.05
 normalise = "channel"
 views = "ten"
@@ -57,7 +57,7 @@ budget: {{minutes: 20}}
 LOOK = """
 
 def _look() -> None:
-    import os, pathlib, sys
+    import os, pathlib, sys, tarfile
     own = tuple({"/proc", "/sys", "/dev", "/usr", "/repo", sys.prefix, sys.base_prefix})
     seen = []
     for folder, _, names in os.walk("/"):
@@ -65,10 +65,13 @@ def _look() -> None:
             for path in (pathlib.Path(folder, name) for name in names):
                 told = path.is_file() and any(f"_{number:08}.jpg".encode() in path.read_bytes() for number in TESTED)
                 seen.append(f"{path} {'TELLS' if told else 'silent'}")
+    for shard in pathlib.Path("/data").glob("*/*-val-*"):
+        seen += [f"member {member.name} {member.mtime} {member.uname}." for member in tarfile.open(shard)]
     pathlib.Path("/out/seen.txt").write_text("\\n".join(seen))
+    sys.exit("that was all")
 
 
-TESTED = range(1000, 1036)
+TESTED = range(1000, 1072)
 _look()
 """
 
@@ -98,7 +101,7 @@ def test_photographs_are_trained_and_scored_without_their_labels_and_pytorch_bes
     assert names.count("zero-steps") == names.count("shuffled-labels") == names.count("noise-images") == 2
     assert {each["sandbox"] for each in trained} == {"bubblewrap"}
     for each in trained:
-        assert each["passed"], each["what"]
+        assert each["passed"], each["what"]  # controls at chance, trainings no memorised labels
         error, five = each["values"]["test_error_pct"], each["values"]["test_top5_error_pct"]
         assert five < error
         if each["kind"] == "train":
@@ -112,7 +115,7 @@ def test_photographs_are_trained_and_scored_without_their_labels_and_pytorch_bes
 
 
 def test_from_inside_the_sandbox_nothing_tells_a_test_photographs_class(tmp_path: Path) -> None:
-    repo = photo_repo(tmp_path, PLAN.replace("error, five, views, peer", "error"))
+    repo = photo_repo(tmp_path)
     launch = repo.root / "mlcore" / "launch.py"
     launch.write_text(launch.read_text() + LOOK)
     repo.commit("look around")
@@ -125,8 +128,5 @@ def test_from_inside_the_sandbox_nothing_tells_a_test_photographs_class(tmp_path
     data = {line.removesuffix(" silent") for line in seen if line.startswith("/data")}
     names = ("train-0000", "train-0001", "val-0000")
     assert data == {f"/data/imagenette2-160/imagenette2-160-{name}.tar" for name in names}
-    (shard,) = (repo.root / ".odyssey" / "gate").rglob("sets/imagenette-split/data/*/*-val-0000.tar")
-    members = photographs.listed(shard)
-    assert [member.name for member in members] == [f"{number:07}.jpg" for number in range(2 * photographs.TEST)]
-    kept = sorted(path.name for path in shard.parents[2].iterdir())
-    assert kept == ["answers.npy", "complete", "data", "made.npy", "train_answers.npy"]
+    members = [line for line in seen if line.startswith("member ")]
+    assert members == [f"member {number:07}.jpg 0 ." for number in range(2 * photographs.TEST)]
