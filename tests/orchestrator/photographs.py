@@ -17,12 +17,12 @@ TRAIN, TEST = 240, 72
 FOLDER = "imagenette2-160"
 
 
-def jpeg(number: int, side: int = 30) -> bytes:
+def jpeg(number: int, side: int = 60) -> bytes:
     """Of a colour of its own, with a bright spot: its place tells the class."""
     rng = np.random.default_rng(number)
     row, column = divmod(number % CLASSES, 4)
-    pixels = rng.integers(20, 100, 3) + rng.integers(0, 40, (side, side + 6, 3))
-    pixels[row * 8 + 4 : row * 8 + 10, column * 6 + 6 : column * 6 + 12] += 110
+    pixels = rng.integers(20, 100, 3) + rng.integers(0, 40, (side, side + 12, 3))
+    pixels[row * 16 + 8 : row * 16 + 20, column * 12 + 12 : column * 12 + 24] += 110
     pixels = pixels.astype(np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=75)

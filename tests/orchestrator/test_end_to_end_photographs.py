@@ -22,7 +22,7 @@ train = "imagenette2-160/imagenette2-160-train-*"
 test = "imagenette2-160/imagenette2-160-val-*"
 classes = 12
 side = 24
-crop = 20
+crop = 23
 flip = false
 colour_noise = 0.05
 normalise = "channel"
@@ -100,16 +100,19 @@ def test_photographs_are_trained_and_scored_without_their_labels_and_pytorch_bes
     assert len(trained) == 12, done.stderr
     assert names.count("zero-steps") == names.count("shuffled-labels") == names.count("noise-images") == 2
     assert {each["sandbox"] for each in trained} == {"bubblewrap"}
-    for each in trained:
+    gains: dict[str, float] = {}
+    for each in sorted(trained, key=lambda each: "photos_torch" not in each["what"] + str(each["argv"])):
         assert each["passed"], each["what"]  # controls at chance, trainings no memorised labels
         error, five = each["values"]["test_error_pct"], each["values"]["test_top5_error_pct"]
         assert five < error
         if each["kind"] == "train":
             assert error < 70, "a learner does better than chance, which errs 92 % of the time"
-            assert abs(each["values"]["test_centre_error_pct"] - error) < 30
+            assert each["values"]["test_centre_error_pct"] < 70
+            gains[str(each["seed"])] = each["values"]["test_centre_error_pct"] - error
     verdicts = {each["target"]: each for each in report["verdicts"]}
     assert {each["outcome"] for each in verdicts.values()} == {"not measured"}
     assert "imagenette, unverified files" in verdicts["error"]["reason"]
+    assert verdicts["views"]["values"] == pytest.approx(gains)  # ours come last
     assert len(verdicts["peer"]["values"]) == 3
     assert all(abs(value) < 25 for value in verdicts["peer"]["values"].values())
 
