@@ -35,7 +35,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 RECIPE_HELP = (  # written out: a listing would read at import
-    "A .toml file, or a shipped recipe: alexnet_227, alexnet_ilsvrc, alexnet_imagenette, cuda_11pct_cifar10, "
+    "A .toml file, or a shipped recipe: alexnet_227, alexnet_ilsvrc, alexnet_imagenette, alexnet_photos, "
+    "alexnet_photos_apart, alexnet_photos_no_colour, alexnet_photos_no_norm, alexnet_photos_torch, cuda_11pct_cifar10, "
     "cuda_13pct_cifar10, cuda_18pct_cifar10, cuda_80s_cifar10, fig1_relu, fig1_relu_quick, fig1_tanh, fig1_tanh_quick, "
     "lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
 )

@@ -102,13 +102,22 @@ def _train_seeds(request: TrainRequest) -> dict[str, Any]:
         recipe = chosen.recipe()
     else:
         recipe = config.load(str(request.recipe), request.overrides)
-        data = str(find_dataset(recipe, request.data, request.quiet).path.resolve())
+        data = _root_of(recipe, find_any(recipe, request.data, request.quiet), request.data)
         seeds = tuple(range(recipe.seed, recipe.seed + (request.seeds or 1)))
         wanted = group.Group(Path(), seeds, request.overrides, data, request.pictures)
         chosen = group.begin(recipe, wanted, request.out, request.go_on)
     use_threads(crew.shares(recipe, len(chosen.seeds), os.environ)[1])
     warm(Wanted.of_recipe(recipe, *network_input(recipe)), now_and_then(tell))  # once, not in every process
     return group.summarise(chosen, crew.train(chosen, tell))
+
+
+def _root_of(recipe: config.Recipe, dataset: Any, data: Path | None) -> str:
+    """What every seed is given as --data, so that it finds what was found here."""
+    if recipe.data.dataset != config.SHARDS:
+        return str(dataset.path.resolve())
+    from mlcore.data.shards.files import Roots
+
+    return str(Roots.of(data, os.environ).folders[0].resolve())
 
 
 def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:

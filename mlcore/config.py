@@ -52,7 +52,8 @@ SHARD_OPTIONS: dict[str, Any] = {"colour_noise": 0.0, "broken": "refuse", "max_p
 class ShardData(Closed):
     """What only the dataset "shards" has: photographs in tar shards.
 
-    `train`, `test`: a folder, a pattern or a list file, beginning at --data or MLCORE_DATA. `side`: pixels of the
+    `train`, `test`: a folder, a pattern or a list file, beginning at --data or MLCORE_DATA; where no test picture lies
+    in a class's folder, the labels are withheld and the pictures are predicted all the same. `side`: pixels of the
     central square, to which a photograph's shorter side is made; `crop` is cut out of it. `classes`: how many there
     are. `colour_noise`: the paper's sigma of noise along the colours' principal axes. `broken`: refuse a broken
     picture, or leave it out and count it; what is larger than `max_pixels` is broken. `workers`: decoding threads
@@ -184,12 +185,14 @@ class Train(Closed):
 
 class Recipe(Closed):
     """Everything that decides a run, apart from the data's bytes and the code. `threads` 0: all there are. `precision`:
-    bf16 halves the memory of activations and is about twice as fast where the processor multiplies it."""
+    bf16 halves the memory of activations and is about twice as fast where the processor multiplies it. `engine`:
+    "torch" has PyTorch (extra `peers`) run network and updates, to compare with; all else stays ours."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
     seed: int = Field(default=1, ge=0, lt=2**63)
     threads: int = Field(default=0, ge=0, le=1024)
     precision: Precision = "fp32"
+    engine: Literal["torch"] | None = None
     model: Model
     data: Data = Data()
     optimiser: Optimiser

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from mlcore.config import Precision
+from mlcore.config import Precision, Recipe
 from mlcore.data.loader import Batch
 from mlcore.errors import RecipeError
 from mlcore.evaluate import on_tape
@@ -20,11 +20,13 @@ from mlcore.lanes.layout import group_images
 from mlcore.lanes.plan import LanePlan
 from mlcore.layers import Conv2d, Sequential
 from mlcore.optim import Optimiser
+from mlcore.peers import torch_module
 from mlcore.planned.fuse import Unplannable
 from mlcore.planned.plan import Plan
 from mlcore.planned.winograd_stage import DIRECT, chosen
 from mlcore.session import Session, forward_backward
 from mlcore.tensor import Array
+from mlcore.torch_engine import TorchEngine
 
 AnyPlan: TypeAlias = Plan | LanePlan
 
@@ -112,9 +114,30 @@ class PlanEngine:
         self.plan.take()
 
 
+def demand_engine(recipe: Recipe, ranks: int = 1) -> None:
+    """RecipeError for a recipe of PyTorch's that can't be run so, before anything is read."""
+    if recipe.engine is None:
+        return
+    wrong = {
+        "several ranks": ranks > 1,
+        f'optimiser.name = "{recipe.optimiser.name}"': recipe.optimiser.name != "sgd",
+        f'precision = "{recipe.precision}"': recipe.precision != "fp32",
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            fix = "it runs sgd in fp32 in one process; change that, or drop engine"
+            raise RecipeError(f"no {what} with PyTorch", place="engine", fix=fix)
+    torch_module()
+
+
 def engine_for(session: Session, batch: int | None = None) -> Engine:
-    """The plan, where it pays, holding the session's present weights; else the tape. batch: None, the recipe's."""
+    """The plan, where it pays, holding the session's present weights; else the tape. batch: None, the recipe's.
+
+    PyTorch, where the recipe says so.
+    """
     recipe = session.recipe
+    if recipe.engine == "torch":
+        return TorchEngine(session)
     batch = batch or recipe.train.batch
     plan = planned(session.model, session.optimiser, batch, session.input_shape, recipe.precision)
     return PlanEngine(session, plan) if plan else TapeEngine(session)

@@ -13,11 +13,13 @@ import numpy.typing as npt
 from mlcore.autograd import no_grad
 from mlcore.data.images import Floats
 from mlcore.data.views import Stream
+from mlcore.data.windows import CENTRE_OF_TEN
 from mlcore.errors import NotFinite
 from mlcore.kernels.loss import cross_entropy_forward
 from mlcore.layers import Layer
 from mlcore.tensor import Array, Tensor
 
+TEN = 10  # views
 MANY = 10  # classes up to which only the first guess counts
 SMALLEST = 1e-37  # of a mean of chances; its logarithm is a number in float32
 
@@ -30,7 +32,8 @@ class Evaluation:
     """`predictions` int64 [N], one class per image in their order; mean `loss` and `error_pct`, None without labels.
 
     `top5` int64 [N, 5]: the likeliest classes, likeliest first; `top5_error_pct`: how many images have their label in
-    none of them. Both None with MANY classes or fewer, where five guesses say little.
+    none of them. Both None with MANY classes or fewer, where five guesses say little. `centre` int64 [N]: what the
+    centre alone would have said, where ten views were averaged.
     """
 
     predictions: Classes
@@ -38,6 +41,7 @@ class Evaluation:
     error_pct: float | None
     top5: Classes | None = None
     top5_error_pct: float | None = None
+    centre: Classes | None = None
 
 
 def evaluate(model: Layer, stream: Stream, step: int = 0) -> Evaluation:
@@ -48,21 +52,26 @@ def evaluate(model: Layer, stream: Stream, step: int = 0) -> Evaluation:
 def evaluate_by(logits_of: Logits, stream: Stream, step: int = 0) -> Evaluation:
     """The same for whatever gives logits."""
     labels, guesses, loss, start = stream.labels, [np.empty((0, 1), np.int64)], 0.0, 0
+    centres = list[Classes]()
     for piece in stream.pieces():
-        logits = _of_all_views(logits_of, piece)
+        of_views = _of_views(logits_of, piece)
+        logits = _averaged(of_views)
         if not np.isfinite(logits).all():
             raise NotFinite("the evaluated network's outputs are not finite", step=step, layer="output")
         guesses.append(likeliest(logits))
+        if of_views.shape[1] == TEN:
+            centres.append(of_views[:, CENTRE_OF_TEN].argmax(axis=1).astype(np.int64))
         if labels is not None:
             right = labels[start : start + len(piece)].astype(np.int64)
             loss += float(cross_entropy_forward(logits, right)[0]) * len(piece)
         start += len(piece)
     best = np.concatenate(guesses[1:] or guesses)
     top5 = best if best.shape[1] > 1 else None
+    centre = np.concatenate(centres) if centres else None
     if labels is None:
-        return Evaluation(best[:, 0], None, None, top5)
+        return Evaluation(best[:, 0], None, None, top5, centre=centre)
     top5_error = None if top5 is None else top5_error_pct(top5, labels)
-    return Evaluation(best[:, 0], loss / len(labels), error_pct(best[:, 0], labels), top5, top5_error)
+    return Evaluation(best[:, 0], loss / len(labels), error_pct(best[:, 0], labels), top5, top5_error, centre)
 
 
 def likeliest(logits: Array) -> Classes:
@@ -74,20 +83,25 @@ def likeliest(logits: Array) -> Classes:
     return order
 
 
-def _of_all_views(logits_of: Logits, piece_NVCHW: Floats) -> Array:
+def _of_views(logits_of: Logits, piece_NVCHW: Floats) -> Array:
+    """[N, V, classes]: the logits of every view."""
+    count, views = piece_NVCHW.shape[:2]
+    logits = logits_of(piece_NVCHW.reshape(count * views, *piece_NVCHW.shape[2:]))
+    return logits.reshape(count, views, -1)
+
+
+def _averaged(logits_NVK: Array) -> Array:
     """[N, classes]: logits of images with one view; of several, the logarithm of their softmax's mean.
 
     That is what the logits of one view become but for a number added to all of an image's, so both are used alike.
     Source: Krizhevsky 2012, sec. 4.1: the softmax is averaged, not the logits.
     """
-    count, views = piece_NVCHW.shape[:2]
-    logits = logits_of(piece_NVCHW.reshape(count * views, *piece_NVCHW.shape[2:]))
-    if views == 1:
-        return logits
-    wide = logits.astype(np.float64).reshape(count, views, -1)
+    if logits_NVK.shape[1] == 1:
+        return logits_NVK[:, 0]
+    wide = logits_NVK.astype(np.float64)
     chances = np.exp(wide - wide.max(axis=2, keepdims=True))
     chances /= chances.sum(axis=2, keepdims=True)
-    mean: Array = np.log(np.maximum(chances.mean(axis=1), SMALLEST)).astype(logits.dtype)
+    mean: Array = np.log(np.maximum(chances.mean(axis=1), SMALLEST)).astype(logits_NVK.dtype)
     return mean
 
 

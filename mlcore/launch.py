@@ -12,6 +12,7 @@ from mlcore import runs
 from mlcore.checkpoint import Arrays, Checkpoint, Row, State, newest, save
 from mlcore.config import Recipe
 from mlcore.display import Display, now_and_then
+from mlcore.engines import demand_engine
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
 from mlcore.evaluate import Evaluation
 from mlcore.files import write_array, write_json
@@ -60,6 +61,7 @@ def execute(
             display.say(f"{run.path}: finished already")
             return run.finished() or {}
         began = (time.monotonic(), time.process_time())
+        demand_engine(recipe, team.size)
         threads = use_threads(team.threads(recipe.threads))
         session = assemble(recipe, dataset)
         demand_validation(session)
@@ -67,7 +69,8 @@ def execute(
         state, best = _shared_state(run, session, dataset, order, display)
         wanted = Wanted.of_recipe(recipe, *network_input(recipe))
         wanted = replace(wanted, batch=-(-wanted.batch // team.size))
-        team.in_turn(lambda: warm(wanted, now_and_then(display.say)))
+        if recipe.engine is None:
+            team.in_turn(lambda: warm(wanted, now_and_then(display.say)))
         trainer = Trainer(session, run, state, _monitor(run, state, order), display, stop, began, best, team)
         if recipe.train.snapshots:
             trainer.snapshots = of_training_images(run.path, session, dataset)
@@ -204,6 +207,8 @@ class _Ending:
             write_array(run.predictions, seen.predictions)
             if seen.top5 is not None:
                 write_array(run.top5_predictions, seen.top5)
+            if seen.centre is not None:
+                write_array(run.centre_predictions, seen.centre)
             if self.order.pictures:
                 self._draw(seen)
             document = self._result("finished", held_out, seen, None)

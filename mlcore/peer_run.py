@@ -13,13 +13,10 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mlcore.optim import Pace, Paces
+from typing import Any
 
 EVALUATED = 1000  # images at a time
 
@@ -77,6 +74,7 @@ def _train(torch: Any, net: Any, names: Sequence[str], data: Data, loader: Any, 
     """SGD by the recipe, each parameter at its own pace; names: the model's own, in the net's order."""
     from mlcore import schedule
     from mlcore.paces import paces_of
+    from mlcore.peers import grouped
 
     factor = schedule.build(recipe.schedule.name, recipe.schedule.options)
     total = recipe.train.epochs * loader.steps_per_epoch
@@ -94,14 +92,6 @@ def _train(torch: Any, net: Any, names: Sequence[str], data: Data, loader: Any, 
         optimiser.zero_grad(set_to_none=True)
         torch.nn.functional.cross_entropy(net(data.images[chosen]), data.labels[chosen]).backward()
         optimiser.step()
-
-
-def grouped(named: Mapping[str, Any], paces: Paces) -> list[dict[str, Any]]:
-    """Parameters of one pace together, as torch.optim wants them; "pace" is what multiplies their rate."""
-    groups: dict[Pace, list[Any]] = {}
-    for name, parameter in named.items():
-        groups.setdefault(paces[name], []).append(parameter)
-    return [{"params": of, "weight_decay": pace.decay, "pace": pace.rate} for pace, of in groups.items()]
 
 
 def _error_pct(torch: Any, net: Any, data: Data) -> float:

@@ -6,6 +6,7 @@ PyTorch is imported when a peer is asked for.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from mlcore.errors import RecipeError
@@ -27,6 +28,7 @@ from mlcore.layers import (
     Sequential,
     Tanh,
 )
+from mlcore.optim import Pace, Paces
 
 
 def torch_module() -> Any:
@@ -52,6 +54,14 @@ def peer_of(model: Layer, without: tuple[type[Layer], ...] = ()) -> Any:
         for mine, other in zip(ours, theirs, strict=True):
             other.copy_(torch.from_numpy(mine.data.copy()))
     return peer
+
+
+def grouped(named: Mapping[str, Any], paces: Paces) -> list[dict[str, Any]]:
+    """Parameters of one pace together, as torch.optim wants them; "pace" is what multiplies their rate."""
+    groups: dict[Pace, list[Any]] = {}
+    for name, parameter in named.items():
+        groups.setdefault(paces[name], []).append(parameter)
+    return [{"params": of, "weight_decay": pace.decay, "pace": pace.rate} for pace, of in groups.items()]
 
 
 def _running(peer: Any) -> list[Any]:

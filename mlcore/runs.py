@@ -20,6 +20,7 @@ OWNED = (
     "result.json",
     "predictions.npy",
     "predictions_top5.npy",
+    "predictions_centre.npy",
     "train_predictions_*.npy",
     "checkpoints",
     "events",
@@ -54,6 +55,10 @@ class Run:
     @property
     def top5_predictions(self) -> Path:
         return self.path / "predictions_top5.npy"
+
+    @property
+    def centre_predictions(self) -> Path:
+        return self.path / "predictions_centre.npy"
 
     @property
     def checkpoints(self) -> Path:

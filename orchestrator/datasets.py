@@ -2,7 +2,8 @@
 
 An agent's sandbox gets a copy without the test labels. The gate trains on a folder of its own: the test images in a
 secret order, mixed with as many that the gate made by moving each one a pixel (public labels can be memorised, these
-can't), still without labels. Controls get folders in which there is nothing left to learn.
+can't), still without labels. Of photographs it makes a thousand. Controls get folders in which there is nothing left to
+learn.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from orchestrator import shards
 from orchestrator.errors import InputError
 from orchestrator.formats import FORMATS, Bytes, Format, Split
+from orchestrator.shards import PHOTOGRAPHS
 
 Control = Literal["shuffled labels", "noise images", "changed labels"]
-# Photographs, and the folder of their shards: large, and not fetched, so that a machine may well be without them.
-PHOTOGRAPHS = {"imagenette": "imagenette-256", "ilsvrc2012": "ilsvrc2012"}
+MADE_PHOTOGRAPHS = 1000  # enough to tell memorised labels, and a test of ten views takes minutes
+CONTROL_PHOTOGRAPHS = 20_000  # that a control trains on: more than it sees
 CHANGED_SHARE = 0.2  # of the training labels, in the control that looks for copied labels
 CHANGE = np.uint8(1)  # added to a label, modulo the classes
 
@@ -50,13 +54,16 @@ class Dataset:
             return self.name
         if self.absent:
             return f"{self.name}, which is not on this machine"
-        if self.name in PHOTOGRAPHS:
-            return f"{self.name}, whose test labels the gate can't withhold yet"
         return f"a drawn surrogate for {self.name}" if self.surrogate else f"{self.name}, unverified files"
 
     @property
     def format(self) -> Format:
-        return FORMATS[self.name]
+        return {**FORMATS, **PHOTOGRAPHS}[self.name]
+
+    @property
+    def place(self) -> str:
+        """The folder of this dataset, below a folder of datasets."""
+        return PHOTOGRAPHS[self.name].folder if self.name in PHOTOGRAPHS else self.name
 
 
 def locate(name: str, data: Path | None) -> Dataset:
@@ -77,16 +84,19 @@ def locate(name: str, data: Path | None) -> Dataset:
 
 
 def _photographs(name: str, data: Path | None) -> Dataset:
-    """Only trainings can be timed on them so far: nothing is copied, and no label is withheld."""
-    given = os.environ.get("MLCORE_DATA")
+    """Large, and not fetched: a machine may well be without them."""
+    given, kind = os.environ.get("MLCORE_DATA"), PHOTOGRAPHS[name]
     root = data or (Path(given) if given else None)
-    folder = root / PHOTOGRAPHS[name] if root else Path(PHOTOGRAPHS[name])
-    return Dataset(name, folder, {}, official=False, surrogate=False, absent=not (root and folder.is_dir()))
+    folder = root / kind.folder if root else Path(kind.folder)
+    if not (root and folder.is_dir()):
+        return Dataset(name, folder, {}, official=False, surrogate=False, absent=True)
+    hashes = {split: hashlib.sha256(kind.raw(folder, split)).hexdigest() for split in kind.official}
+    return Dataset(name, folder, hashes, hashes == kind.official, surrogate=False)
 
 
 def withhold(dataset: Dataset, target: Path) -> Path:
     """The folder that an agent's sandbox mounts: `target/<folder's name>` without the test labels."""
-    if dataset.name in PHOTOGRAPHS:
+    if dataset.absent:
         return target
     folder, complete = target / dataset.folder.name, target / f"{dataset.folder.name}.complete"
     copied = json.dumps(dataset.sha256, sort_keys=True)
@@ -102,21 +112,22 @@ def withhold(dataset: Dataset, target: Path) -> Path:
 def gate_split(dataset: Dataset, target: Path, seed: int) -> None:
     """Write `target/data/<name>/` for the sandbox and three arrays beside it for the scorer.
 
-    answers.npy: uint8 [2N] labels in the folder's order; made.npy: bool [2N], true where the gate moved the image;
-    train_answers.npy: uint8 [M], the training images' true labels in the files' order.
+    answers.npy: [N + made] labels in the folder's order; made.npy: bool, as many, true where the gate moved the image;
+    train_answers.npy: [M], the training images' true labels in the files' order.
     """
     rng = np.random.default_rng(seed)
     train, test = dataset.format.train(dataset.folder), dataset.format.test(dataset.folder)
     for images, labels, what in ((test.images, test.labels, "test"), (train.images, train.labels, "training")):
         if len(images) != len(labels):
             raise InputError(f"{dataset.folder}: {len(images)} {what} images but {len(labels)} labels; fetch it again")
-    both = np.concatenate([test.images, _moved(test.images, rng)])
+    chosen = _to_be_moved(dataset, len(test.images), rng)
+    both = np.concatenate([test.images, MOVERS[dataset.name in PHOTOGRAPHS](test.images[chosen], rng)])
     order = rng.permutation(len(both))
-    folder = _fresh(target / "data" / dataset.name)
+    folder = _fresh(target / "data" / dataset.place)
     dataset.format.copy_train(dataset.folder, folder)
     dataset.format.write_test_images(folder, both[order])
     answers = {
-        "answers": np.concatenate([test.labels, test.labels])[order],
+        "answers": np.concatenate([test.labels, test.labels[chosen]])[order],
         "made": (np.arange(len(both)) >= len(test.images))[order],
         "train_answers": train.labels,
     }
@@ -129,9 +140,11 @@ def control(dataset: Dataset, target: Path, kind: Control, seed: int) -> None:
     """As gate_split, with something taken away from the training files; see CONTROLS."""
     gate_split(dataset, target, seed)
     (target / "complete").unlink()
-    train = dataset.format.train(dataset.folder)
-    changed = CONTROLS[kind](train, np.random.default_rng([seed, 1]))
-    dataset.format.write_train(target / "data" / dataset.name, changed)
+    rng = np.random.default_rng([seed, 1])
+    train = _fewer(dataset, dataset.format.train(dataset.folder), rng)
+    changed = CONTROLS[kind](train, rng)
+    dataset.format.write_train(target / "data" / dataset.place, changed)
+    np.save(target / "train_answers.npy", train.labels, allow_pickle=False)
     if kind == "changed labels":
         np.save(target / "planted.npy", changed.labels != train.labels, allow_pickle=False)
         np.save(target / "given.npy", changed.labels, allow_pickle=False)
@@ -140,19 +153,21 @@ def control(dataset: Dataset, target: Path, kind: Control, seed: int) -> None:
 
 def _shuffled(train: Split, rng: np.random.Generator) -> Split:
     """Labels dealt out anew: a learner must end at chance."""
-    return Split(train.images, rng.permutation(train.labels))
+    return replace(train, labels=rng.permutation(train.labels))
 
 
 def _noise(train: Split, rng: np.random.Generator) -> Split:
     """Images of noise: likewise."""
-    return Split(rng.integers(0, 256, train.images.shape, dtype=np.uint8), train.labels)
+    if train.names:
+        return replace(train, images=shards.noise(train.images, rng))
+    return replace(train, images=rng.integers(0, 256, train.images.shape, dtype=np.uint8))
 
 
 def _changed(train: Split, rng: np.random.Generator) -> Split:
     """A share of the labels is wrong: who learns for an epoch does not repeat them, who copies labels does."""
     labels, chosen = train.labels.copy(), rng.random(len(train.labels)) < CHANGED_SHARE
     labels[chosen] = (labels[chosen] + CHANGE) % (train.labels.max() + CHANGE)
-    return Split(train.images, labels)
+    return replace(train, labels=labels)
 
 
 CONTROLS: dict[Control, Callable[[Split, np.random.Generator], Split]] = {
@@ -168,6 +183,21 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
+def _to_be_moved(dataset: Dataset, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which test images the gate makes another one of."""
+    if dataset.name not in PHOTOGRAPHS or count <= MADE_PHOTOGRAPHS:
+        return np.arange(count)
+    return rng.choice(count, MADE_PHOTOGRAPHS, replace=False)
+
+
+def _fewer(dataset: Dataset, train: Split, rng: np.random.Generator) -> Split:
+    """What a control trains on: all, but of very many photographs a part."""
+    if dataset.name not in PHOTOGRAPHS or len(train.labels) <= CONTROL_PHOTOGRAPHS:
+        return train
+    kept = np.sort(rng.choice(len(train.labels), CONTROL_PHOTOGRAPHS, replace=False))
+    return replace(train, images=train.images[kept], labels=train.labels[kept])
+
+
 def _moved(images: Bytes, rng: np.random.Generator) -> Bytes:
     """Each image moved by one pixel in a direction drawn at random; its edge is repeated where it was uncovered."""
     height, width = images.shape[-2:]
@@ -179,3 +209,6 @@ def _moved(images: Bytes, rng: np.random.Generator) -> Bytes:
         chosen = choice == index
         out[chosen] = framed[chosen, ..., top : top + height, left : left + width]
     return out
+
+
+MOVERS: dict[bool, Callable[[Any, np.random.Generator], Any]] = {False: _moved, True: shards.moved}  # photographs?

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,11 @@ MAX_RAW_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Split:
-    """images uint8 [N, H, W] or [N, C, H, W], labels uint8 [N]."""
+    """images uint8 [N, H, W] or [N, C, H, W], or N photographs; labels uint8 or int64 [N]; names of classes, if any."""
 
-    images: Bytes
-    labels: Bytes
+    images: Any
+    labels: NDArray[Any]
+    names: tuple[str, ...] = ()
 
 
 class Format(Protocol):
@@ -58,7 +59,7 @@ class Format(Protocol):
     def write_train(self, folder: Path, split: Split) -> None:
         """In the place of what is there."""
 
-    def write_test_images(self, folder: Path, images: Bytes) -> None:
+    def write_test_images(self, folder: Path, images: Any) -> None:
         """Without labels."""
 
 
@@ -167,7 +168,7 @@ class Cifar:
     def write_train(self, folder: Path, split: Split) -> None:
         images, labels = (np.array_split(array, len(TRAIN_BATCHES)) for array in (split.images, split.labels))
         for name, *batch in zip(TRAIN_BATCHES, images, labels, strict=True):
-            write_batch(folder / f"{name}.bin", Split(*batch))
+            write_batch(folder / f"{name}.bin", Split(batch[0], batch[1]))
 
     def write_test_images(self, folder: Path, images: Bytes) -> None:
         write_batch(folder / f"{TEST_BATCH}.bin", Split(images, np.full(len(images), WITHHELD, np.uint8)))
@@ -228,6 +229,7 @@ def _read_xz(path: Path) -> bytes:
 
 
 READERS: dict[str, Callable[[Path], bytes]] = {".gz": _read_gzip, ".xz": _read_xz}
+PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open}  # as streams of bytes
 
 # Of the decompressed bytes: gzip headers differ from mirror to mirror, and .xz is a matter of taste.
 FORMATS: dict[str, Format] = {

@@ -21,6 +21,7 @@ from orchestrator import datasets, quantities, scoring, verdicts
 from orchestrator.datasets import Dataset
 from orchestrator.records import Change, Receipt
 from orchestrator.sandbox.base import Command, Completed, Limits, Mount, OnOutput, Sandbox
+from orchestrator.shards import PHOTOGRAPHS
 from orchestrator.trials import Trial, number
 
 # Where things are inside the sandbox: the same in every run, so that compiled kernels are found again.
@@ -99,15 +100,13 @@ def _train(trial: Trial, change: Change, dataset: Dataset | None, site: Site, se
 def _time(trial: Trial, change: Change, dataset: Dataset | None, site: Site, secret: bytes, out: Path) -> Ran:
     """Images a second without start and compilation: a few steps twice, for the first compiles, then many."""
     assert dataset is not None
-    if dataset.name in datasets.PHOTOGRAPHS:
-        data = Mount(dataset.folder, DATA / dataset.folder.name)
-    else:
-        data = Mount(_prepare(trial, change, dataset, site, secret) / "data", DATA)
+    data = Mount(_prepare(trial, change, dataset, site, secret) / "data", DATA)
     batch = tomllib.loads((site.tree / trial.recipe).read_text())["train"]["batch"]
+    views = ("data.views=centre",) if dataset.name in PHOTOGRAPHS else ()  # ten of them take minutes
     few, many = TIMED_STEPS
     walls = []
     for turn, steps in enumerate((few, few, many)):
-        argv = _train_argv(trial, (f"train.steps={steps}",))
+        argv = _train_argv(trial, (f"train.steps={steps}", *views))
         folder = out / str(turn)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -167,6 +166,7 @@ def _command(argv: tuple[str, ...], data: tuple[Mount, ...], out: Path, site: Si
         env={
             "PYTHONPATH": str(REPO),
             "MLCORE_DATA": str(DATA),
+            "MLCORE_CACHE": str(CACHE / "mlcore"),  # photographs are looked at once, not in every trial
             "MLCORE_THREADS": str(site.threads),
             "NUMBA_CACHE_DIR": str(CACHE),
             "HOME": "/tmp",
@@ -178,7 +178,8 @@ def _command(argv: tuple[str, ...], data: tuple[Mount, ...], out: Path, site: Si
 # What was handed over, and its scoring
 
 CHECKPOINTS, METRICS = "checkpoints/step-*.safetensors", "metrics.jsonl"
-PREDICTIONS, TOP5, SNAPSHOTS = "predictions.npy", "predictions_top5.npy", "train_predictions_*.npy"
+PREDICTIONS, TOP5, CENTRE = "predictions.npy", "predictions_top5.npy", "predictions_centre.npy"
+SNAPSHOTS = "train_predictions_*.npy"
 
 
 def _score(out: Path, share: Path | None, site: Site) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def _handed_over(out: Path) -> Path:
     handed = out.with_name(f"{out.name}.handed")
     shutil.rmtree(handed, ignore_errors=True)
     handed.mkdir()
-    for pattern in (PREDICTIONS, TOP5, SNAPSHOTS, WEIGHTS):
+    for pattern in (PREDICTIONS, TOP5, CENTRE, SNAPSHOTS, WEIGHTS):
         for path in plain_files(out, pattern):
             shutil.copyfile(path, handed / path.name)
     if weights := plain_files(out, CHECKPOINTS):
@@ -243,6 +244,7 @@ def _flags(handed: Path, share: Path | None) -> dict[str, str]:
     flags: dict[str, Path | None] = {
         "--predictions": OUT / PREDICTIONS if (handed / PREDICTIONS).exists() else None,
         "--top5": OUT / TOP5 if (handed / TOP5).exists() else None,
+        "--centre": OUT / CENTRE if (handed / CENTRE).exists() else None,
         "--answers": answers and answers / "answers.npy",
         "--made": answers and answers / "made.npy",
         "--snapshots": OUT if any(handed.glob(SNAPSHOTS)) else None,

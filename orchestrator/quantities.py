@@ -13,6 +13,7 @@ from typing import Literal
 Name = Literal[
     "test_error_pct",
     "test_top5_error_pct",
+    "views_gain",
     "parameters",
     "epochs_to",
     "train_wall_s",
@@ -74,6 +75,12 @@ def failed_tests(values: Values, level: float) -> float | None:
     return values.get("failed", 0.0) if values.get("passed", 0.0) + values.get("failed", 0.0) else None
 
 
+def views_gain(values: Values, level: float) -> float | None:
+    """By how many points the average over several views errs less than the centre alone, with the same weights."""
+    centre, several = values.get("test_centre_error_pct"), values.get("test_error_pct")
+    return None if centre is None or several is None else centre - several
+
+
 def _named(name: str) -> Callable[[Values, float], float | None]:
     return lambda values, level: values.get(name)
 
@@ -81,6 +88,7 @@ def _named(name: str) -> Callable[[Values, float], float | None]:
 QUANTITIES: dict[Name, Quantity] = {
     "test_error_pct": Quantity(" %", 2, _named("test_error_pct"), LEARNING),
     "test_top5_error_pct": Quantity(" %", 2, _named("test_top5_error_pct"), LEARNING),
+    "views_gain": Quantity(" points", 2, views_gain, LEARNING),
     "parameters": Quantity("", 0, _named("parameters"), kind="untrained"),
     "epochs_to": Quantity(" epochs", 2, epochs_to, ("zero-steps", "changed-labels")),
     "train_wall_s": Quantity(" s", 0, _named("train_wall_s")),

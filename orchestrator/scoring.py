@@ -150,6 +150,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found |= score(args.predictions, answers, made)
         if args.top5:
             found |= score_top5(args.top5, answers, made)
+        if args.centre:
+            centre = load_predictions(args.centre, len(answers), int(answers.max()) + 1)
+            found["test_centre_error_pct"] = error_pct(centre[~made], answers[~made])
     if args.snapshots:
         found |= dict(score_snapshots(args.snapshots, _load(args.train_answers)))
         if args.planted:
@@ -165,11 +168,12 @@ def main() -> int:
     add = parser.add_argument
     add("--predictions", type=Path, help="integers [N]")
     add("--top5", type=Path, help="integers [N, 5], the five likeliest classes of each image")
-    add("--answers", type=Path, help="uint8 .npy, labels in the folder's order")
+    add("--centre", type=Path, help="integers [N], by the centre view alone, where the others are by several views")
+    add("--answers", type=Path, help=".npy, labels in the folder's order")
     add("--made", type=Path, help="bool .npy, true where the gate made the image")
     add("--snapshots", type=Path, help="folder with train_predictions_EEE.npy, integers [M] each")
-    add("--train-answers", type=Path, help="uint8 .npy, the training images' true labels")
-    add("--given", type=Path, help="uint8 .npy, the training labels that were handed out, some of them wrong")
+    add("--train-answers", type=Path, help=".npy, the training images' true labels")
+    add("--given", type=Path, help=".npy, the training labels that were handed out, some of them wrong")
     add("--planted", type=Path, help="bool .npy, true where the label that was handed out is wrong")
     add("--weights", type=Path, help="safetensors file whose weights and biases are counted")
     add("--nonce", required=True, help="repeated in the answer, to tell it from anything else printed")

@@ -13,6 +13,7 @@ from mlcore.rng import Rng
 
 Windows: TypeAlias = npt.NDArray[np.int32]
 Views: TypeAlias = Literal["centre", "ten"]
+CENTRE_OF_TEN = 4  # which of ten views is the centre, not mirrored
 
 
 @dataclass(frozen=True)

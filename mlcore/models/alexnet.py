@@ -32,12 +32,16 @@ from mlcore.rng import Rng
 class AlexNetOptions:
     """alpha: "paper" takes 1e-4 as the factor of the sum of squares; "divided" divides it by the 5 channels, as the
     author's own program, Caffe and PyTorch do. dropout: of what goes into the two hidden fully connected layers.
-    hidden: the width of these two. weights: an initialiser; the paper's is "normal", N(0, 0.01^2)."""
+    hidden: the width of these two. weights: an initialiser; the paper's is "normal", N(0, 0.01^2). norm: False leaves
+    response normalisation away (sec. 3.3). pool: "overlapping" is 3x3 every 2 pixels, "apart" 2x2 every 2, which gives
+    maps of the same size (sec. 3.4)."""
 
     alpha: Literal["paper", "divided"] = "paper"
     dropout: float = 0.5
     hidden: int = 4096
     weights: str = "normal"
+    norm: bool = True
+    pool: Literal["overlapping", "apart"] = "overlapping"
 
 
 @dataclass(frozen=True)
@@ -92,19 +96,23 @@ def _maps(sizes: Sizes, channels: int, chosen: AlexNetOptions, rng: Rng) -> list
         layer = Conv2d(inputs, outputs, kernel, rng.child(name), weights=chosen.weights, biases=biases, **how)
         return [(name, layer), (f"{name}_act", ReLU())]
 
-    def norm() -> LocalResponseNorm:
-        return LocalResponseNorm(5, 2.0, 1e-4, 0.75, divided=chosen.alpha == "divided")
+    def norm(name: str) -> list[tuple[str, Layer]]:
+        layer = LocalResponseNorm(5, 2.0, 1e-4, 0.75, divided=chosen.alpha == "divided")
+        return [(name, layer)] if chosen.norm else []
+
+    def pool() -> MaxPool2d:
+        return MaxPool2d(3, 2) if chosen.pool == "overlapping" else MaxPool2d(2, 2)
 
     one, two, three, four, five = sizes.maps
     return [
         *conv("conv1", channels, one, sizes.kernel, "zeros", stride=sizes.stride, padding=sizes.padding),
-        ("norm1", norm()),
-        ("pool1", MaxPool2d(3, 2)),
+        *norm("norm1"),
+        ("pool1", pool()),
         *conv("conv2", one, two, 5, "ones", padding=2, groups=2),
-        ("norm2", norm()),
-        ("pool2", MaxPool2d(3, 2)),
+        *norm("norm2"),
+        ("pool2", pool()),
         *conv("conv3", two, three, 3, "zeros", padding=1),
         *conv("conv4", three, four, 3, "ones", padding=1, groups=2),
         *conv("conv5", four, five, 3, "ones", padding=1, groups=2),
-        ("pool5", MaxPool2d(3, 2)),
+        ("pool5", pool()),
     ]

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -229,3 +230,20 @@ def test_no_text_gives_anything_but_a_recipe_or_a_recipe_error(lines: list[str],
         assert all(re.match(r"r\.toml:\d+: ", line) for line in str(got).splitlines() if line.startswith("r.toml"))
     else:
         assert tomllib.loads(to_toml(got))["name"] == got.name
+
+
+@pytest.mark.parametrize(
+    ("recipe", "section", "key", "value"),
+    [
+        ("alexnet_photos_no_norm", "model", "options", {"norm": False}),
+        ("alexnet_photos_apart", "model", "options", {"pool": "apart"}),
+        ("alexnet_photos_no_colour", "data", "colour_noise", 0.0),
+        ("alexnet_photos_torch", "", "engine", "torch"),
+    ],
+)
+def test_an_ablation_of_alexnet_on_photographs_differs_in_one_thing(
+    recipe: str, section: str, key: str, value: Any
+) -> None:
+    whole, without = (config.load(name).model_dump(exclude={"name"}) for name in ("alexnet_photos", recipe))
+    (whole[section] if section else whole)[key] = value
+    assert without == whole

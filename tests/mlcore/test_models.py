@@ -9,7 +9,7 @@ import pytest
 
 from mlcore import init
 from mlcore.errors import RecipeError, ShapeError
-from mlcore.layers import Linear, LocalResponseNorm
+from mlcore.layers import Linear, LocalResponseNorm, Sequential
 from mlcore.models import INPUTS, MODELS, build
 from mlcore.models.cuda_convnet import DEVIATIONS
 from mlcore.ops import cross_entropy
@@ -265,3 +265,21 @@ def test_a_network_that_is_not_really_wanted_is_blank() -> None:
     with init.together(really=False):
         model = build("mlp", {}, Rng(1))
     assert not any(tensor.data.any() for tensor in model.parameters().values())
+
+
+def test_alexnet_without_a_part_has_the_same_maps_and_parameters() -> None:
+    def built(**options: Any) -> Sequential:
+        return build("alexnet_small", {"hidden": 16, **options}, Rng(1), (3, 64, 64), 10)
+
+    def sizes(model: Sequential) -> dict[str, tuple[int, ...]]:
+        return {name: out for name, _, _, out in model.unfolded("", (3, 64, 64)) if not name.startswith("norm")}
+
+    whole, bare, apart = built(), built(norm=False), built(pool="apart")
+    assert [name for name in whole.layers if name not in bare.layers] == ["norm1", "norm2"]
+    assert sizes(bare) == sizes(whole)
+    assert {name: p.shape for name, p in bare.parameters().items()} == {
+        name: p.shape for name, p in whole.parameters().items()
+    }
+    assert (apart.layers["pool1"].size, apart.layers["pool1"].stride) == (2, 2)  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match="pool"):
+        built(pool="none")

@@ -17,7 +17,7 @@ from mlcore import config
 from mlcore.data.shards import faults
 from mlcore.errors import DataError, RecipeError
 from tests.mlcore.drawn import command, mlcore
-from tests.mlcore.photographs import RECIPE, jpeg, png, recipe, splits
+from tests.mlcore.photographs import RECIPE, jpeg, png, recipe, sound, splits, tar
 from tests.mlcore.test_cli import call, document
 
 
@@ -101,3 +101,81 @@ def test_shards_must_say_what_only_they_know() -> None:
     with pytest.raises(RecipeError, match="shards need side, classes"):
         config.parse(RECIPE.replace("classes = 3\n", "").replace("side = 24\n", ""), "photos.toml")
     assert recipe().data.broken == "refuse"
+
+
+# --------------------------------------------------------------------------------------- labels that are withheld
+
+
+def without_labels(root: Path) -> None:
+    """The test pictures under names that say nothing."""
+    pictures = [content for _, content in sound(15, 100)]
+    tar(root / "test" / "a.tar", [(f"{number:06}.jpg", content) for number, content in enumerate(pictures)])
+
+
+def test_test_pictures_without_class_folders_are_predicted_and_not_scored(data: Path) -> None:
+    known = trained(data, "known", "train.epochs=6")
+    without_labels(data)
+    result = trained(data, "withheld", "train.epochs=6")
+    assert known["test_error_pct"] is not None
+    assert (result["test_error_pct"], result["test_loss"], result["warnings"]) == (None, None, [])
+    assert result["weights_sha256"] == known["weights_sha256"]
+    same = [np.load(data / run / "predictions.npy") for run in ("known", "withheld")]
+    assert np.array_equal(*same)
+    assert document("evaluate", data / "withheld", "--data", data)["test_error_pct"] is None
+    drawn = (data / "photos.toml", "train.epochs=1", "--data", data, "--out", data / "drawn", "-q")
+    assert document("train", *drawn)["warnings"] == []
+    assert (data / "drawn" / "curves.png").exists()
+    assert not (data / "drawn" / "confusion.png").exists()
+
+
+def test_only_test_labels_can_be_withheld_and_only_all_of_them(data: Path) -> None:
+    tar(data / "test" / "a.tar", [*sound(15, 100), ("bare.jpg", jpeg(1))])
+    arguments = ("train", data / "photos.toml", "--data", data, "-q", "--out")
+    call(*arguments, data / "some", fails=DataError)
+    without_labels(data)
+    for name in ("a", "b"):
+        tar(data / "train" / f"{name}.tar", [(f"{name}{number}.jpg", jpeg(number)) for number in range(5)])
+    call(*arguments, data / "none", fails=DataError)
+
+
+# ----------------------------------------------------------------------- what runs of photographs leave for a scorer
+
+
+def test_snapshots_of_photographs_are_in_the_shards_order_for_every_epoch_and_seed(data: Path) -> None:
+    arguments = ("train", data / "photos.toml", "train.epochs=8", "train.snapshots=true", "data.validation=6")
+    said = document(*arguments, "--seeds", "2", "--data", data, "--out", data / "group", "-q", "--no-pictures")
+    assert [row["status"] for row in said["runs"]] == ["finished"] * 2
+    truth = np.arange(60) % 3  # a.tar, then b.tar, classes by turns; those held out too
+    for run in ("s1", "s2"):
+        snapshots = sorted((data / "group" / run).glob("train_predictions_*.npy"))
+        assert [path.stem[-3:] for path in snapshots] == [f"{epoch:03}" for epoch in range(1, 9)]
+        last = np.load(snapshots[-1])
+        assert (last.shape, last.dtype) == ((60,), np.uint8)
+        assert np.mean(last != truth) < 0.2
+    alone = trained(data, "alone", "train.epochs=8", "train.snapshots=true", "data.validation=6", "seed=2")
+    assert alone["weights_sha256"] == said["runs"][1]["weights_sha256"]
+    theirs = np.load(data / "group" / "s2" / "train_predictions_008.npy")
+    assert np.array_equal(np.load(data / "alone" / "train_predictions_008.npy"), theirs)
+
+
+def test_a_run_of_many_classes_has_its_top_5_and_of_ten_views_what_the_centre_says(data: Path) -> None:
+    def members(first: int, count: int) -> list[tuple[str, bytes]]:
+        return [(f"c{i % 12:02}/p{i}.jpg", jpeg(i, kind=i % 3)) for i in range(first, first + count)]
+
+    tar(data / "many" / "train.tar", members(0, 72))
+    tar(data / "many" / "val.tar", members(100, 24))
+    where = ("data.train=many/train.tar", "data.test=many/val.tar", "data.classes=12", "data.views=ten")
+    result = trained(data, "run", *where, "data.validation=12", "train.epochs=6")
+    assert result["test_top5_error_pct"] < result["test_error_pct"]
+    assert result["validation_top5_error_pct"] is not None
+    guesses = np.load(data / "run" / "predictions_top5.npy")
+    first = np.load(data / "run" / "predictions.npy")
+    assert guesses.shape == (24, 5)
+    assert np.array_equal(guesses[:, 0], first)
+    labels = np.arange(100, 124) % 12
+    wrong = 100 * np.mean((guesses != labels[:, None]).all(axis=1))
+    assert wrong == pytest.approx(result["test_top5_error_pct"])
+    trained(data, "centre", *where[:3], "data.validation=12", "train.epochs=6")
+    centre = np.load(data / "run" / "predictions_centre.npy")
+    assert np.array_equal(centre, np.load(data / "centre" / "predictions.npy"))
+    assert not (data / "centre" / "predictions_centre.npy").exists()

@@ -31,8 +31,7 @@ from mlcore.layers import (
 from mlcore.models import build
 from mlcore.optim import SGD, Adam, Optimiser
 from mlcore.paces import paces_of
-from mlcore.peer_run import grouped
-from mlcore.peers import peer_of
+from mlcore.peers import grouped, peer_of
 from mlcore.planned.plan import Plan
 from mlcore.rng import Rng
 from mlcore.tensor import Tensor

@@ -40,8 +40,8 @@ class Catalogue:
     """N pictures in `shards` (plain tars), sorted by shard and offset.
 
     table: `shard` int32 [N], `offset` and `size` int64 [N] in bytes, `crc` uint32 [N] of the bytes, `label` int64 [N]
-    into `classes`. sha256: by shard. `side`: of the shorter sides, 0 when they differ. `home`: where the statistics
-    belong: the shards' folder, or one of the cache.
+    into `classes`, -1 where labels are withheld. sha256: by shard. `side`: of the shorter sides, 0 when they differ.
+    `home`: where the statistics belong: the shards' folder, or one of the cache.
     """
 
     shards: tuple[Path, ...]
@@ -60,6 +60,11 @@ class Catalogue:
         """int64 [N]."""
         return np.asarray(self.table["label"])
 
+    @property
+    def withheld(self) -> bool:
+        """Whether nobody here is to know the labels."""
+        return not self.classes
+
     def read(self, index: int) -> bytes:
         """The bytes of a picture; PictureError when they are not those that were catalogued."""
         shard, offset, size = (int(self.table[name][index]) for name in ("shard", "offset", "size"))
@@ -76,7 +81,9 @@ class Catalogue:
         return f"{self.shards[int(self.table['shard'][index])]}: byte {int(self.table['offset'][index])}"
 
     def counts(self) -> dict[str, int]:
-        """Pictures by class."""
+        """Pictures by class; none where labels are withheld."""
+        if self.withheld:
+            return {}
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
@@ -85,7 +92,12 @@ class Catalogue:
         return replace(self, table={name: column[keep_N] for name, column in self.table.items()})
 
     def as_classes_of(self, classes: Sequence[str]) -> Catalogue:
-        """The same with another split's classes; pictures of a class that it does not have become faults."""
+        """The same with another split's classes; pictures of a class that it does not have become faults.
+
+        Withheld labels stay so.
+        """
+        if self.withheld:
+            return self
         to_label = np.array([classes.index(name) if name in classes else -1 for name in self.classes], np.int64)
         labels = to_label[self.labels] if len(to_label) else self.labels
         faults = Faults()

@@ -227,8 +227,9 @@ class PhotoStream:
     windows: Windows
 
     @property
-    def labels(self) -> Indices:
-        return self.filler.catalogue.labels[self.index]
+    def labels(self) -> Indices | None:
+        catalogue = self.filler.catalogue
+        return None if catalogue.withheld else catalogue.labels[self.index]
 
     def __len__(self) -> int:
         return len(self.index)

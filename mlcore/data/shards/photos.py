@@ -66,8 +66,8 @@ class Photos:
         return (*self.train.faults.lines(), *self.test.faults.lines())
 
     @property
-    def test_labels(self) -> Indices:
-        return self.test.labels
+    def test_labels(self) -> Indices | None:
+        return None if self.test.withheld else self.test.labels
 
     def test_image(self, index: int) -> Bytes:
         """uint8 [3,S,S]: a test photograph's square."""
@@ -115,7 +115,8 @@ def find_photos(data: Data, folder: Path | None, tell: Tell) -> Photos:
     assert data.test is not None
     files = shard_files(data.train, roots)
     train = open_catalogue(files, roots, look, tell)
-    test = open_catalogue(shard_files(data.test, roots), roots, look, tell).as_classes_of(train.classes)
+    test_files = shard_files(data.test, roots)
+    test = open_catalogue(test_files, roots, look, tell, may_withhold=True).as_classes_of(train.classes)
     if data.broken == "refuse":
         train.faults.demand_none()
         test.faults.demand_none()

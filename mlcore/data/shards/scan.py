@@ -39,14 +39,17 @@ VERSION = 1  # of what a scan keeps
 PER_WORKER = 8  # pictures under way
 
 
-def open_catalogue(files: Sequence[Path], roots: Roots, look: Look, tell: Tell) -> Catalogue:
+def open_catalogue(
+    files: Sequence[Path], roots: Roots, look: Look, tell: Tell, may_withhold: bool = False
+) -> Catalogue:
     """The catalogue of these shards: their index, the scan in the cache, or a new scan. Its faults are the caller's.
 
-    Raises DataError for an index that does not fit its shards, and where no picture is left.
+    may_withhold: where no picture at all lies in a class's folder, the labels are withheld. Raises DataError for an
+    index that does not fit its shards, and where no picture is left.
     """
     folder = files[0].parent
     indexed = (folder / INDEX).is_file() and {file.parent for file in files} == {folder}
-    catalogue = from_index(folder) if indexed else _scanned(files, roots, look, tell)
+    catalogue = from_index(folder) if indexed else _scanned(files, roots, look, tell, may_withhold)
     catalogue = with_empty_classes_told(catalogue)
     if not len(catalogue):
         seen = "; ".join(catalogue.faults.lines()) or "the archives are empty"
@@ -54,13 +57,14 @@ def open_catalogue(files: Sequence[Path], roots: Roots, look: Look, tell: Tell) 
     return catalogue
 
 
-def _scanned(files: Sequence[Path], roots: Roots, look: Look, tell: Tell) -> Catalogue:
-    key = "\n".join([str(VERSION), str(look.most_pixels), *(stamp_of(file) for file in files)])
+def _scanned(files: Sequence[Path], roots: Roots, look: Look, tell: Tell, may_withhold: bool) -> Catalogue:
+    allowed = ["may withhold"] if may_withhold else []
+    key = "\n".join([str(VERSION), str(look.most_pixels), *allowed, *(stamp_of(file) for file in files)])
     home = roots.cache / "scans" / hashlib.sha256(key.encode()).hexdigest()[:24]
     unpacked = [plain(file, roots, tell) for file in files]
     if (home / INDEX).is_file() and (kept := _kept(home, [path for path, _ in unpacked])):
         return kept
-    catalogue = _look_at(files, unpacked, home, look, tell)
+    catalogue = _look_at(files, unpacked, home, look, tell, may_withhold)
     _keep(catalogue, files, tell)
     return catalogue
 
@@ -126,7 +130,12 @@ class _Seen:
 
 
 def _look_at(
-    files: Sequence[Path], unpacked: Sequence[tuple[Path, bool]], home: Path, look: Look, tell: Tell
+    files: Sequence[Path],
+    unpacked: Sequence[tuple[Path, bool]],
+    home: Path,
+    look: Look,
+    tell: Tell,
+    may_withhold: bool,
 ) -> Catalogue:
     faults, seen, sha256 = Faults(), list[_Seen](), dict[str, str]()
     names = set[str]()
@@ -143,10 +152,15 @@ def _look_at(
     for one in seen:
         if one.fault:
             faults.add(one.fault.kind, f"{one.found.place}: {one.fault.what}")
-    sound = [one for one in seen if not one.fault]
-    classes = _classes(files[0].parent, {one.found.class_name for one in sound})
+    withheld = may_withhold and not any(one.found.class_name for one in seen)
+    for one in seen:
+        if not (withheld or one.fault or one.found.class_name):
+            faults.add(NO_CLASS, one.found.place)
+    sound = [one for one in seen if not one.fault and (withheld or one.found.class_name)]
+    classes = () if withheld else _classes(files[0].parent, {one.found.class_name for one in sound})
+    labels = {name: label for label, name in enumerate(classes)}
     rows = [
-        (one.found.shard, one.found.member.offset, one.found.member.size, one.crc, classes.index(one.found.class_name))
+        (one.found.shard, one.found.member.offset, one.found.member.size, one.crc, labels.get(one.found.class_name, -1))
         for one in sound
     ]
     sides = {one.shorter for one in sound}
@@ -176,8 +190,6 @@ def _objection(member: Member, names: set[str]) -> str | None:
         return IRREGULAR
     if not member.name.lower().endswith(PICTURES):
         return None
-    if "/" not in member.name.removeprefix("./"):
-        return NO_CLASS
     if member.name in names:
         return DUPLICATE
     return TOO_LARGE if member.size > MOST_BYTES else None

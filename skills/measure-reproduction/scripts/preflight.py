@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def nothing_to_check(args: argparse.Namespace) -> int:
-    """For what needs no training, or data that the gate itself may find missing: it says so in its verdict."""
+    """For what needs no training, or photographs, which the gate may find missing: it says so in its verdict."""
     print(f"preflight: {args.target} needs no learning check here", file=sys.stderr)
     print(json.dumps({"target": args.target, "ready": True, "problems": [], "steps": []}))
     return 0
