@@ -168,7 +168,7 @@ class Loop:
         try:
             self.calls.ledger.reserve(attempt.run, node=attempt.node)
         except BudgetExhausted as error:
-            return await self.durable.pause(str(error), BUDGET)
+            return await self.durable.pause(str(error), BUDGET, error.task)
         return await asyncio.to_thread(self._use_all, attempt, turn, calls, broken, tree)
 
     def _use_all(self, attempt: Attempt, turn: int, calls: list[Block], broken: dict[str, str], tree: str) -> Json:
