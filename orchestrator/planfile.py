@@ -199,12 +199,15 @@ def set_block(text: str, name: str, body: str) -> str:
     opening, closing = f"<!-- odyssey:{name} -->", f"<!-- /odyssey:{name} -->"
     body = MARKER.sub(lambda mark: mark[0].replace("<", "&lt;"), body.strip())  # what it quotes must not end it
     block = f"{opening}\n{body}\n{closing}"
-    before, mark, rest = text.partition(opening)
-    if not mark:
+    begin = text.find(opening)
+    if begin < 0:
         heading = {"result": "Result", "tree": "Who does what", "as-built": "As built"}[name]
         return f"{text.rstrip()}\n\n## {heading}\n\n{block}\n"
-    inner, mark, after = rest.partition(closing)
-    return before + block + (after if mark else inner)
+    if text.startswith(block, begin):  # a long plan is not copied for nothing
+        return text
+    end = text.find(closing, begin)
+    after = begin + len(opening) if end < 0 else end + len(closing)
+    return text[:begin] + block + text[after:]
 
 
 def block(text: str, name: str) -> str:
