@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.book import Book, Row
 from orchestrator.errors import BudgetExhausted, NotFound
-from orchestrator.records import Budget
+from orchestrator.records import Budget, TaskBudget
 
 WARN_AT = 0.8
 UNITS = ("dollars", "tokens", "minutes")
@@ -61,6 +61,12 @@ class Accounts(Book):
         doubts = len(self._rows("SELECT 1 FROM spending WHERE key GLOB ?", f"doubt:{call['key']}/*"))
         most = {"usd": call["max_usd"], "tokens": call["max_tokens"] or 0}
         self._charge(f"doubt:{call['key']}/{doubts}", call["run"], call["task"], "in doubt", node, **most)
+
+    def keep_call(self, key: str, run: str, task: str, reply: Row, **fields: Any) -> None:
+        """A reply that cost nothing, on record in one go. The first one stays."""
+        done = {"state": "done", "reply": json.dumps(reply), "started_at": self.time(), "done_at": self.time()}
+        nothing = {"tokens": 0, "usd": 0.0, "max_usd": 0.0, "max_tokens": 0, "request": ""}
+        self._insert("calls", key=key, run=run, task=task, **done, **nothing, **fields)
 
     def end_call(self, key: str, reply: Row, tokens: int, usd: float, seconds: float = 0.0) -> None:
         with self._transaction():
@@ -110,9 +116,23 @@ class Accounts(Book):
 
     # Budgets: checked before anything is dispatched
 
-    def limit(self, run: str, node: str, budget: Budget) -> None:
+    def limit(self, run: str, node: str, budget: TaskBudget) -> None:
         """Give a node a budget of its own, beneath those above it. The first one stays."""
         self._insert("limits", run=run, node=node, budget=budget.model_dump_json())
+
+    def raise_limits(self, run: str, task: str, usd: float = 0, tokens: int = 0, minutes: float = 0) -> None:
+        """More for a task that has a budget of its own, and for all beneath it. Raises NotFound when it has none."""
+        more = {"usd": usd, "tokens": tokens, "minutes": minutes}
+        with self._transaction():
+            rows = self._rows("SELECT * FROM limits WHERE run = ?", run)
+            rows = [row for row in rows if _beneath(row["node"], task)]
+            if not task or not rows:
+                raise NotFound(f"task `{task}` of run `{run}` has no budget of its own; leave --task out for the run's")
+            for row in rows:
+                had = TaskBudget.model_validate_json(row["budget"])
+                sums = {key: None if (own := getattr(had, key)) is None else own + more[key] for key in more}
+                budget = had.model_copy(update=sums).model_dump_json()
+                self._update("limits", {"run": run, "node": row["node"]}, {"budget": budget})
 
     def charge_seconds(self, key: str, run: str, task: str, kind: str, seconds: float, node: str = "") -> None:
         with self._transaction():
@@ -141,20 +161,20 @@ class Accounts(Book):
                 ("tokens", spent["tokens"] + under_way["tokens"], tokens, budget.tokens),
                 ("minutes", spent["seconds"] / 60, 0, budget.minutes),
             ):
-                if used + more > most or (what == "minutes" and used >= most):
+                if most is not None and (used + more > most or (what == "minutes" and used >= most)):
                     whose = f" of `{place}`" if place else ""
-                    raise BudgetExhausted(f"the budget{whose} of {most:g} {what} is used up ({used:.2f} spent)")
+                    words = f"the budget{whose} of {most:g} {what} is used up ({used:.2f} spent)"
+                    raise BudgetExhausted(words, place.partition("/")[0])
 
-    def _limits(self, run: str, node: str) -> Iterator[tuple[str, Budget]]:
+    def _limits(self, run: str, node: str) -> Iterator[tuple[str, Budget | TaskBudget]]:
         """The budgets that bind a node: the run's, then each one's on the way down."""
         rows = self._rows("SELECT budget FROM runs WHERE id = ?", run)
         if not rows:
             raise NotFound(f"there is no run `{run}`")
         yield "", Budget.model_validate_json(rows[0]["budget"])
-        own = {row["node"]: row["budget"] for row in self._rows("SELECT node, budget FROM limits WHERE run = ?", run)}
         for place in _chain(node):
-            if place in own:
-                yield place, Budget.model_validate_json(own[place])
+            for row in self._rows("SELECT budget FROM limits WHERE run = ? AND node = ?", run, place):
+                yield place, TaskBudget.model_validate_json(row["budget"])
 
     def _charge(self, key: str, run: str, task: str, kind: str, node: str = "", **amounts: float) -> None:
         row = {**NOTHING, **amounts}
@@ -172,9 +192,9 @@ class Accounts(Book):
             return
         for place, budget in self._limits(run, node):
             after = self.spent(run, place)
-            limits = (budget.usd, budget.tokens, budget.minutes * 60)
+            limits = (budget.usd, budget.tokens, budget.minutes and budget.minutes * 60)
             for what, unit, most in zip(UNITS, ("usd", "tokens", "seconds"), limits, strict=True):
-                if before[place][unit] < WARN_AT * most <= after[unit]:
+                if most is not None and before[place][unit] < WARN_AT * most <= after[unit]:
                     whose = f" of `{place}`" if place else ""
                     words = f"{after[unit] / most:.0%} of the budget{whose} in {what} is used"
                     self._insert("events", run=run, task=task, at=self.time(), kind="budget", body=words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ class Book:
         self._clock = clock
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.execute("PRAGMA cache_size=-512")  # in KB
         self._connection.executescript(SCHEMA)
         self._grow()
         self._connection.executescript(INDEXES)
@@ -98,6 +99,10 @@ class Book:
 
     def time(self) -> str:
         return self._clock().isoformat(timespec="seconds")
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is written inside becomes durable in one go, or not at all. For what takes no time: others wait."""
+        return self._transaction()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

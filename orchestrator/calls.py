@@ -28,6 +28,7 @@ SAME_FAILURES = 12  # of one call, over all resumes
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 PATIENCE_S = 900.0  # a service that asks for more is waited for by `resume`
 BUDGET, NO_MODEL = 5, 6  # exit codes of a paused run
+PROCEDURE = "procedure"
 
 
 class Durable(Protocol):
@@ -37,8 +38,8 @@ class Durable(Protocol):
         """Run once; after a crash give back what it returned, or run it again if it never returned."""
         ...
 
-    async def pause(self, reason: str, code: int = BUDGET) -> Json:
-        """Stop the whole run where it is, resumable, with this exit code. Does not return."""
+    async def pause(self, reason: str, code: int = BUDGET, task: str = "") -> Json:
+        """Stop the whole run, or one task of it, where it is, resumable, with this exit code. Does not return."""
         ...
 
 
@@ -78,9 +79,21 @@ class Calls:
     tell: Callable[[str, str], None] = lambda kind, text: None
 
     async def reply(self, place: Place, request: Request) -> Reply:
-        """The reply of this call, from the journal, from the ledger, or from the provider, in this order."""
+        """The reply of this call, from the journal, from the ledger, or from the provider, in this order.
+
+        A procedure's follows from the conversation and costs nothing: it is worked out again rather than journaled.
+        """
+        if self.provider.name == PROCEDURE:
+            return await self._follow(place, request)
         done = await self.durable.step(f"{request.who} reply {request.turn}", lambda: self._buy(place, request))
         return Reply.model_validate(done)
+
+    async def _follow(self, place: Place, request: Request) -> Reply:
+        reply = await self.provider.reply(request)
+        key, document = call_key(place.run, request), reply.model_dump(mode="json")
+        about = {"attempt": place.attempt, "turn": request.turn, "tier": request.tier, "model": request.model}
+        self.ledger.keep_call(key, place.run, place.task, document, node=place.node, provider=PROCEDURE, **about)
+        return reply
 
     async def _buy(self, place: Place, request: Request) -> Json:
         key = call_key(place.run, request)
@@ -115,10 +128,10 @@ class Calls:
                 tier=request.tier,
                 model=request.model,
                 provider=self.provider.name,
-                request=json.dumps(recorded(request)) if self.provider.name != "procedure" else "",
+                request=json.dumps(recorded(request)),
             )
         except BudgetExhausted as error:
-            return await self.durable.pause(str(error), BUDGET)
+            return await self.durable.pause(str(error), BUDGET, error.task)
         return json.loads(known["reply"]) if known else None
 
     def _end(self, key: str, request: Request, reply: Reply, seconds: float) -> Json:

@@ -97,6 +97,9 @@ def resume(
     minutes: Annotated[float | None, typer.Option(help="minutes to add to the run's budget")] = None,
     usd: Annotated[float | None, typer.Option(help="dollars to add to the run's budget")] = None,
     tokens: Annotated[int | None, typer.Option(help="tokens to add to the run's budget")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="ID", help="add it to this task's own budget instead, within the run's")
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="who answers from now on, if not the one of before")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -107,7 +110,7 @@ def resume(
     with state.locked():
         display = _display(as_json)
         chosen = run_id or session.latest(state, unfinished=True)
-        session.extend_budget(state, chosen, minutes, usd, tokens)
+        session.extend_budget(state, chosen, minutes, usd, tokens, task)
         session.change_provider(state, chosen, _provider(provider))
         display.say("", "resume", f"going on with {chosen}; what ended is not done again")
         job = session.again(checkout, state, chosen, display.say)
@@ -235,8 +238,10 @@ def status(run_id: RunId = None, as_json: AsJson = False) -> None:
     from orchestrator import documents, session, views
 
     _, state = _here()
-    content = documents.run(state, run_id or session.latest(state))
-    print(documents.document("status", **content) if as_json else views.status(content))
+    chosen = run_id or session.latest(state)
+    content = documents.run(state, chosen, pulls=as_json)
+    pulls = state.ledger.each_pull(chosen)
+    print(documents.document("status", **content) if as_json else views.status(content, pulls))
 
 
 @app.command()
@@ -378,7 +383,10 @@ def _show_plan(checkout: Checkout, state: State, path: str, write: bool, as_json
         text = planfile.set_block(loaded.text, "tree", planner.tree(loaded, assignments.values()))
         (checkout.root / path).write_text(text)
     if as_json:
-        tasks = [{**each.model_dump(mode="json"), **estimates[each.task]} for each in assignments.values()]
+        tasks = [
+            {**each.model_dump(mode="json"), **estimates[each.task], "budget": documents.budget(loaded.task(each.task))}
+            for each in assignments.values()
+        ]
         print(documents.document("plan", plan=path, sha256=loaded.sha256, tasks=tasks))
     else:
         print(views.plan(loaded, assignments, estimates))
@@ -413,8 +421,8 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
     resume_with = f"orchestrate resume {job.id}"
     _exit_on_signals(resume_with)
     state.repository.recover()
-    rows = state.ledger.tasks(job.id)
-    display.expect((row["id"], job.task(row["id"]).title, row["agent"], row["status"]) for row in rows)
+    statuses = state.ledger.statuses(job.id).items()
+    display.expect((name, job.task(name).title, job.assignments[name].agent, status) for name, status in statuses)
     forge = LocalForge(state.ledger, state.repository, checkout.root)
     code = 0
     try:
@@ -422,25 +430,26 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
             Runner(job, forge, (state.folder / "key").read_bytes()).go()
     except Paused as paused:
         more = " --minutes 30" if "minutes" in str(paused) else " --usd 1 --tokens 100000" if paused.code == 5 else ""
+        more = f" --task {paused.task}{more}" if paused.task else more
         print(f"paused: {paused}\ngo on with: {resume_with}{more}", file=sys.stderr, flush=True)
         code = paused.code
     except Exception as error:
         _leave_broken(error, resume_with)
-    content = documents.run(state, job.id, bodies=as_json)
-    print(documents.document("run", **content) if as_json else views.status(content), flush=True)
+    content, pulls = documents.run(state, job.id, pulls=as_json), state.ledger.each_pull(job.id)
+    print(documents.document("run", **content) if as_json else views.status(content, pulls), flush=True)
     if code == 0 and content["run"]["status"] != "accepted":
         code = 3
     if code in (0, 3):
-        print(_next_steps(content, resume_with), file=sys.stderr, flush=True)
+        top = state.ledger.pulls(job.id, newest=1)
+        print(_next_steps(content, top[0].number if top else 0, resume_with), file=sys.stderr, flush=True)
     os._exit(code)  # a paused workflow still waits in this process; it must not be told that it was cancelled
 
 
-def _next_steps(content: dict[str, Any], resume_with: str) -> str:
-    """What a person would type after a run that came to its end."""
-    run, pulls = content["run"], content["pull_requests"]
+def _next_steps(content: dict[str, Any], top: int, resume_with: str) -> str:
+    """What a person would type after a run that came to its end. `top`: the newest pull request's number, or 0."""
+    run = content["run"]
     lines = [f"read it: orchestrate report {run['id']} --verify"]
-    if pulls:
-        top = pulls[-1]["number"]
+    if top:
         lines.append(f"take it: orchestrate pr show {top}, then orchestrate pr merge {top}")
     if any(task["status"] in ("failed", "blocked") for task in content["tasks"]):
         lines.append(f"what failed or is blocked: mend it, commit, and orchestrate run {run['plan']} again")

@@ -21,7 +21,7 @@ from orchestrator.hierarchy import closed
 from orchestrator.house import Run
 from orchestrator.loop import Attempt, Loop, Outcome
 from orchestrator.providers.base import Block, Request
-from orchestrator.records import Budget, Record, Task
+from orchestrator.records import Budget, Record, Task, TaskBudget
 from orchestrator.tools.base import Arguments
 
 MAX_DEPTH = 2  # sub-agents beneath sub-agents
@@ -129,11 +129,11 @@ class Team:
             helper=f"{attempt.helper}/{helper}" if attempt.helper else helper,
         )
 
-    def _share(self, attempt: Attempt) -> Budget:
+    def _share(self, attempt: Attempt) -> TaskBudget:
         """Half of what the run has left; the limits above it bind as well."""
         whole = Budget.model_validate_json(self.run.ledger.run(self.run.id)["budget"])
         spent = self.run.ledger.spent(self.run.id)
-        return Budget(
+        return TaskBudget(
             usd=max(whole.usd - spent["usd"], 0) * SHARE,
             tokens=max(int((whole.tokens - spent["tokens"]) * SHARE), 0),
             minutes=max((whole.minutes - spent["seconds"] / 60) * SHARE, 0.01),

@@ -13,6 +13,7 @@ from typing import Any
 QUIET_KINDS = frozenset({"output"})
 OUTPUT_EVERY_S = 15.0
 WORDS = 300
+SHOWN = 200
 MARKS = {
     "waiting": "·",
     "running": "▶",
@@ -21,10 +22,12 @@ MARKS = {
     "unmeasured": "?",
     "failed": "✘",
     "blocked": "▪",
+    "paused": "‖",
 }
+ENDS = frozenset(MARKS) - {"waiting", "running"}
 
 
-@dataclass
+@dataclass(slots=True)
 class _Row:
     title: str
     agent: str
@@ -45,9 +48,9 @@ class Display:
         self._screen: Any = None
 
     def expect(self, tasks: Iterable[tuple[str, str, str, str]]) -> None:
-        """The tasks of the run: id, title, agent, status."""
-        for task, title, agent, status in tasks:
-            self._rows[task] = _Row(title, agent, status)
+        """The tasks of the run: id, title, agent, status. Only a table needs to keep them."""
+        if self._live:
+            self._rows = {task: _Row(title, agent, status) for task, title, agent, status in tasks}
 
     def say(self, task: str, kind: str, text: str) -> None:
         with self._lock:
@@ -56,6 +59,8 @@ class Display:
                 self._update(row, kind, text)
             if self._screen is None and self._is_news(task, kind):
                 self._print(task, kind, text)
+            if kind in ENDS:
+                self._printed_at.pop(task, None)
 
     def _is_news(self, task: str, kind: str) -> bool:
         """What commands print is shown now and then, so that long work is seen to go on."""
@@ -86,7 +91,7 @@ class Display:
             row.status = kind
             row.ended = time.monotonic() if kind not in ("running", "waiting") else 0.0
         line = _last_line(text)
-        row.last = line if kind in QUIET_KINDS or kind in MARKS else f"{kind}: {line}"
+        row.last = (line if kind in QUIET_KINDS or kind in MARKS else f"{kind}: {line}")[:SHOWN]
 
     def _table(self) -> Any:
         from rich.table import Table
@@ -99,7 +104,7 @@ class Display:
             for task, row in self._rows.items():
                 seconds = (row.ended or time.monotonic()) - row.since if row.since else 0
                 clock = f"{int(seconds) // 60}:{int(seconds) % 60:02d}" if row.since else ""
-                table.add_row(MARKS[row.status], task, row.agent, clock, Text(row.last[:200]))
+                table.add_row(MARKS[row.status], task, row.agent, clock, Text(row.last))
         return table
 
 

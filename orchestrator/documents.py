@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from orchestrator.house import State
-from orchestrator.records import PullRequest, Receipt
+from orchestrator.records import PullRequest, Receipt, Task
 
 VERSION = 1
 Json = dict[str, Any]
@@ -16,11 +16,15 @@ def document(command: str, **content: Any) -> str:
     return json.dumps({"odyssey": VERSION, "command": command, **content}, indent=2)
 
 
-def run(state: State, run_id: str, bodies: bool = True) -> Json:
-    """A run with its tasks, verdicts, spending and pull requests; without their texts where nobody will read them."""
+def run(state: State, run_id: str, pulls: bool = True) -> Json:
+    """A run with its tasks, verdicts and spending; and, unless they are read one by one, its pull requests."""
     ledger = state.ledger
     row = ledger.run(run_id)
-    tasks = ledger.tasks(run_id)
+    verdicts: list[Json] = []
+    tasks: list[Json] = []
+    for task in ledger.each_task(run_id):
+        verdicts += json.loads(task["verdicts"] or "[]")
+        tasks.append({key: task[key] for key in ("id", "status", "agent", "tier", "attempt", "detail")})
     spent = ledger.spent(run_id)
     return {
         "run": {
@@ -36,12 +40,15 @@ def run(state: State, run_id: str, bodies: bool = True) -> Json:
             "budget": json.loads(row["budget"]),
             "spent": {"usd": spent["usd"], "tokens": spent["tokens"], "minutes": spent["seconds"] / 60},
         },
-        "tasks": [{key: task[key] for key in ("id", "status", "agent", "tier", "attempt", "detail")} for task in tasks],
-        "verdicts": [verdict for task in tasks for verdict in json.loads(task["verdicts"] or "[]")],
-        "pull_requests": [
-            pull(each if bodies else each.model_copy(update={"body": ""})) for each in ledger.each_pull(run_id)
-        ],
+        "tasks": tasks,
+        "verdicts": verdicts,
+        "pull_requests": [pull(each) for each in ledger.each_pull(run_id)] if pulls else [],
     }
+
+
+def budget(task: Task) -> Json | None:
+    """A task's own budget, where it has one."""
+    return task.budget.model_dump(mode="json") if task.budget else None
 
 
 def pull(each: PullRequest) -> Json:

@@ -21,24 +21,39 @@ Workflow = Callable[..., Coroutine[Any, Any, Json]]
 
 # A journal is read by position and name of its steps. Whoever adds, drops, renames or moves a step, or changes what one
 # returns, raises this: unfinished runs of before are then left to the version that began them. A test names all steps.
-APPLICATION_VERSION = "odyssey-3"
+APPLICATION_VERSION = "odyssey-4"
 POLL_S = 0.05
+PAGES_KB = 256  # of the journal, kept in memory by one connection
+
+
+class _Connection(sqlite3.Connection):
+    """One of the journal's, of which DBOS keeps up to twenty: each would fill 2 MB of pages as the journal grows."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute(f"PRAGMA cache_size = -{PAGES_KB}")
 
 
 class Paused(Exception):
-    """The run was stopped where it is, on purpose; `resume` goes on from there. `code`: with which to exit."""
+    """The run was stopped where it is, on purpose; `resume` goes on from there.
 
-    def __init__(self, reason: str, code: int = 5) -> None:
-        self.code = code
+    code: with which to exit. task: the one that is paused, where the others went on.
+    """
+
+    def __init__(self, reason: str, code: int = 5, task: str = "") -> None:
+        self.code, self.task = code, task
         super().__init__(reason)
 
 
 class Engine:
     """One process's share of the durable work. Use as a context manager; workflows are named functions."""
 
-    def __init__(self, database: Path, workflows: dict[str, Workflow]) -> None:
+    def __init__(
+        self, database: Path, workflows: dict[str, Workflow], on_hold: Callable[[str, str], None] | None = None
+    ) -> None:
         self._database = database
         self._workflows = workflows
+        self._on_hold = on_hold
         self._registered: dict[str, Workflow] = {}
         self._paused: asyncio.Future[Paused] | None = None
 
@@ -54,6 +69,7 @@ class Engine:
             executor_id=f"{os.getpid()}-{os.urandom(4).hex()}",
             application_version=APPLICATION_VERSION,
             serializer=_serializer(),
+            db_engine_kwargs={"connect_args": {"factory": _Connection}},
             log_level="CRITICAL",
             enable_otlp=False,
         )
@@ -105,9 +121,11 @@ class Engine:
 
         return await DBOS.run_step_async({"name": name}, call)
 
-    async def pause(self, reason: str, code: int = 5) -> Json:
-        """Stop the run from inside a step: the step stays unfinished, as after a crash. Does not return."""
-        if self._paused is not None and not self._paused.done():
+    async def pause(self, reason: str, code: int = 5, task: str = "") -> Json:
+        """Stop the run, or one task of it, from inside its workflow, which stays as after a crash. No return."""
+        if task and self._on_hold:
+            self._on_hold(task, reason)
+        elif self._paused is not None and not self._paused.done():
             self._paused.get_loop().call_soon_threadsafe(_settle, self._paused, Paused(reason, code))
         await asyncio.Event().wait()
 

@@ -88,7 +88,16 @@ class SandboxUnavailable(OrchestratorError):
 
 
 class BudgetExhausted(OrchestratorError):
+    """`task`: the one whose own budget it is; "" for the run's."""
+
     exit_code = 5
+
+    def __init__(self, words: str, task: str = "") -> None:
+        self.task = task
+        super().__init__(words, task)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Busy(OrchestratorError):

@@ -1,7 +1,7 @@
 """The gate: change -> Judgement. Policy, risk, tests, the task's acceptance commands, then reproduction.
 
 Everything it holds a change against (targets, margins, tests, who may write what) comes from the base commit. Each
-check is a step of the durable workflow and leaves a receipt under a key of its own: nothing runs twice after a crash.
+check leaves a receipt under a key of its own, by which the ledger finds it again: nothing runs twice after a crash.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator import measure, policy, risk, suite, trials, verdicts
-from orchestrator.calls import Durable, Json
+from orchestrator.calls import BUDGET, Durable
 from orchestrator.datasets import Dataset
 from orchestrator.errors import BudgetExhausted
 from orchestrator.house import Run
@@ -179,24 +179,19 @@ class Gate:
 
     async def _receipt(self, name: str, check: Callable[[], Receipt]) -> Receipt:
         key = f"{self.run.id}/{self.task.id}/{self.change.attempt}/{self.change.commit}/{name}"
-        return Receipt.model_validate(await self.durable.step(name, self._signing(key, check)))
-
-    def _signing(self, key: str, check: Callable[[], Receipt]) -> Callable[[], Awaitable[Json]]:
-        async def sign() -> Json:
-            ledger = self.run.ledger
-            known = ledger.receipt(key)
-            if known is None:
-                self.run.say(self.task.id, "gate", key.rpartition(f"/{self.change.commit}/")[2])
-                try:
-                    ledger.reserve(self.run.id)
-                except BudgetExhausted as error:
-                    return await self.durable.pause(str(error))
-                made = (await asyncio.to_thread(check)).model_copy(update={"run": self.run.id})
-                known = ledger.add_receipt(key, made)
-                ledger.charge_seconds(f"gate:{key}", self.run.id, self.task.id, "gate", made.wall_s)
-            return known.model_dump(mode="json")
-
-        return sign
+        ledger = self.run.ledger
+        known = ledger.receipt(key)
+        if known is not None:
+            return known
+        self.run.say(self.task.id, "gate", name)
+        try:
+            ledger.reserve(self.run.id, node=self.task.id)
+        except BudgetExhausted as error:
+            await self.durable.pause(str(error), BUDGET, error.task)
+        made = (await asyncio.to_thread(check)).model_copy(update={"run": self.run.id})
+        with ledger.together():
+            ledger.charge_seconds(f"gate:{key}", self.run.id, self.task.id, "gate", made.wall_s)
+            return ledger.add_receipt(key, made)
 
     def _note(
         self,

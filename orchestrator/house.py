@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from orchestrator import planner
 from orchestrator.config import STATE_FOLDER, Settings
 from orchestrator.datasets import Dataset
 from orchestrator.errors import Busy, InputError
@@ -123,6 +124,11 @@ class Run:
         if kind != "output":
             self.ledger.note(self.id, task, kind, text)
         self.hear(task, kind, text)
+
+    @cached_property
+    def tree(self) -> str:
+        """Who does what, for people; asked for once everything is handed out."""
+        return planner.tree(self.plan, self.assignments.values())
 
     def task(self, task_id: str) -> Task:
         return self.plan.task(task_id)

@@ -39,7 +39,7 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def _own(task: Task, plan: Plan, library: Library, root: Path) -> Hashes:
     skill = library.skills[task.skill]
     procedure = (root / skill.procedure).read_text() if skill.procedure else ""
-    promise = task.model_dump(mode="json", exclude={"done", "line", "agent", "section"})
+    promise = task.model_dump(mode="json", exclude={"done", "line", "agent", "section", "budget"})
     return {
         "the task itself": _digest(promise),
         f"skill `{skill.name}`": _digest([skill.model_dump(mode="json", exclude={"path"}), procedure]),

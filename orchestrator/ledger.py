@@ -57,6 +57,16 @@ class Ledger(Accounts):
     def tasks(self, run: str) -> list[Row]:
         return self._rows("SELECT * FROM tasks WHERE run = ? ORDER BY position", run)
 
+    def each_task(self, run: str) -> Iterator[Row]:
+        """A run's tasks in the plan's order, one in memory at a time."""
+        for task in self.statuses(run):
+            yield from self._rows("SELECT * FROM tasks WHERE run = ? AND id = ?", run, task)
+
+    def statuses(self, run: str) -> dict[str, str]:
+        """How each task stands, in the plan's order."""
+        rows = self._rows("SELECT id, status FROM tasks WHERE run = ? ORDER BY position", run)
+        return {row["id"]: row["status"] for row in rows}
+
     def set_task(self, run: str, task: str, **fields: Any) -> None:
         self._update("tasks", {"run": run, "id": task}, fields)
 

@@ -1,8 +1,9 @@
 """The agent loop: one agent, one task, one conversation. The assistant turn is kept before its tools run.
 
-Every turn is two steps of the durable workflow: the reply (paid once, see `calls.py`) and the tools. The worktree is
-snapshotted after tools that can change it; a step that was cut off starts again from the snapshot before it, so that
-its effects happen once, and after the second time its calls are answered as cut off instead.
+Every turn is two steps of the durable workflow: the reply (paid once, see `calls.py`; a procedure's is no step, for it
+follows from the conversation) and the tools. The worktree is snapshotted after tools that can change it; a step that
+was cut off starts again from the snapshot before it, so that its effects happen once, and after the second time its
+calls are answered as cut off instead.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ class Loop:
         try:
             self.calls.ledger.reserve(attempt.run, node=attempt.node)
         except BudgetExhausted as error:
-            return await self.durable.pause(str(error), BUDGET)
+            return await self.durable.pause(str(error), BUDGET, error.task)
         return await asyncio.to_thread(self._use_all, attempt, turn, calls, broken, tree)
 
     def _use_all(self, attempt: Attempt, turn: int, calls: list[Block], broken: dict[str, str], tree: str) -> Json:

@@ -7,6 +7,7 @@ The front matter holds what a verdict depends on (targets, budget); the body is 
       - skill: tune-recipe
       - writes: mlcore/recipes/lenet5_mnist.toml
       - needs: data
+      - budget: usd=0.50, tokens=20000, minutes=10
 
 What the harness writes back stands in the task's `status:` and `agent:` lines, in its tick, and between markers
 (`<!-- odyssey:result -->` ... `<!-- /odyssey:result -->`); nothing else of the file is ever touched.
@@ -22,17 +23,20 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from orchestrator.errors import InputError, Problem
 from orchestrator.frontmatter import Document, did_you_mean, parse, read_text, unknown_key, validate
-from orchestrator.records import TIERS, Budget, Candidate, Paper, Plan, Record, Target, Task
+from orchestrator.records import TIERS, Budget, Candidate, Paper, Plan, Record, Target, Task, TaskBudget
 
 TASK_LINE = re.compile(r"^- \[(?P<tick>[ xX])\] (?:`(?P<id>[^`]*)`)?\s*(?P<title>.*)$")
 KEY_LINE = re.compile(r"^\s{2,}- (?P<key>[a-z_]+):(?:\s+(?P<value>.*))?$")
 TASK_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")
+NEXT_TASK = re.compile(r"\n- \[[ xX]\] ")
 FENCE = re.compile(r"^\s*(```|~~~)")
-TASK_KEYS = ("skill", "writes", "needs", "targets", "accept", "agent", "tier", "options", "status")
+TASK_KEYS = ("skill", "writes", "needs", "targets", "accept", "agent", "tier", "options", "budget", "status")
+BUDGET_KEYS = ("usd", "tokens", "minutes")
+BUDGET_FIX = "write as in `budget: usd=0.50, tokens=20000, minutes=10`"
 BLOCKS = ("result", "tree", "as-built")
 MARKER = re.compile(r"<!--\s*/?\s*odyssey\b[^>]*-->")
 MAX_NAMED = 20  # names that one message lists
@@ -107,6 +111,7 @@ def read(path: str, text: str) -> tuple[Plan | None, list[Problem]]:
     if front is None:
         return None, problems
     problems += _check_targets(document, front, raws)
+    problems += _check_budgets(path, front, tasks)
     problems += _unconfirmed(document, front)
     plan = Plan(
         path=path,
@@ -147,15 +152,39 @@ def stands(root: Path, path: str) -> bool:
 
 def tick(text: str, task_id: str, status: str, agent: str, done: bool) -> str:
     """The plan's text with one task's box, `status:` and `agent:` lines set. Nothing else changes."""
-    lines = text.split("\n")
-    raw = next(raw for raw in _tasks(parse("", text)[0]) if raw.id == task_id)
-    at = raw.line - 1
-    lines[at] = f"- [{'x' if done else ' '}]" + lines[at][5:]
+    begin, end = _span(text, task_id)
+    lines = text[begin:end].split("\n")
+    raw = next(_read_tasks(lines, 1))
     stale = {line - 1 for key in ("status", "agent") for line, _ in raw.keys.get(key, [])}
     last = max([raw.line, *(line for values in raw.keys.values() for line, _ in values)])
+    first = f"- [{'x' if done else ' '}]" + lines[0][5:]
+    kept = [line for number, line in enumerate(lines[1:last], 1) if number not in stale]
     written = [f"  - agent: {agent}", f"  - status: {status}"]
-    kept = [line for number, line in enumerate(lines[:last]) if number not in stale]
-    return "\n".join([*kept, *written, *lines[last:]])
+    return text[:begin] + "\n".join([first, *kept, *written, *lines[last:]]) + text[end:]
+
+
+def _span(text: str, task_id: str) -> tuple[int, int]:
+    """Where a task begins, and where the next one or the text's end does; nothing else of a long plan is read.
+
+    Its line may also stand in a fence, as an example: only then is the plan read from its beginning.
+    """
+    found = [begin for mark in " xX" for begin in _places(text, f"\n- [{mark}] `{task_id}`")]
+    fenced = "```" in text or "~~~" in text
+    begin = found[0] + 1 if len(found) == 1 and not fenced else _begin(text, task_id)
+    after = NEXT_TASK.search(text, begin)
+    return begin, after.start() if after else len(text)
+
+
+def _places(text: str, words: str) -> Iterator[int]:
+    at = text.find(words)
+    while at >= 0:
+        yield at
+        at = text.find(words, at + 1)
+
+
+def _begin(text: str, task_id: str) -> int:
+    raw = next(raw for raw in _tasks(parse("", text)[0]) if raw.id == task_id)
+    return sum(len(line) + 1 for line in text.split("\n")[: raw.line - 1])
 
 
 def written_back(text: str) -> dict[str, object]:
@@ -170,12 +199,15 @@ def set_block(text: str, name: str, body: str) -> str:
     opening, closing = f"<!-- odyssey:{name} -->", f"<!-- /odyssey:{name} -->"
     body = MARKER.sub(lambda mark: mark[0].replace("<", "&lt;"), body.strip())  # what it quotes must not end it
     block = f"{opening}\n{body}\n{closing}"
-    before, mark, rest = text.partition(opening)
-    if not mark:
+    begin = text.find(opening)
+    if begin < 0:
         heading = {"result": "Result", "tree": "Who does what", "as-built": "As built"}[name]
         return f"{text.rstrip()}\n\n## {heading}\n\n{block}\n"
-    inner, mark, after = rest.partition(closing)
-    return before + block + (after if mark else inner)
+    if text.startswith(block, begin):  # a long plan is not copied for nothing
+        return text
+    end = text.find(closing, begin)
+    after = begin + len(opening) if end < 0 else end + len(closing)
+    return text[:begin] + block + text[after:]
 
 
 def block(text: str, name: str) -> str:
@@ -189,8 +221,12 @@ def block(text: str, name: str) -> str:
 
 
 def _tasks(document: Document) -> Iterator[_Raw]:
+    return _read_tasks(document.body.split("\n"), document.body_line)
+
+
+def _read_tasks(lines: list[str], first: int) -> Iterator[_Raw]:
     section, fence, task = "", "", None
-    for number, line in enumerate(document.body.split("\n"), document.body_line):
+    for number, line in enumerate(lines, first):
         if match := FENCE.match(line):
             fence = "" if fence == match[1] else fence or match[1]
         if fence:
@@ -256,6 +292,7 @@ def _task(path: str, raw: _Raw, problems: list[Problem]) -> Task | None:
             shlex.split(command)
         except ValueError as error:
             problems.append(Problem(path, line, f"accept: {error}", "balance the quotes"))
+    budget = _budget(path, raw, problems)
     tier = raw.text("tier")
     if len(problems) > before or not TASK_ID.match(raw.id):
         return None
@@ -271,10 +308,43 @@ def _task(path: str, raw: _Raw, problems: list[Problem]) -> Task | None:
         accept=tuple(value for _, value in raw.keys.get("accept", [])),
         agent=(raw.text("agent") or "").split(" ")[0] or None,
         options=options,
+        budget=budget,
         done=raw.done,
         line=raw.line,
         **fields,
     )
+
+
+def _budget(path: str, raw: _Raw, problems: list[Problem]) -> TaskBudget | None:
+    """A task's own budget: some of dollars, tokens and minutes; what it doesn't name is bound by the plan's alone."""
+    if "budget" not in raw.keys:
+        return None
+    line, amounts = raw.line_of("budget"), dict[str, Any]()
+    for word in raw.words("budget") or ("",):
+        key, _, value = (part.strip() for part in word.partition("="))
+        if key not in BUDGET_KEYS:
+            fix = did_you_mean(key, BUDGET_KEYS) or BUDGET_FIX
+            problems.append(Problem(path, line, f"budget `{word}` names none of {', '.join(BUDGET_KEYS)}", fix))
+        elif key in amounts:
+            problems.append(Problem(path, line, f"`{key}` stands twice in the budget of task `{raw.id}`", "keep one"))
+        amounts[key] = value
+    try:
+        return TaskBudget(line=line, **{key: value for key, value in amounts.items() if key in BUDGET_KEYS})
+    except ValidationError as error:
+        for each in error.errors():
+            what = f"budget `{each['loc'][0]}={each['input']}`: {each['msg'][0].lower()}{each['msg'][1:]}"
+            problems.append(Problem(path, line, what, BUDGET_FIX))
+    return None
+
+
+def _check_budgets(path: str, front: Front, tasks: list[Task]) -> Iterator[Problem]:
+    """No task may be promised more than its plan has."""
+    for task in tasks:
+        for key in BUDGET_KEYS:
+            own, whole = getattr(task.budget, key, None), getattr(front.budget, key)
+            if task.budget and own is not None and own > whole:
+                what = f"budget `{key}={own:g}` of task `{task.id}` is more than the plan's {whole:g}"
+                yield Problem(path, task.budget.line, what, f"lower it, or raise `budget: {key}` in the front matter")
 
 
 def _check_keys(path: str, raw: _Raw) -> Iterator[Problem]:

@@ -53,7 +53,7 @@ class Straight:
     async def step(self, name: str, do: Callable[[], Awaitable[Any]]) -> Any:
         return await do()
 
-    async def pause(self, reason: str, code: int = 5) -> Any:
+    async def pause(self, reason: str, code: int = 5, task: str = "") -> Any:
         raise Paused(reason, code)
 
 

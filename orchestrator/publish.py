@@ -9,7 +9,7 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from orchestrator import planfile, planner, plots, report
+from orchestrator import planfile, plots, report
 from orchestrator.forge.base import Forge
 from orchestrator.gate import gate_folder
 from orchestrator.globs import matches
@@ -80,7 +80,7 @@ def _record(run: Run, task: Task, change: Change, judgement: Judgement, commit: 
     level = run.library.agents[assignment.agent].level
     status, agent = report.status_line(change, judgement), f"{assignment.agent} (level {level})"
     text = planfile.tick(text, task.id, status, agent, judgement.outcome == "accepted")
-    text = planfile.set_block(text, "tree", planner.tree(run.plan, run.assignments.values()))
+    text = planfile.set_block(text, "tree", run.tree)
     notes = [line for line in planfile.block(text, "as-built").splitlines() if f"`{task.id}`:" not in line]
     notes = [line for line in notes if line.startswith("- ")]
     text = planfile.set_block(text, "as-built", "\n".join([*notes, report.as_built(run, task, change, judgement)]))

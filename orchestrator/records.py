@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -137,6 +138,24 @@ class Budget(Record):
     minutes: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 
 
+class TaskBudget(Record):
+    """Hard limits of one task and of all beneath it, within what its run has left. None: no limit of its own.
+
+    line: where the plan sets it.
+    """
+
+    usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    tokens: int | None = Field(default=None, ge=0)
+    minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    line: int = 0
+
+    def __str__(self) -> str:
+        usd = None if self.usd is None else f"${self.usd:.2f}"
+        tokens = None if self.tokens is None else f"{self.tokens} tokens"
+        minutes = None if self.minutes is None else f"{self.minutes:g} min"
+        return ", ".join(filter(None, (usd, tokens, minutes)))
+
+
 class Task(Record):
     id: str
     title: str
@@ -149,6 +168,7 @@ class Task(Record):
     agent: str | None = None  # pinned by a person, or assigned and written back
     tier: Tier | None = None  # pinned by a person
     options: dict[str, str] = Field(default_factory=dict)
+    budget: TaskBudget | None = None
     done: bool = False
     line: int = 0
 
@@ -171,7 +191,11 @@ class Plan(Record):
         return tuple(dict.fromkeys(task.section for task in self.tasks))
 
     def task(self, task_id: str) -> Task:
-        return next(task for task in self.tasks if task.id == task_id)
+        return self._by_id[task_id]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Task]:
+        return {task.id: task for task in self.tasks}
 
     @property
     def datasets(self) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ from typing import Any, cast
 
 from orchestrator import attempt as attempts
 from orchestrator import outcomes, publish, review, risk
-from orchestrator.calls import Calls, Json
+from orchestrator.calls import BUDGET, Calls, Json
 from orchestrator.colleagues import Team
-from orchestrator.engine import Engine
+from orchestrator.engine import Engine, Paused
 from orchestrator.forge.base import Forge
 from orchestrator.gate import Gate
 from orchestrator.hierarchy import Hierarchy, plan_key, todo
@@ -30,7 +30,7 @@ from orchestrator.loop import Attempt, Loop, Outcome
 from orchestrator.providers.base import Provider
 from orchestrator.records import Assignment, Change, Judgement, Task, Tier
 from orchestrator.review import Reviewing
-from orchestrator.schedule import ENDED, Schedule
+from orchestrator.schedule import ENDED, PAUSED, Schedule
 
 MAX_REBASES = 5
 REVIEWED = ("accepted", "unmeasured", "missed")
@@ -53,7 +53,7 @@ class Runner:
         self._secret = secret
         self._publishing = threading.Lock()
         database = run.state.path("runs", run.id) / "workflows.db"
-        self._engine = Engine(database, {"delegate": self.delegate, "task": self.do_task})
+        self._engine = Engine(database, {"delegate": self.delegate, "task": self.do_task}, self._hold)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._assign(run.ledger.delegation(plan_key(run.plan, run.library)))
@@ -61,6 +61,8 @@ class Runner:
 
     def go(self) -> str:
         """Run, or go on. Returns the run's status. Raises Paused."""
+        for task in self._paused():
+            self._run.ledger.set_task(self._run.id, task, status="running")
         with self._engine:
             return str(asyncio.run(self._engine.drive(self.run_plan())))
 
@@ -70,7 +72,7 @@ class Runner:
         run = self._run
         await self._hand_out()
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Queue()
-        schedule = Schedule(run.plan, {row["id"]: row["status"] for row in run.ledger.tasks(run.id)})
+        schedule = Schedule(run.plan, run.ledger.statuses(run.id))
         at_work: set[str] = set()
         while not schedule.over:
             while len(at_work) < run.settings.parallel and (task := schedule.take()):
@@ -82,11 +84,21 @@ class Runner:
                 schedule.end(waiting, "blocked")
             if not stuck:
                 ended, status = await self._ended.get()
-                schedule.end(ended, status)
+                schedule.hold(ended) if status == PAUSED else schedule.end(ended, status)
                 at_work.discard(ended)
+        self._raise_paused()
         outcome = "accepted" if set(schedule.status.values()) <= {"accepted"} else "incomplete"
         run.ledger.set_run(run.id, status=outcome, finished_at=run.ledger.time())
         return outcome
+
+    def _raise_paused(self) -> None:
+        """Tasks whose own budgets are used up end the run resumable, once everything else is done."""
+        if paused := self._paused():
+            why = [row["detail"] for row in self._run.ledger.each_task(self._run.id) if row["id"] in paused]
+            raise Paused("\n".join(why), BUDGET, paused[0])
+
+    def _paused(self) -> list[str]:
+        return [task for task, status in self._run.ledger.statuses(self._run.id).items() if status == PAUSED]
 
     async def _hand_out(self) -> None:
         """Let the hierarchy hand out what language models will do, once for this plan and these people."""
@@ -132,9 +144,9 @@ class Runner:
     async def _climb(self, task: Task) -> Json:
         """The ladder of tiers: each attempt starts afresh from files, with the last failure as evidence."""
         feedback, last = "", cast(Tried | None, None)
-        ladder = await self._engine.step("route", partial(self._route, task))
-        for number, tier in enumerate(ladder, 1):
-            opened = await self._engine.step("open", partial(self._open, task, number, tier))
+        begun = await self._engine.step("begin", partial(self._begin, task))
+        for number, tier in enumerate(begun["ladder"], 1):
+            opened = begun["opened"] if number == 1 else await self._reopen(task, number, tier)
             if opened is None:
                 return await self._out_of_brains(task, tier, last)
             last = await self._try(task, number, tier, feedback, opened)
@@ -204,7 +216,7 @@ class Runner:
         for _ in range(MAX_REBASES):
             done = await self._engine.step("publish", partial(self._publish_once, task, tried))
             if "stale" not in done:
-                return await self._end(task, tried.judgement.outcome, done["detail"], tried)
+                return done["status"]
             change = Change.model_validate(done["stale"])
             tried = Tried(change, await self._judge(task, change), tried.outcome)
             if tried.judgement.outcome == "refused":
@@ -223,11 +235,15 @@ class Runner:
 
     # Steps
 
-    async def _route(self, task: Task) -> list[Tier]:
-        """The router's ladder for this task, and on record why."""
+    async def _begin(self, task: Task) -> Json:
+        """The router's ladder for this task, on record why, and where its first attempt works."""
         decision = outcomes.route(self._run, task)
         self._run.say(task.id, "router", decision.why)
-        return list(decision.tiers)
+        opened = await self._open(task, 1, decision.tiers[0]) if decision.tiers else None
+        return {"ladder": list(decision.tiers), "opened": opened}
+
+    async def _reopen(self, task: Task, number: int, tier: Tier) -> Json:
+        return await self._engine.step("open", partial(self._open, task, number, tier))
 
     async def _open(self, task: Task, number: int, tier: Tier) -> Json:
         """Where the attempt works; None when nobody can answer on its tier."""
@@ -237,8 +253,9 @@ class Runner:
         head = run.repository.resolve(f"refs/heads/{run.stack}") or run.base_commit
         branch = f"odyssey/{run.id}/attempts/{task.id}/{number}"
         worktree, base = await asyncio.to_thread(run.repository.open, branch, head)
-        self._set(task.id, status="running", attempt=number, tier=tier, started_at=run.ledger.time())
-        run.say(task.id, "attempt", f"{number}, tier {tier}, {run.assignments[task.id].agent}")
+        with run.ledger.together():
+            self._set(task.id, status="running", attempt=number, tier=tier, started_at=run.ledger.time())
+            run.say(task.id, "attempt", f"{number}, tier {tier}, {run.assignments[task.id].agent}")
         return {"worktree": str(worktree), "base": base, "tree": run.repository.tree(base)}
 
     async def _freeze(self, task: Task, number: int, tier: Tier, outcome: Outcome, base: str) -> Json:
@@ -253,18 +270,24 @@ class Runner:
             with self._publishing:
                 return publish.publish(self._run, self._forge, task, tried.change, tried.judgement, tried.outcome.text)
 
-        return await asyncio.to_thread(locked)
+        done = await asyncio.to_thread(locked)
+        if "stale" in done:
+            return done
+        return {"status": self._ended_as(task, tried.judgement.outcome, done["detail"], tried)}
 
     async def _end(self, task: Task, status: str, detail: str, tried: Tried | None = None) -> Json:
         async def end() -> str:
-            verdicts = [each.model_dump(mode="json") for each in tried.judgement.verdicts] if tried else []
-            self._set(task.id, status=status, detail=detail, verdicts=json.dumps(verdicts))
-            for number in range(1, (tried.change.attempt if tried else 0) + 1):
-                self._run.repository.close(f"odyssey/{self._run.id}/attempts/{task.id}/{number}")
-                self._clear(task, number)
-            return status
+            return self._ended_as(task, status, detail, tried)
 
         return await self._engine.step("end", end)
+
+    def _ended_as(self, task: Task, status: str, detail: str, tried: Tried | None) -> str:
+        verdicts = [each.model_dump(mode="json") for each in tried.judgement.verdicts] if tried else []
+        self._set(task.id, status=status, detail=detail, verdicts=json.dumps(verdicts))
+        for number in range(1, (tried.change.attempt if tried else 0) + 1):
+            self._run.repository.close(f"odyssey/{self._run.id}/attempts/{task.id}/{number}")
+            self._clear(task, number)
+        return status
 
     def _clear(self, task: Task, number: int) -> None:
         """Of what the gate made for an attempt, keep what the receipts speak of: each training's own folder."""
@@ -273,11 +296,18 @@ class Runner:
                 if made.name != "out" and made.is_dir():
                     shutil.rmtree(made, ignore_errors=True)
 
+    def _hold(self, task_id: str, reason: str) -> None:
+        """One task stops where it is; the rest of the plan goes on."""
+        budget = self._run.task(task_id).budget
+        where = f"; it is set in {self._run.plan.path}:{budget.line}" if budget else ""
+        self._set(task_id, status=PAUSED, detail=f"{reason}{where}")
+
     def _set(self, task: str, **fields: Any) -> None:
-        if fields.get("status") in ENDED:
+        ended = fields["status"] in ENDED
+        if ended:
             fields["finished_at"] = self._run.ledger.time()
-        self._run.ledger.set_task(self._run.id, task, **fields)
-        if fields.get("status") in ENDED and self._loop:
-            self._loop.call_soon_threadsafe(self._ended.put_nowait, (task, fields["status"]))
-        if "status" in fields:
+        with self._run.ledger.together():
+            self._run.ledger.set_task(self._run.id, task, **fields)
             self._run.say(task, fields["status"], fields.get("detail", ""))
+        if (ended or fields["status"] == PAUSED) and self._loop:
+            self._loop.call_soon_threadsafe(self._ended.put_nowait, (task, fields["status"]))

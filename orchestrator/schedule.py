@@ -9,6 +9,7 @@ from orchestrator.records import Plan
 
 DONE = ("accepted", "missed", "unmeasured")  # published: what needs them may go on
 ENDED = (*DONE, "failed", "blocked")
+PAUSED = "paused"  # its own budget is used up: resumable
 
 
 class Schedule:
@@ -18,13 +19,16 @@ class Schedule:
         self.status = dict(status)
         self._order = {task.id: number for number, task in enumerate(plan.tasks)}
         mine = [task for task in plan.tasks if task.id in status]
-        self._needs = {task.id: {need for need in task.needs if need in status} for task in mine}
+        self._needs = {task.id: tuple(need for need in task.needs if need in status) for task in mine}
         self._needed_by: dict[str, list[str]] = {}
         for task in mine:
-            for need in self._needs[task.id]:
+            for need in dict.fromkeys(self._needs[task.id]):
                 self._needed_by.setdefault(need, []).append(task.id)
         self._taken: set[str] = set()
         self._open = {task.id for task in mine if status[task.id] not in ENDED}
+        for task in mine:
+            if status[task.id] == PAUSED:
+                self.hold(task.id)
         self._ready = deque(task.id for task in mine if task.id in self._open and self._is_ready(task.id))
 
     @property
@@ -46,6 +50,15 @@ class Schedule:
         if status in DONE:
             freed = [each for each in self._needed_by.get(task, ()) if each in self._open and self._is_ready(each)]
             self._ready.extend(sorted(freed, key=self._order.__getitem__))
+
+    def hold(self, task: str) -> None:
+        """Paused, and with it what needs it: all of these go on another day."""
+        self.status[task] = PAUSED
+        ahead = [task]
+        while ahead:
+            each = ahead.pop()
+            self._open.discard(each)
+            ahead += self._needed_by.get(each, ())
 
     def stuck(self) -> dict[str, str]:
         """Tasks that wait for one that ended without being published, with the reason."""

@@ -33,7 +33,7 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
     stale = _stale(state, plan, hashes)
     for task_id, parts in stale.items():
         hear(task_id, "stale", f"is done again: changed since it was done: {', '.join(parts)}")
-    todo = [task for task in plan.tasks if again or not task.done or task.id in stale]
+    todo = {task.id for task in plan.tasks if again or not task.done or task.id in stale}
     if not todo:
         raise NothingToDo(f"{plan_path}: every task is ticked, so nothing is to be done; --again does them all again")
     sandbox = _sandbox(settings)
@@ -52,7 +52,7 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
         datasets=found,
         hear=hear,
     )
-    _record(run, [task.id for task in todo], hashes)
+    _record(run, todo, hashes)
     return run
 
 
@@ -98,8 +98,13 @@ def latest(state: State, unfinished: bool = False) -> str:
     return str(rows[-1]["id"])
 
 
-def extend_budget(state: State, run_id: str, minutes: float | None, usd: float | None, tokens: int | None) -> None:
-    """More of what ran out, added to what the run had."""
+def extend_budget(
+    state: State, run_id: str, minutes: float | None, usd: float | None, tokens: int | None, task: str | None = None
+) -> None:
+    """More of what ran out, added to what the run had; or one task of it, within what the run has."""
+    if task is not None:
+        state.ledger.raise_limits(run_id, task, usd or 0, tokens or 0, minutes or 0)
+        return
     budget = Budget.model_validate_json(state.ledger.run(run_id)["budget"])
     more = {"minutes": budget.minutes + (minutes or 0), "usd": budget.usd + (usd or 0)}
     more |= {"tokens": budget.tokens + (tokens or 0)}
@@ -131,7 +136,7 @@ def _new_id(state: State, plan: Plan) -> str:
     return f"{name}-{len(taken) + 1}"
 
 
-def _record(run: Run, todo: list[str], hashes: dict[str, inputs.Hashes]) -> None:
+def _record(run: Run, todo: set[str], hashes: dict[str, inputs.Hashes]) -> None:
     described = [{**asdict(each), "folder": str(each.folder)} for each in run.datasets.values()]
     run.ledger.open_run(
         run.id,
@@ -145,7 +150,10 @@ def _record(run: Run, todo: list[str], hashes: dict[str, inputs.Hashes]) -> None
         sandbox=run.sandbox.tier,
         dataset=json.dumps(described),
     )
-    for position, task in enumerate(run.plan.tasks):
-        if task.id in todo:
-            who = run.assignments[task.id].agent
-            run.ledger.open_task(run.id, task.id, position=position, agent=who, inputs=json.dumps(hashes[task.id]))
+    with run.ledger.together():
+        for position, task in enumerate(run.plan.tasks):
+            if task.id in todo:
+                who = run.assignments[task.id].agent
+                if task.budget:
+                    run.ledger.limit(run.id, task.id, task.budget)
+                run.ledger.open_task(run.id, task.id, position=position, agent=who, inputs=json.dumps(hashes[task.id]))

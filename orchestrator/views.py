@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator import planner
@@ -33,19 +33,20 @@ def plan(loaded: Plan, assignments: Mapping[str, Assignment], costs: Mapping[str
             lines.append(f"{task:<24} ticked: `orchestrate run` leaves it alone, but for --again")
             continue
         dollars = "$?" if cost["usd"] is None else f"${cost['usd']:.2f}"
-        lines.append(f"{task:<24} {dollars:>7} {cost['minutes']:6.1f} min  (from {cost['minutes_from']})")
+        own = f"; at most {budget}" if (budget := loaded.task(task).budget) else ""
+        lines.append(f"{task:<24} {dollars:>7} {cost['minutes']:6.1f} min  (from {cost['minutes_from']}){own}")
     todo = [cost for task, cost in costs.items() if not loaded.task(task).done]
     total = sum(cost["minutes"] for cost in todo)
     unknown = any(cost["usd"] is None for cost in todo)
     lines.append(f"{'together':<24} {'$?' if unknown else '$0.00':>7} {total:6.1f} min")
-    budget = loaded.budget
-    lines.append(f"{'budget':<24} {f'${budget.usd:.2f}':>7} {budget.minutes:6.1f} min, {budget.tokens} tokens")
+    whole = loaded.budget
+    lines.append(f"{'budget':<24} {f'${whole.usd:.2f}':>7} {whole.minutes:6.1f} min, {whole.tokens} tokens")
     for target in loaded.targets:
         lines.append(f"target {target.id}: {target.metric} {target.limit}, {target.seeds} seeds ({target.source})")
     return "\n".join(lines)
 
 
-def status(content: Mapping[str, Any]) -> str:
+def status(content: Mapping[str, Any], pulls: Iterable[PullRequest]) -> str:
     run = content["run"]
     spent, budget = run["spent"], run["budget"]
     lines = [
@@ -65,9 +66,7 @@ def status(content: Mapping[str, Any]) -> str:
         verdict = Verdict.model_validate(each)
         values = ", ".join(f"{value:.2f}" for value in verdict.values.values())
         lines.append(f"verdict {verdict.target}: {verdict.outcome} ({verdict.reason}; seeds: {values or 'none'})")
-    for pull_request in content["pull_requests"]:
-        lines.append(_pull_line(PullRequest.model_validate(pull_request)))
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_pull_line(each) for each in pulls)])
 
 
 def report(state: State, content: Mapping[str, Any], receipts: list[Receipt]) -> str:
@@ -75,7 +74,11 @@ def report(state: State, content: Mapping[str, Any], receipts: list[Receipt]) ->
     targets = load(base, content["run"]["plan"]).targets
     verdicts = {each["target"]: Verdict.model_validate(each) for each in content["verdicts"]}
     head = state.ledger.head()
-    lines = [status(content), "", reports.results(targets, verdicts, receipts) if verdicts else "Nothing was measured."]
+    lines = [
+        status(content, state.ledger.each_pull(content["run"]["id"])),
+        "",
+        reports.results(targets, verdicts, receipts) if verdicts else "Nothing was measured.",
+    ]
     return "\n".join([*lines, "", f"{len(receipts)} receipts; the ledger's chain ends at {head}"])
 
 

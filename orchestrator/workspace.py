@@ -19,10 +19,12 @@ from git import Git, GitCommandError
 
 from orchestrator.config import STATE_FOLDER
 from orchestrator.errors import GitError, InputError, Problem
+from orchestrator.objects import EXECUTABLE, FILE, TREE, Entry, Objects
 from orchestrator.records import Change, FileChange, Tier
 
 # What a tree's own .gitattributes ask for is overruled: files come out of git as the bytes that went in.
 ATTRIBUTES = "* -text !eol -ident !filter !working-tree-encoding !export-ignore !export-subst !diff !merge\n"
+NEVER_IN_NAMES = str.maketrans("", "", "<>\n\0")
 CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n"
 
 
@@ -44,13 +46,11 @@ def strip_git_variables() -> None:
         del os.environ[name]
 
 
-def git(
-    cwd: Path, *argv: str, env: Mapping[str, str] | None = None, strip: bool = True, stdin: Path | None = None
-) -> str:
+def git(cwd: Path, *argv: str, env: Mapping[str, str] | None = None, strip: bool = True) -> str:
     """Run git with an argument list, never a shell. Returns stdout. Raises GitError with git's own words."""
     safe = ["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never"]
     try:
-        with (stdin or Path(os.devnull)).open("rb") as fed:
+        with Path(os.devnull).open("rb") as fed:
             output = Git(str(cwd)).execute(
                 ["git", *safe, *argv],
                 istream=fed,
@@ -120,8 +120,8 @@ class Repository:
     def __init__(self, folder: Path, worktrees: Path) -> None:
         self.folder = folder
         self.worktrees = worktrees
-        self._trees: dict[str, str] = {}  # of commits, by their own ids: they never change
-        self._made = ("", "", "")  # the last file committed alone: commit, path, text; the next change begins with it
+        self._objects = Objects(folder / "objects")
+        self._packed: dict[str, str] = {}  # trees of commits that git has packed, such as a run's base
         if not (folder / "HEAD").exists():
             self._init()
         _settle(folder / "config", CONFIG)
@@ -165,8 +165,18 @@ class Repository:
             return None
 
     def set_branch(self, branch: str, commit: str) -> None:
-        if self.resolve(f"refs/heads/{branch}") != commit:
-            git(self.folder, "update-ref", "--", f"refs/heads/{branch}", commit)
+        """As `git update-ref` does it: written beside, under git's own lock, then moved there."""
+        if self.resolve(f"refs/heads/{branch}") == commit:
+            return
+        path = self.folder / "refs" / "heads" / branch
+        lock = path.with_name(f"{path.name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with lock.open("x") as file:
+                file.write(f"{commit}\n")
+            lock.replace(path)
+        except OSError as error:
+            raise GitError(f"branch {branch} can't be set: {error}") from error
 
     # Attempts
 
@@ -232,18 +242,26 @@ class Repository:
     # Commits without a worktree
 
     def tree(self, commit: str) -> str:
-        if commit not in self._trees:
-            self._trees[commit] = git(self.folder, "rev-parse", "--verify", f"{commit}^{{tree}}")
-        return self._trees[commit]
+        body = self._objects.read(commit)
+        if body is not None and body.startswith(b"tree "):
+            return body[5:45].decode()
+        if commit not in self._packed:
+            self._packed[commit] = git(self.folder, "rev-parse", "--verify", f"{commit}^{{tree}}")
+        return self._packed[commit]
 
     def commit_tree(self, tree: str, parent: str, message: str, author: str) -> str:
-        who = {
-            "GIT_AUTHOR_NAME": author,
-            "GIT_AUTHOR_EMAIL": "agent@odyssey.invalid",
-            "GIT_COMMITTER_NAME": "Odyssey harness",
-            "GIT_COMMITTER_EMAIL": "harness@odyssey.invalid",
-        }
-        return git(self.folder, "commit-tree", tree, "-p", parent, "-m", message, env=who)
+        now = f"{int(time.time())} +0000"
+        name = author.translate(NEVER_IN_NAMES)
+        lines = (
+            f"tree {tree}",
+            f"parent {parent}",
+            f"author {name} <agent@odyssey.invalid> {now}",
+            f"committer Odyssey harness <harness@odyssey.invalid> {now}",
+            "",
+            message.replace("\0", "").rstrip("\n"),
+            "",
+        )
+        return self._objects.write("commit", "\n".join(lines).encode(errors="surrogateescape"))
 
     def replace_file(self, commit: str, path: str, text: str) -> str:
         """The tree of `commit` with one file's text replaced."""
@@ -256,34 +274,38 @@ class Repository:
             git(self.folder, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
             return git(self.folder, "write-tree", env=env)
 
-    def commit_file(self, commit: str, path: str, text: str, message: str, author: str) -> str:
-        """A commit on `commit` with one file's text replaced."""
-        made = self.commit_files(commit, {path: text.encode(errors="surrogateescape")}, message, author)
-        self._made = (made, path, text)
-        return made
-
     def commit_files(self, commit: str, files: Mapping[str, bytes], message: str, author: str) -> str:
-        """A commit on `commit` with some files' contents replaced, made by one command."""
-        scratch = self.folder / f"scratch-{os.getpid()}-{os.urandom(6).hex()}"
-        branch = f"refs/odyssey/made/{scratch.name}"
-        now = f"{int(time.time())} +0000"
-        head = (
-            f"commit {branch}\nauthor {author} <agent@odyssey.invalid> {now}\n"
-            f"committer Odyssey harness <harness@odyssey.invalid> {now}\n"
-            f"data {len(message.encode())}\n{message}\nfrom {commit}\n"
-        )
-        bodies = [
-            f"M 100644 inline {_quoted(path)}\ndata {len(data)}\n".encode() + data + b"\n"
-            for path, data in files.items()
-        ]
-        scratch.write_bytes(b"".join([head.encode(), *bodies, b"done\n"]))
-        try:
-            git(self.folder, "fast-import", "--quiet", "--done", stdin=scratch)
-            made = (self.folder / branch).read_text().strip()
-            (self.folder / branch).unlink()
-        finally:
-            scratch.unlink()
-        return made
+        """A commit on `commit` with some files' contents replaced."""
+        tree = self.tree(commit)
+        for path, data in files.items():
+            tree = self._grafted(tree, path.encode(errors="surrogateescape").split(b"/"), data)
+        return self.commit_tree(tree, commit, message, author)
+
+    def _grafted(self, tree: str, path: list[bytes], data: bytes) -> str:
+        """The tree with one file replaced, and with it every tree above that file."""
+        assert path[0] not in (b"", b".", b"..", b".git"), path
+        entries = self._entries(tree) if tree else {}
+        if path[1:]:
+            below = entries.get(path[0])
+            inner = below.name if below and below.mode == TREE else ""
+            entries[path[0]] = Entry(TREE, self._grafted(inner, path[1:], data))
+        else:
+            entries[path[0]] = Entry(FILE, self._objects.write("blob", data))
+        return self._objects.write_tree(entries)
+
+    def _entries(self, tree: str) -> dict[bytes, Entry]:
+        found = self._objects.entries(tree)
+        return self._listed(tree) if found is None else found
+
+    def _listed(self, tree: str) -> dict[bytes, Entry]:
+        """A tree that git has packed, as git tells it."""
+        lines = git(self.folder, "ls-tree", "-z", "--full-tree", tree, strip=False).split("\0")
+        found = {}
+        for line in filter(None, lines):
+            head, path = line.split("\t", 1)
+            mode, _, name = head.split(" ")
+            found[path.encode(errors="surrogateescape")] = Entry(mode.lstrip("0"), name)
+        return found
 
     def merge(self, ours: str, theirs: str) -> str | None:
         """The tree that joins two commits; None when they conflict."""
@@ -302,12 +324,23 @@ class Repository:
             git(target, "checkout-index", "--all", "--force", env=at)
 
     def read(self, commit: str, path: str) -> str | None:
-        if (commit, path) == self._made[:2]:
-            return self._made[2]
         try:
+            body = self._loose(commit, path)
+            if body is not None:
+                return body.decode(errors="surrogateescape")
             return git(self.folder, "cat-file", "blob", f"{commit}:{path}", strip=False)
         except GitError:
             return None
+
+    def _loose(self, commit: str, path: str) -> bytes | None:
+        """A file's bytes as long as nothing on the way to it is packed, or missing."""
+        name, mode = self.tree(commit), TREE
+        for part in path.encode(errors="surrogateescape").split(b"/"):
+            entry = (self._objects.entries(name) or {}).get(part) if mode == TREE else None
+            if entry is None:
+                return None
+            name, mode = entry.name, entry.mode
+        return self._objects.read(name) if mode in (FILE, EXECUTABLE) else None
 
     def size(self, commit: str, path: str) -> int:
         """Bytes of a file; 0 when there is none."""
@@ -359,12 +392,6 @@ class Repository:
 
     def _scratch_index(self) -> _ScratchIndex:
         return _ScratchIndex(self.folder)
-
-
-def _quoted(path: str) -> str:
-    """A path as git quotes one."""
-    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
 
 
 def _printable(path: str) -> str:

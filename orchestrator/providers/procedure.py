@@ -21,6 +21,7 @@ from orchestrator.providers.base import Message, Reply, Request
 from orchestrator.records import Record
 
 _TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+_compiled = lru_cache(maxsize=256)(_TEMPLATES.from_string)
 
 
 class Step(Record):
@@ -129,7 +130,7 @@ def _render_all(value: Any, variables: dict[str, Any]) -> Any:
 
 def _render(template: str, variables: dict[str, Any]) -> str:
     try:
-        return _TEMPLATES.from_string(template).render(variables)
+        return _compiled(template).render(variables)
     except Exception as error:  # a template raises whatever its filters and operators do
         fix = "name it in the task's `options:`, as in `options: dataset=mnist`, or give the plan a target"
         raise InputError(f"the procedure needs what the plan doesn't say: {error} in {template!r}; {fix}") from error

@@ -225,5 +225,5 @@ class Journal:
             self.kept[name] = result
         return self.kept[name]
 
-    async def pause(self, reason: str, code: int = 5) -> Any:
+    async def pause(self, reason: str, code: int = 5, task: str = "") -> Any:
         raise PausedHere(reason)

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.engine import APPLICATION_VERSION
 from orchestrator.house import State
-from tests.orchestrator import brains
+from tests.orchestrator import brains, helpers
 from tests.orchestrator.brains import hand_out, said
 from tests.orchestrator.endtoend import has_bubblewrap
 from tests.orchestrator.fakeapi import FakeApi, Fault, Turn, serving
@@ -63,11 +63,11 @@ def test_a_plan_ends_with_reviewed_pull_requests_and_what_they_cost(tmp_path: Pa
 
 
 STEPS = {
-    "odyssey-3": [
-        "@plan/chief reply 0", "route", "open",
+    "odyssey-4": [
+        "@plan/chief reply 0", "begin",
         "a/1 reply 0", "a/1 tools 0", "a/1 reply 1", "a/1 tools 1", "a/1 reply 2", "a/1 tools 2", "a/1 reply 3",
-        "freeze", "policy", "accept: grep -q a notes/a.md",
-        "a/1/review snapshot", "a/1/review reply 0", "a/1/review tools 0", "a/1/review reply 1", "publish", "end",
+        "freeze",
+        "a/1/review snapshot", "a/1/review reply 0", "a/1/review tools 0", "a/1/review reply 1", "publish",
     ],
 }  # fmt: skip
 
@@ -182,6 +182,50 @@ def test_a_used_up_budget_pauses_with_its_own_code_and_a_larger_one_goes_on(tmp_
     assert "budget of 0.01 dollars is used up" in err
     assert "go on with: orchestrate resume p-1 --usd 1" in err
     assert run(warm, tight, api, "resume", "p-1", "--usd", "1")[0] == 0
+
+
+def two_apart(folder: Path, limit: str) -> Path:
+    """Tasks `a`, with a budget of its own, and `b`, which does not need it."""
+    made = brains.files(2)
+    plan = made["plans/p.md"].replace("  - needs: a\n", "")
+    made["plans/p.md"] = plan.replace("  - writes: notes/a.md\n", f"  - writes: notes/a.md\n  - budget: {limit}\n")
+    helpers.repository(folder, made)
+    return folder
+
+
+def test_a_task_whose_own_budget_is_used_up_is_paused_and_the_rest_of_the_plan_goes_on(
+    tmp_path: Path, warm: Forks
+) -> None:
+    repo, api = two_apart(tmp_path, "usd=0.02"), brains.api(2)
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 5, err
+    assert tasks(repo) == {"a": "paused", "b": "accepted"}
+    line = (repo / "plans/p.md").read_text().split("\n").index("  - budget: usd=0.02") + 1
+    assert f"the budget of `a` of 0.02 dollars is used up (0.00 spent); it is set in plans/p.md:{line}" in err
+    assert "go on with: orchestrate resume p-1 --task a --usd 1" in err
+    assert spent(repo)["usd"] < 1
+    asked = len(api.requests)
+    code, err = run(warm, repo, api, "resume", "p-1")
+    assert (code, len(api.requests)) == (5, asked), err  # kept across resume: nobody gets a fresh budget
+    code, err = run(warm, repo, api, "resume", "p-1", "--task", "b", "--usd", "1")
+    assert code == 2
+    assert "task `b` of run `p-1` has no budget of its own" in err
+    code, err = run(warm, repo, api, "resume", "p-1", "--task", "a", "--usd", "1")
+    assert code == 0, err
+    assert tasks(repo) == {"a": "accepted", "b": "accepted"}
+    assert len(api.requests) == 1 + 2 * 6
+
+
+def test_what_waits_for_a_paused_task_is_neither_done_nor_given_up(tmp_path: Path, warm: Forks) -> None:
+    made = brains.files(2)
+    made["plans/p.md"] = made["plans/p.md"].replace("  - writes: notes/a", "  - budget: tokens=10\n  - writes: notes/a")
+    helpers.repository(tmp_path, made)
+    code, err = run(warm, tmp_path, brains.api(2), *RUN)
+    assert code == 5, err
+    assert tasks(tmp_path) == {"a": "paused", "b": "waiting"}
+    code, err = run(warm, tmp_path, brains.api(2), "resume", "p-1", "--task", "a", "--tokens", "2000000")
+    assert code == 0, err
+    assert tasks(tmp_path) == {"a": "accepted", "b": "accepted"}
 
 
 def test_a_service_that_cannot_be_had_pauses_with_its_own_code(tmp_path: Path, warm: Forks) -> None:

@@ -17,7 +17,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.prices import PRICES, Usage
 from orchestrator.providers.anthropic import MessagesApi
 from orchestrator.providers.base import Reply, Request
-from orchestrator.records import Budget
+from orchestrator.records import Budget, TaskBudget
 from tests.orchestrator.fakeapi import FakeApi, Fault, Turn, serving
 from tests.orchestrator.helpers import Journal, PausedHere, ledger
 
@@ -191,8 +191,8 @@ def test_usage_is_on_record_with_model_and_provider(tmp_path: Path, api: FakeApi
 
 def test_a_node_is_bound_by_its_own_budget_and_by_every_one_above(tmp_path: Path, api: FakeApi) -> None:
     made = shop(tmp_path, api, budget=Budget(usd=1, tokens=10**6))
-    made.ledger.limit("r-1", "a/1/junior", Budget(usd=1.5 * most_usd(), tokens=10**6))
-    made.ledger.limit("r-1", "a", Budget(usd=2.0 * most_usd(), tokens=10**6))
+    made.ledger.limit("r-1", "a/1/junior", TaskBudget(usd=1.5 * most_usd(), tokens=10**6))
+    made.ledger.limit("r-1", "a", TaskBudget(usd=2.0 * most_usd(), tokens=10**6))
     junior, senior = Place("r-1", "a", "a/1/junior"), Place("r-1", "a", "a/1")
     api.faults += [Fault(cut=700)]
     with pytest.raises(PausedHere, match="budget of `a/1/junior`"):

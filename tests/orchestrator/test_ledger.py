@@ -16,7 +16,7 @@ from nacl.signing import SigningKey
 
 from orchestrator.errors import BudgetExhausted, InputError, NotFound
 from orchestrator.ledger import GENESIS, Ledger, digest_of, load_key
-from orchestrator.records import Budget, PullRequest, Receipt
+from orchestrator.records import Budget, PullRequest, Receipt, TaskBudget
 from tests.orchestrator.helpers import KEY, ledger, receipt
 
 
@@ -238,6 +238,32 @@ def test_a_budget_says_what_is_used_up(
     with pytest.raises(BudgetExhausted) as caught:
         spend(made)
     assert str(caught.value) == words
+
+
+def test_a_tasks_budget_binds_it_and_all_beneath_until_it_is_raised_and_nobody_else(tmp_path: Path) -> None:
+    made = ledger(tmp_path, budget=Budget(usd=1, tokens=100, minutes=9))
+    made.limit("r-1", "a", TaskBudget(usd=0.25, minutes=1))
+    made.limit("r-1", "a", TaskBudget(usd=9))  # the first one stays, also when a run goes on
+    made.reserve("r-1", usd=0.25, tokens=100, node="a/1/junior")
+    made.reserve("r-1", usd=1, node="b")
+    with pytest.raises(BudgetExhausted) as caught:
+        made.reserve("r-1", usd=0.26, node="a/1/junior")
+    assert (str(caught.value), caught.value.task) == ("the budget of `a` of 0.25 dollars is used up (0.00 spent)", "a")
+    made.raise_limits("r-1", "a", usd=0.25)
+    made.reserve("r-1", usd=0.5, node="a")
+    with pytest.raises(BudgetExhausted, match="the budget of 1 dollars") as caught:
+        made.reserve("r-1", usd=1.01, node="a")  # more than what is above it has left
+    assert caught.value.task == ""
+    told = list[str]()
+    made.on_warning = lambda run, task, words: told.append(words)
+    made.charge_seconds("x", "r-1", "a", "gate", 50)
+    assert told == ["83% of the budget of `a` in minutes is used"]
+    made.charge_seconds("y", "r-1", "a", "gate", 10)
+    made.reserve("r-1", node="b")
+    with pytest.raises(BudgetExhausted, match="the budget of `a` of 1 minutes"):
+        made.reserve("r-1", node="a")
+    with pytest.raises(NotFound, match="task `b` of run `r-1` has no budget of its own"):
+        made.raise_limits("r-1", "b", usd=1)
 
 
 def test_seconds_are_charged_once_by_their_key_and_told_by_task(tmp_path: Path) -> None:

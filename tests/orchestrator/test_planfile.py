@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator import planfile
 from orchestrator.errors import InputError
-from orchestrator.records import Plan
+from orchestrator.records import Plan, TaskBudget
 from tests.orchestrator.fuzz import malformed
 from tests.orchestrator.helpers import BODY, FRONT, PLAN, ROOT, fingerprint, plan, problems
 
@@ -93,6 +93,41 @@ def test_each_error_names_its_line_and_the_fix(text: str, expected: str) -> None
     assert [each for each in problems(text) if each.startswith(expected)], problems(text)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "usd=5",
+            "budget `usd=5` of task `a` is more than the plan's 1; lower it, or raise `budget: usd` in the front",
+        ),
+        ("minutes=6", "budget `minutes=6` of task `a` is more than the plan's 5; lower it, or raise `budget: minutes`"),
+        ("0.5", "budget `0.5` names none of usd, tokens, minutes; write as in `budget: usd=0.50, tokens=20000, minut"),
+        ("minute=1", "budget `minute=1` names none of usd, tokens, minutes; did you mean `minutes`?"),
+        ("", "budget `` names none of usd, tokens, minutes; write as in `budget: usd=0.50"),
+        ("usd=x", "budget `usd=x`: input should be a valid number, unable to parse string as a number; write as in"),
+        ("usd=-1", "budget `usd=-1`: input should be greater than or equal to 0; write as in"),
+        ("minutes=nan", "budget `minutes=nan`: input should be "),
+        ("tokens=1.5", "budget `tokens=1.5`: input should be a valid integer"),
+        ("usd=0.5, usd=0.6", "`usd` stands twice in the budget of task `a`; keep one"),
+    ],
+)
+def test_a_tasks_budget_that_cannot_be_kept_names_its_line_and_the_fix(line: str, expected: str) -> None:
+    text = with_body("  - skill: tune\n", f"  - skill: tune\n  - budget: {line}\n")
+    text = text.replace("budget: {minutes: 5}", "budget: {usd: 1, tokens: 100, minutes: 5}")
+    (found,) = problems(text)
+    assert found.startswith(f"plans/p.md:13: {expected}"), found
+
+
+def test_a_tasks_budget_limits_what_it_names_and_nothing_else() -> None:
+    text = with_body("  - skill: tune\n", "  - skill: tune\n  - budget: minutes=2.5, tokens=0\n")
+    found, wrong = planfile.read("plans/p.md", text)
+    assert found is not None
+    assert not wrong
+    assert found.task("a").budget == TaskBudget(minutes=2.5, tokens=0, line=13)
+    assert str(found.task("a").budget) == "0 tokens, 2.5 min"
+    assert found.task("b").budget is None
+
+
 def test_a_target_that_stands_twice_is_one_problem() -> None:
     line = FRONT.split("\n")[2]
     assert problems(with_front(line, f"{line}\n{line}")) == ["plans/p.md:5: target id `t1` stands twice; rename one"]
@@ -173,6 +208,12 @@ def test_ticking_adds_two_lines_and_a_cross() -> None:
     assert lines[10] == "- [x] `a` Do the first"
     assert lines[13:15] == new
     assert [line.replace("[x]", "[ ]") for line in lines if line not in new] == PLAN.split("\n")
+
+
+def test_ticking_is_not_led_astray_by_an_example_in_a_fence() -> None:
+    fenced = with_body("- [ ] `a` Do", "```\n- [ ] `a` Example\n```\n- [ ] `a` Do")
+    ticked = planfile.tick(fenced, "a", "accepted", "x", True)
+    assert "- [ ] `a` Example\n```\n- [x] `a` Do" in ticked
 
 
 @pytest.mark.parametrize("between", ["", "\n", "  Some words.\n", "\n  Words.\n\n"])
