@@ -66,6 +66,7 @@ def team_engine(team: Team, session: Session) -> Engine:
             "batch normalisation among several ranks: each would normalise by its own part of the batch",
             place=f"layer '{kept.rpartition('.')[0]}'", fix="train this network in one process",
         )  # fmt: skip
+    session.loader.only(team.slice_of)
     return RankEngine(team, session, engine_for(session, -(-session.recipe.train.batch // team.size)))
 
 

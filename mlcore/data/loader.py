@@ -7,7 +7,7 @@ would have given.
 Legend: B batch, N images, C channels, H W an image's pixels, P Q what of it is seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -47,6 +47,9 @@ class Feed(Protocol):
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps `start` (inclusive) to `stop` (exclusive), the same however training came there."""
 
+    def only(self, mine: Callable[[int], slice]) -> None:
+        """Of a batch of so many images, nothing but these will be looked at: others need not be made."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -70,6 +73,9 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.part) // self.batch)
+
+    def only(self, mine: Callable[[int], slice]) -> None:
+        """All are made: from memory that costs next to nothing."""
 
     def order(self, epoch: int) -> Indices:
         """The order of an epoch: every index of the part exactly once."""

@@ -24,6 +24,7 @@ from mlcore.data.shards.ahead import ahead
 from mlcore.data.shards.catalogue import from_index
 from mlcore.data.shards.decode import Look, decode, decode_square
 from mlcore.data.shards.faults import PictureError
+from mlcore.data.shards.feed import Seeing
 from mlcore.data.shards.files import Roots, plain, shard_files
 from mlcore.data.shards.photos import Photos, find_photos
 from mlcore.data.shards.stats import measure, statistics_of
@@ -342,6 +343,21 @@ def test_a_stream_started_in_mid_epoch_goes_on_to_the_bit(
 
 
 STREAMED: dict[str, Path] = {}
+
+
+def test_ranks_decode_their_own_parts_of_a_batch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, decoded = photos(splits(tmp_path), monkeypatch), list[int]()
+    whole = next(made.feeds(40, Rng(1)).train.batches(0, 1))
+    shown = Seeing.shown
+    monkeypatch.setattr(Seeing, "shown", lambda *all: (decoded.append(all[2]), shown(*all)))
+    for mine in (slice(0, 13), slice(13, 26), slice(26, 40)):
+        feeds = made.feeds(40, Rng(1))
+        feeds.train.only({40: mine}.__getitem__)
+        batch = next(feeds.train.batches(0, 1))
+        assert np.array_equal(batch.images[mine], whole.images[mine])
+        assert np.array_equal(batch.labels, whole.labels)
+        assert set(decoded[: mine.stop - mine.start]) == set(whole.index[mine])
+        decoded.clear()
 
 
 def same(one: Batch, other: Batch) -> bool:

@@ -8,7 +8,7 @@ Legend: N photographs, B batch, V views, P Q a view's pixels, S the side of a ce
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
@@ -88,6 +88,7 @@ class _Piece:
     out: Floats  # [n,V,3,P,Q], a part of a whole
     whole: Floats
     last: bool
+    wanted: range  # of its photographs
     came: npt.NDArray[np.bool_] = field(init=False)
     faults: Faults = field(default_factory=Faults)
 
@@ -106,11 +107,15 @@ class _Whole:
 
 @dataclass
 class Filler:
-    """Decodes and cuts in threads. `faults`: the photographs that could not be had any more, where that is allowed."""
+    """Decodes and cuts in threads. `faults`: the photographs that could not be had any more, where that is allowed.
+
+    `mine`: of so many photographs, those that are wanted; None: all.
+    """
 
     catalogue: Catalogue
     seeing: Seeing
     faults: Faults = field(default_factory=Faults)
+    mine: Callable[[int], slice] | None = None
 
     def filled(self, wholes: Iterable[_Whole]) -> Iterator[tuple[Floats, npt.NDArray[np.bool_]]]:
         """For each whole: float32 [n,V,3,P,Q], and which of the n photographs are in it; the others are zeros."""
@@ -131,16 +136,18 @@ class Filler:
 
     def _cut_up(self, whole: _Whole) -> Iterator[_Piece]:
         count, views = whole.windows.shape[:2]
-        images = np.empty((count, views, 3, *self.seeing.cut.size), np.float32)
+        images = np.zeros((count, views, 3, *self.seeing.cut.size), np.float32)
+        mine = self.mine(count) if self.mine else slice(0, count)
         for start in range(0, count, PIECE):
             part = slice(start, start + PIECE)
             chosen = whole.index[part], whole.windows[part], whole.add[part], images[part]
-            yield _Piece(*chosen, images, start + PIECE >= count)
+            wanted = range(max(0, mine.start - start), min(PIECE, count - start, mine.stop - start))
+            yield _Piece(*chosen, images, start + PIECE >= count, wanted)
 
     def _fill(self, piece: _Piece) -> _Piece:
-        for at, index in enumerate(piece.index):
+        for at in piece.wanted:
             try:
-                self.seeing.shown(self.catalogue, int(index), piece.windows[at], piece.add[at], piece.out[at])
+                self.seeing.shown(self.catalogue, int(piece.index[at]), piece.windows[at], piece.add[at], piece.out[at])
             except PictureError as error:
                 if self.seeing.refuse:
                     raise
@@ -164,6 +171,10 @@ class PhotoFeed:
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.index) // self.batch)
+
+    def only(self, mine: Callable[[int], slice]) -> None:
+        """Leave the rest of a batch black. Not where broken photographs are left out: all have to know which came."""
+        self.filler.mine = mine if self.filler.seeing.refuse else None
 
     def order(self, epoch: int) -> Indices:
         """Every photograph once: the shards in a drawn order, and in that order BLOCK photographs mixed at a time."""
