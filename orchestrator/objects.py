@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TREE, FILE, EXECUTABLE = "40000", "100644", "100755"
-FASTEST = 1  # zlib's level: a plan is written anew with every task
+FASTEST, WINDOW_BITS, MEMORY = 1, 13, 6  # of zlib, in 64 KB: a plan is written anew with every task
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Objects:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             fresh = path.with_name(f"tmp_obj_{os.urandom(6).hex()}")  # git's own word for what may be swept
-            fresh.write_bytes(zlib.compress(data, FASTEST))
+            fresh.write_bytes(_deflated(data))
             fresh.chmod(0o444)
             fresh.replace(path)
         return name
@@ -70,3 +70,8 @@ class Objects:
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / name[2:]
+
+
+def _deflated(data: bytes) -> bytes:
+    press = zlib.compressobj(FASTEST, zlib.DEFLATED, WINDOW_BITS, MEMORY)
+    return press.compress(data) + press.flush()
