@@ -33,7 +33,9 @@ def test_a_race_gives_every_contender_its_row_in_turns(monkeypatch: pytest.Monke
     assert all(row["turns"] >= 3 for row in rows.values())
     assert rows["mlcore"]["ratio"] == 1
     assert document["peak_gflops"]["fp32"] > 1
-    assert all(0 < row["share_pct"] < 120 for row in rows.values())
+    for row in rows.values():  # of what the machine was seen to do, as far as it can do that at all
+        peak = document["peak_gflops"].get(row["precision"])
+        assert 0 < row["share_pct"] < 120 if peak else row["share_pct"] is None
     title, head, *lines = bench_table(document).splitlines()
     assert "mlp, whole training step, batch 8, 1 threads" in title
     assert "% of peak" in head

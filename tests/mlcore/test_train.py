@@ -275,7 +275,7 @@ def test_exploding_training_stops_with_step_and_layer_and_keeps_a_sound_checkpoi
 
 def test_a_weight_that_turns_nan_at_step_three_is_found_in_its_layer() -> None:
     use_threads(1)
-    session = assemble(tiny(), surrogate())
+    session = assemble(tiny("train.batch=8"), surrogate())  # fewer than any machine's lanes: on the tape
     steps = fit(session, 0)
     assert [next(steps).number for _ in range(3)] == [0, 1, 2]
     session.model.parameters()["output.weight"].data[0, 0] = np.nan
@@ -404,7 +404,7 @@ def planned_recipe(*overrides: str) -> Recipe:
 @needs_compiler
 def test_a_wide_network_trains_on_a_plan_and_a_narrow_one_on_the_tape() -> None:
     assert isinstance(engine_for(assemble(planned_recipe(), surrogate())), PlanEngine)
-    assert isinstance(engine_for(assemble(tiny(), surrogate())), TapeEngine)
+    assert isinstance(engine_for(assemble(tiny("train.batch=8"), surrogate())), TapeEngine)
 
 
 @needs_compiler
