@@ -14,12 +14,8 @@ from mlcore.runrace import Ended, race_runs
 from mlcore.tables import run_race_table
 from tests.mlcore.helpers import needs_compiler
 
-SHORT = (
-    "train.epochs=2",
-    "train.batch=32",
-    "optimiser.rate=0.005",
-    "schedule.name=constant",
-)  # no step so long that rounding grows
+# No step so long that rounding grows into other errors.
+SHORT = ("train.epochs=2", "train.batch=32", "optimiser.rate=0.005", "schedule.name=constant")
 
 
 @pytest.fixture(scope="module")
