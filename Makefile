@@ -7,7 +7,7 @@ BIN := .venv/bin
 mnist: setup  ## run the plan plans/mnist.md: ends with pull requests whose numbers were measured
 	$(BIN)/orchestrate run plans/mnist.md
 
-alexnet: setup  ## run the plan plans/alexnet-quick.md, the short form of plans/alexnet.md: about half an hour on two threads
+alexnet: setup  ## run the plan plans/alexnet-quick.md, the short form of plans/alexnet.md: about an hour on two threads
 	$(BIN)/orchestrate run plans/alexnet-quick.md
 
 test: setup  ## lint, types, import contracts, plans, tests

@@ -1,8 +1,8 @@
 """TensorBoard's copy of a run's metrics, record by record: a full disk costs the copy, not the run.
 
 tensorboardX, which writes the same, hands records to a thread, and training waits for ever for one that died of a full
-disk; importing it imports PyTorch where there is one, which takes longer than LeNet-5's first epoch. The few fields
-that are needed here are written out as protocol buffers have them.
+disk; importing it imports PyTorch where there is one, a second or two in the middle of a run. The few fields that are
+needed here are written out as protocol buffers have them.
 
 Sources: TensorFlow's event.proto and summary.proto for the numbers of the fields, TFRecord for the frame.
 """

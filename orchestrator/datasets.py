@@ -121,7 +121,7 @@ def gate_split(dataset: Dataset, target: Path, seed: int) -> None:
         if len(images) != len(labels):
             raise InputError(f"{dataset.folder}: {len(images)} {what} images but {len(labels)} labels; fetch it again")
     chosen = _to_be_moved(dataset, len(test.images), rng)
-    both = np.concatenate([test.images, MOVERS[dataset.name in PHOTOGRAPHS](test.images[chosen], rng)])
+    both = np.concatenate([test.images, _moved_ones(dataset, test.images[chosen], rng)])
     order = rng.permutation(len(both))
     folder = _fresh(target / "data" / dataset.place)
     dataset.format.copy_train(dataset.folder, folder)
@@ -198,6 +198,10 @@ def _fewer(dataset: Dataset, train: Split, rng: np.random.Generator) -> Split:
     return replace(train, images=train.images[kept], labels=train.labels[kept])
 
 
+def _moved_ones(dataset: Dataset, images: Any, rng: np.random.Generator) -> Any:
+    return shards.moved(images, rng) if dataset.name in PHOTOGRAPHS else _moved(images, rng)
+
+
 def _moved(images: Bytes, rng: np.random.Generator) -> Bytes:
     """Each image moved by one pixel in a direction drawn at random; its edge is repeated where it was uncovered."""
     height, width = images.shape[-2:]
@@ -209,6 +213,3 @@ def _moved(images: Bytes, rng: np.random.Generator) -> Bytes:
         chosen = choice == index
         out[chosen] = framed[chosen, ..., top : top + height, left : left + width]
     return out
-
-
-MOVERS: dict[bool, Callable[[Any, np.random.Generator], Any]] = {False: _moved, True: shards.moved}  # photographs?

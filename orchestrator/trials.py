@@ -50,7 +50,8 @@ CONTROLS: dict[str, tuple[tuple[str, ...], datasets.Control | None, Literal["cha
     "noise-images": (ONE_EPOCH, "noise images", "chance"),
     "changed-labels": (ONE_EPOCH, "changed labels", "own labels"),
 }
-# Of photographs an epoch may take hours, and ten views of each test photograph minutes.
+# Of photographs an epoch may take hours, and ten views of each test photograph minutes. Put before a control's own
+# overrides, for later ones win: a control without a step stays one.
 SHORTER = ("train.steps=100", "data.views=centre")
 
 
@@ -80,7 +81,7 @@ def _trials_of(recipe: str, asking: list[Target], commit: str, secret: bytes) ->
         if name in names:
             overrides, control, expect = CONTROLS[name]
             seed = number(secret, commit, dataset, "control")
-            overrides = _shortened(overrides) if dataset in PHOTOGRAPHS else overrides
+            overrides = (*SHORTER, *overrides) if dataset in PHOTOGRAPHS else overrides
             yield replace(whole, name=name, seed=seed, overrides=overrides, control=control, expect=expect)
     for kind in dict.fromkeys(target.quantity.kind for target in asking):
         count = max(target.seeds for target in asking if target.quantity.kind == kind)
@@ -88,11 +89,6 @@ def _trials_of(recipe: str, asking: list[Target], commit: str, secret: bytes) ->
             seed = number(secret, commit, dataset, str(index))
             name = f"seed-{seed}" if kind == "training" else f"{kind}-{seed}"
             yield replace(whole, name=name, seed=seed, kind=kind)
-
-
-def _shortened(overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Later ones win: a control without a step stays one."""
-    return (*SHORTER, *overrides)
 
 
 def number(secret: bytes, *parts: str) -> int:

@@ -263,17 +263,6 @@ class Repository:
         )
         return self._objects.write("commit", "\n".join(lines).encode(errors="surrogateescape"))
 
-    def replace_file(self, commit: str, path: str, text: str) -> str:
-        """The tree of `commit` with one file's text replaced."""
-        with self._scratch_index() as env:
-            scratch = Path(env["GIT_INDEX_FILE"]).with_suffix(".text")
-            scratch.write_bytes(text.encode(errors="surrogateescape"))
-            blob = git(self.folder, "hash-object", "-w", "--no-filters", "--", str(scratch))
-            scratch.unlink()
-            git(self.folder, "read-tree", commit, env=env)
-            git(self.folder, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
-            return git(self.folder, "write-tree", env=env)
-
     def commit_files(self, commit: str, files: Mapping[str, bytes], message: str, author: str) -> str:
         """A commit on `commit` with some files' contents replaced."""
         tree = self.tree(commit)

@@ -211,7 +211,7 @@ class Table:
     def entries(self) -> Array:
         """The addresses of the kernels that are needed, by the number of their kind; zeros while kernels are noted.
 
-        Looked up once: in a small network's step of a millisecond that was one part in thirty.
+        Looked up once: a small network's step is a millisecond.
         """
         if not self._entries[self._kinds].all():
             self._entries[self._kinds] = [_ENTRIES[kind].address() for kind in self._kinds]

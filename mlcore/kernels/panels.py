@@ -25,7 +25,7 @@ from mlcore.kernels.precision import WORD_BYTES, narrow, widen
 DEPTH = 1024  # words of inputs whose weights stay in the cache while all images pass
 BLOCKS = 16  # blocks of outputs that go back to the inputs at a time
 TURN = 8  # tiles in one turn
-FEW = 16  # inputs whose weights are turned round at a time: a line of the cache, which rows a power of two apart share
+FEW = 16  # inputs at a time: a line of the cache, used up before a row of another output pushes it out of its set
 BLANK = 1 << 10  # numbers that are looked at before it is asked whether one was not zero
 
 Array = NDArray[Any]

@@ -28,8 +28,7 @@ class House:
 
     def draft(self, task: str, on: str, path: str, text: str, **changed: Any) -> PullRequest:
         """A pull request that changes one file, on top of `on`."""
-        tree = self.repository.replace_file(on, path, text)
-        new = self.repository.commit_tree(tree, on, f"Change {path}", "engineer (haiku)")
+        new = self.repository.commit_files(on, {path: text.encode()}, f"Change {path}", "engineer (haiku)")
         fields: dict[str, Any] = {
             "number": 0, "run": "r-1", "task": task, "plan": "plans/p.md", "title": f"Change {path}", "body": "b",
             "head": f"odyssey/r-1/{task}", "commit": new, "base": "main", "base_commit": on, "below": None,

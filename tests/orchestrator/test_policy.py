@@ -175,7 +175,7 @@ def test_what_the_harness_recorded_below_a_change_is_no_change_of_the_agents(tmp
     made = Repository(tmp_path / "repo.git", tmp_path / "worktrees")
     made.bring_in(tmp_path / "user", first)
     ticked = planfile.tick(RECORD, "a", "accepted", "worker (level 2)", True)
-    head = made.commit_tree(made.replace_file(first, "plans/p.md", ticked), first, "Record", "Odyssey harness")
+    head = made.commit_files(first, {"plans/p.md": ticked.encode()}, "Record", "Odyssey harness")
     worktree, base = made.open("odyssey/r-1/attempts/b/1", head)
     replacing("plans/p.md", "# A plan", "# The plan")(worktree)
     changed = _change(made, worktree, base)
