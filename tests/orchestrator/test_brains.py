@@ -89,13 +89,37 @@ def test_a_plan_is_handed_out_once_even_by_another_run(tmp_path: Path, warm: For
     assert sum("The tasks to hand out" in json.dumps(request) for request in api.requests) == 1
 
 
+STAMP = """
+[[step]]
+say = "I stamp."
+tool = "write"
+input = {path = "{{ writes[0] }}", content = "{{ task.id }}"}
+[finish]
+say = "Stamped."
+"""
+
+
 def test_without_a_model_everything_that_can_be_done_is_and_the_rest_says_what_to_do(
     tmp_path: Path, warm: Forks
 ) -> None:
-    repo = brains.repository(tmp_path, 2)
-    code, _ = run(warm, repo, None, "run", "plans/p.md")
-    assert (code, tasks(repo)) == (3, {"a": "blocked", "b": "blocked"})
+    made = brains.files(2)
+    made["agents/clerk.md"] = brains.agent("clerk", "haiku", 3, "read, write, run", "skills: [stamp]\n")
+    made["agents/lead.md"] = made["agents/lead.md"].replace("[worker, ", "[worker, clerk, ")
+    stamp = brains.skill("stamp", "read write run", "notes/**", "grep *")
+    made["skills/stamp/SKILL.md"] = stamp.replace("  risk:", "  procedure: scripts/procedure.toml\n  risk:")
+    made["skills/stamp/scripts/procedure.toml"] = STAMP
+    for task, needs in (("alone", ""), ("after-alone", "alone"), ("after-b", "b")):
+        text = brains.TASK.format(id=task, needs=needs).replace("  - needs: \n", "")
+        made["plans/p.md"] += text.replace("skill: note", "skill: stamp")
+    helpers.repository(tmp_path, made)
+    repo = tmp_path
+    code, err = run(warm, repo, None, "run", "plans/p.md")
+    assert code == 3, err
+    done = {"alone": "accepted", "after-alone": "accepted"}
+    assert tasks(repo) == {"a": "blocked", "b": "blocked", "after-b": "blocked"} | done
     details = {row["id"]: row["detail"] for row in State.of(repo).ledger.tasks("p-1")}
+    assert details["after-b"] == "it needs `b`, which is blocked"
+    assert "alone: router procedure" in err  # why this tier, in one line
     assert "start it with --provider anthropic and ANTHROPIC_API_KEY set, or with --provider mailbox" in details["a"]
     assert details["b"] == "it needs `a`, which is blocked"
 

@@ -1,0 +1,52 @@
+"""What an agent may use: its own tools as far as its skill has them, and its other skills as something to read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.attempt import allowed
+from orchestrator.library import load
+from orchestrator.records import Agent, Skill
+from orchestrator.sandbox.unsafe import UnsandboxedSandbox
+from orchestrator.tools import call
+from tests.orchestrator.helpers import ROOT
+from tests.orchestrator.sandbox_helpers import context_for, worktree_at
+
+LIBRARY = load(ROOT)
+PAIRS = [(agent, LIBRARY.skills[name]) for agent in LIBRARY.agents.values() for name in agent.skills]
+
+
+def one(tools: tuple[str, ...], skills: tuple[str, ...] = ("s",)) -> Agent:
+    return next(iter(LIBRARY.agents.values())).model_copy(update={"tools": tools, "skills": skills})
+
+
+def needing(tools: tuple[str, ...]) -> Skill:
+    return next(iter(LIBRARY.skills.values())).model_copy(update={"name": "s", "tools": tools})
+
+
+def test_neither_the_agents_tools_nor_the_skills_are_enough() -> None:
+    agent = one(("read", "write", "run"))
+    assert allowed(agent, needing(("read", "edit"))) == {"read"}
+    assert allowed(agent, needing(())) == {"read", "write", "run"}  # a skill that names none leaves the agent's own
+
+
+def test_an_agent_with_other_skills_may_read_them() -> None:
+    assert allowed(one(("read",), ("s", "t")), needing(("read",))) == {"read", "skill"}
+
+
+@pytest.mark.parametrize(("agent", "skill"), PAIRS, ids=lambda each: each.name)
+def test_nobody_in_the_library_has_more_than_both_allow(agent: Agent, skill: Skill) -> None:
+    own = set(agent.tools) & set(skill.tools or agent.tools)
+    assert allowed(agent, skill) - {"skill"} <= own
+
+
+def test_a_skill_gives_its_body_when_it_is_opened(tmp_path: Path) -> None:
+    context = context_for(worktree_at(tmp_path, {"a": "a"}), sandbox=UnsandboxedSandbox())
+    context = replace(context, skills={"note": "How to note: carefully."})
+    assert call("skill", {"name": "note"}, context, frozenset({"skill"})).content == "How to note: carefully."
+    refused = call("skill", {"name": "other"}, context, frozenset({"skill"}))
+    assert refused.is_error
+    assert "there are note" in refused.content
