@@ -24,7 +24,7 @@ def run(state: State, run_id: str, pulls: bool = True) -> Json:
     tasks: list[Json] = []
     for task in ledger.each_task(run_id):
         verdicts += json.loads(task["verdicts"] or "[]")
-        tasks.append({key: task[key] for key in ("id", "status", "agent", "tier", "attempt", "detail")})
+        tasks.append({key: task[key] for key in ("id", "status", "agent", "tier", "attempt", "why_tier", "detail")})
     spent = ledger.spent(run_id)
     return {
         "run": {
@@ -39,6 +39,7 @@ def run(state: State, run_id: str, pulls: bool = True) -> Json:
             "finished_at": row["finished_at"],
             "budget": json.loads(row["budget"]),
             "spent": {"usd": spent["usd"], "tokens": spent["tokens"], "minutes": spent["seconds"] / 60},
+            "prompts": ledger.prompts(run_id),
         },
         "tasks": tasks,
         "verdicts": verdicts,
