@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -209,6 +210,8 @@ def test_each_level_reads_the_change_and_the_reading_of_the_one_below_as_far_up_
         assert "You had said" not in read[1][1]
         assert section.index("> - chief: none: nothing") > section.index("> - lead: minor")
     assert State.of(repo).ledger.spent("p-1", "a")["tokens"] == (2 + len(who)) * 120
+    nodes = [call["node"] for call in State.of(repo).ledger.calls("p-1") if "review" in call["node"]]
+    assert nodes == ["a/1/review", "a/1/review-2"][: len(who)]  # conversations apart, which a recording tells by these
 
 
 def test_a_blocker_by_the_top_level_sends_the_change_back_with_what_every_level_found(
@@ -382,6 +385,29 @@ def test_what_waits_for_a_paused_task_is_neither_done_nor_given_up(tmp_path: Pat
     code, err = run(warm, tmp_path, brains.api(2), "resume", "p-1", "--task", "a", "--tokens", "2000000")
     assert code == 0, err
     assert tasks(tmp_path) == {"a": "accepted", "b": "accepted"}
+
+
+def test_a_change_that_is_judged_again_on_another_base_is_published_with_its_reviews(
+    tmp_path: Path, warm: Forks
+) -> None:
+    repo, api = two_apart(tmp_path, "usd=5"), brains.api(2)
+    begun = threading.Barrier(2)  # both on the same base, so that the second to end stands on a stale one
+
+    def choose(body: dict[str, Any]) -> tuple[str, Turn]:
+        first = body["messages"][0]["content"]
+        key = next(key for key in api.scripts if key in first)
+        turn = sum(message["role"] == "assistant" for message in body["messages"])
+        if key.startswith("# Task") and turn == 0:
+            begun.wait(60)
+        return f"{key}{turn}", api.scripts[key][turn]
+
+    api.choose = choose
+    code, err = run(warm, repo, api, *RUN, "--parallel", "2")
+    assert code == 0, err
+    state = State.of(repo)
+    judged = [(receipt.task, receipt.commit) for receipt in state.ledger.receipts("p-1") if receipt.kind == "accept"]
+    assert len({*judged}) == 3  # one of the two was judged twice
+    assert all("> - chief: none: nothing (I read all of it)" in pull.body for pull in state.ledger.pulls())
 
 
 def test_a_service_that_cannot_be_had_pauses_with_its_own_code(tmp_path: Path, warm: Forks) -> None:
