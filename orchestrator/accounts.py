@@ -26,6 +26,13 @@ SELECT task, attempt, MAX(CASE WHEN node IS NULL OR node IN (task, task || '/' |
     )) AS usd
 FROM calls WHERE run = ? AND task != '' GROUP BY task, attempt HAVING tier IS NOT NULL ORDER BY task, attempt
 """
+# The usage that the service gave with each reply that was paid for.
+PROMPTS = """
+SELECT SUM(json_extract(reply, '$.usage.cache_read')) AS cache_read,
+    SUM(json_extract(reply, '$.usage.cache_read') + json_extract(reply, '$.usage.input_tokens')
+        + json_extract(reply, '$.usage.cache_write_5m') + json_extract(reply, '$.usage.cache_write_1h')) AS tokens
+FROM calls WHERE run = ? AND state = 'done' AND tokens > 0 AND task = COALESCE(?, task)
+"""
 NOTHING = {"usd": 0.0, "tokens": 0, "seconds": 0.0}
 
 
@@ -98,6 +105,11 @@ class Accounts(Book):
         Calls under way count at their maximum, and so do those in doubt.
         """
         return self._rows(ATTEMPTS, run)
+
+    def prompts(self, run: str, task: str | None = None) -> Row | None:
+        """Prompt tokens of the run's or task's calls, how many a cache gave, their share; None when none was bought."""
+        (found,) = self._rows(PROMPTS, run, task)
+        return {**found, "cached_share": found["cache_read"] / found["tokens"]} if found["tokens"] else None
 
     def sends(self, key: str) -> list[Row]:
         """The sends of a call that failed, oldest first."""

@@ -9,7 +9,7 @@ from orchestrator.house import State
 from orchestrator.records import PullRequest, Receipt, Task
 
 VERSION = 1
-TASK_KEYS = ("id", "status", "agent", "tier", "attempt", "detail")
+TASK_KEYS = ("id", "status", "agent", "tier", "attempt", "why_tier", "detail")
 Json = dict[str, Any]
 
 
@@ -43,6 +43,7 @@ def run(state: State, run_id: str, pulls: bool = True) -> Json:
             "finished_at": row["finished_at"],
             "budget": json.loads(row["budget"]),
             "spent": {"usd": spent["usd"], "tokens": spent["tokens"], "minutes": spent["seconds"] / 60},
+            "prompts": ledger.prompts(run_id),
         },
         "tasks": tasks,
         "verdicts": verdicts,

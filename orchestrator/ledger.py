@@ -70,6 +70,11 @@ class Ledger(Accounts):
     def set_task(self, run: str, task: str, **fields: Any) -> None:
         self._update("tasks", {"run": run, "id": task}, fields)
 
+    def why_tier(self, run: str, task: str) -> str:
+        """The router's reason for the tiers on which the task is tried, in one line."""
+        (row,) = self._rows("SELECT why_tier FROM tasks WHERE run = ? AND id = ?", run, task)
+        return str(row["why_tier"] or "")
+
     def inputs(self, plan: str) -> dict[str, str]:
         """The hashes of inputs with which each task of a plan was last accepted, as JSON."""
         sql = (

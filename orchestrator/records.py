@@ -346,7 +346,7 @@ class Judgement(Record):
     verdicts: tuple[Verdict, ...] = ()
     receipts: tuple[str, ...] = ()
     feedback: str = ""  # for the next attempt, when not accepted
-    review: tuple[str, ...] = ()  # findings of whoever handed the task down, worst first
+    review: tuple[str, ...] = ()  # "agent: finding" of those above who read it, the nearest level first
 
 
 class PullRequest(Record):

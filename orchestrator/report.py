@@ -5,7 +5,7 @@ Every number here comes from a receipt; nothing an agent said is among them. An 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from orchestrator.house import Run
@@ -88,15 +88,22 @@ def _plain(target: Target) -> Target:
     return target.model_copy(update={"against": "", "compare": ""})
 
 
+def cached(prompts: Mapping[str, float]) -> str:
+    """The measured share of what was sent that a cache gave, which costs a part of the price."""
+    share = f"{100 * prompts['cached_share']:.1f} %"
+    return f"{prompts['cache_read']} of {prompts['tokens']} prompt tokens came from the cache ({share})"
+
+
 def as_built(run: Run, task: Task, change: Change, judgement: Judgement) -> str:
-    """One line of facts: who, which tier, which try, what changed, how long."""
+    """One line of facts: who, which tier, which try, what changed, how long, why that tier came first."""
     who = run.assignments[task.id].agent
     spent = run.ledger.spent(run.id, task.id)
     files = ", ".join(f"`{f.path}` (+{f.added} -{f.removed})" for f in change.files) or "no files but this plan"
     cost = f"${spent['usd']:.2f}, {spent['seconds'] / 60:.1f} min"
+    first_tier = run.ledger.why_tier(run.id, task.id).partition(", then ")[0]
     return (
         f"- `{task.id}`: {judgement.outcome}; {who}, tier {change.tier}, attempt {change.attempt}, {cost}, "
-        f"risk {judgement.risk.level}; {files}; {len(judgement.receipts)} receipts"
+        f"risk {judgement.risk.level}; {files}; {len(judgement.receipts)} receipts; router: {first_tier}"
     )
 
 
@@ -111,9 +118,8 @@ def title(task: Task, judgement: Judgement) -> str:
 
 
 def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str, head: str) -> str:
-    """A pull request's body: what, why, evidence, verdict, risk, cost, receipts; the agent's own words last."""
+    """A pull request's body: what, why, evidence, verdict, risk, review, cost, receipts; the agent's own words last."""
     receipts = [receipt for receipt in run.ledger.receipts(run.id, task.id) if receipt.id in judgement.receipts]
-    spent = run.ledger.spent(run.id, task.id)
     parts = [
         ("What", _what(task, change, run.plan)),
         ("Why", f"Task `{task.id}` of [{run.plan.title}]({run.plan.path}), section {task.section}."),
@@ -122,9 +128,11 @@ def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str,
         ("Risk", "\n".join([f"**{judgement.risk.level}**", *(f"- {reason}" for reason in judgement.risk.reasons)])),
         (
             "Review",
-            "Findings of a language model that read the change:\n\n" * bool(judgement.review) + _quoted(judgement),
+            "Findings of language models that read the change, the nearest level first:\n\n" * bool(judgement.review)
+            + _quoted(judgement),
         ),
-        ("Cost", f"${spent['usd']:.2f}, {spent['tokens']} tokens, {spent['seconds'] / 60:.1f} minutes of commands."),
+        ("Tier", f"{change.tier}, attempt {change.attempt}. The router: {run.ledger.why_tier(run.id, task.id)}"),
+        ("Cost", _cost(run, task)),
         ("Receipts", f"{len(receipts)}, signed; the chain's head is `{head}`. `orchestrate report {run.id} --verify`"),
         (
             "What the agent says",
@@ -132,6 +140,12 @@ def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str,
         ),
     ]
     return "\n\n".join(f"## {heading}\n\n{text}" for heading, text in parts if text)
+
+
+def _cost(run: Run, task: Task) -> str:
+    spent, prompts = run.ledger.spent(run.id, task.id), run.ledger.prompts(run.id, task.id)
+    line = f"${spent['usd']:.2f}, {spent['tokens']} tokens, {spent['seconds'] / 60:.1f} minutes of commands."
+    return f"{line} {cached(prompts)}." if prompts else line
 
 
 def _quoted(judgement: Judgement) -> str:

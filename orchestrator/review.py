@@ -1,7 +1,10 @@
 """Each level reviews the one below: whoever handed a task down reads the change, and reports findings with evidence.
 
-A reviewer only reads. A blocker sends the change back to its author; nothing that a reviewer says makes a change less
-risky than the rules do, and a review that can't be used makes it a person's business.
+Reviews climb the chain of agents as far as the change's risk deserves. Each level after the first is also shown what
+those below it found, so that it reviews their reading and not the code alone.
+
+A reviewer only reads. A blocker, whoever finds it, sends the change back to its author; nothing that a reviewer says
+makes a change less risky than the rules do, and a review that can't be used makes it a person's business.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from orchestrator import prompts
 from orchestrator.hierarchy import closed
 from orchestrator.loop import Attempt, Loop
 from orchestrator.providers.base import json_in
-from orchestrator.records import Agent, Judgement, Plan, Record, Risk, Skill, Task
+from orchestrator.records import RISK_LEVELS, Agent, Judgement, Plan, Record, Risk, RiskLevel, Skill, Task
 
 LOOKS = frozenset({"read", "list", "search"})
 DIFF_CHARS = 60_000
 TURNS = 20
+# How many of the levels above its author read a change of this risk, from whoever handed it down; None: all of them.
+LEVELS: dict[RiskLevel, int | None] = {"low": 1, "medium": 2, "high": None}
 Severity = Literal["blocker", "major", "minor", "none"]
 
 
@@ -47,7 +52,7 @@ class Review(Record):
 
 @dataclass(frozen=True)
 class Reviewing:
-    """What a reviewer is shown."""
+    """What a reviewer is shown. `found`: what the levels below it said, a line a finding."""
 
     plan: Plan
     task: Task
@@ -55,16 +60,25 @@ class Reviewing:
     author: str
     words: str
     diff: str
+    found: tuple[str, ...] = ()
 
 
-def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, model: str) -> Attempt:
-    """The reviewer's own conversation, beneath the attempt that it reads, with tools that look and nothing else."""
+def readers(chain: tuple[str, ...], risk: Risk) -> tuple[str, ...]:
+    """Who reads a change of the last one of the chain, in order: from whoever handed it down up to the chief."""
+    return chain[-2::-1][: LEVELS[risk.level]]
+
+
+def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, model: str, level: int) -> Attempt:
+    """The reviewer's own conversation, beneath the attempt that it reads, with tools that look and nothing else.
+
+    level: 1 for whoever handed the task down.
+    """
     words = {
         "agent": reviewer, "skill": skill, "others": (), "writes": (), "commands": (),
     }  # fmt: skip
     shown = {
         "task": asked.task, "plan": asked.plan, "brief": asked.brief, "author": asked.author,
-        "words": asked.words, "diff": asked.diff[:DIFF_CHARS],
+        "words": asked.words, "diff": asked.diff[:DIFF_CHARS], "found": asked.found,
     }  # fmt: skip
     return replace(
         worked,
@@ -76,7 +90,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
         tools=replace(worked.tools, writes=(), commands=(), skills={}),
         max_turns=TURNS,
         agent=reviewer.name,
-        helper="review",
+        helper="review" if level == 1 else f"review-{level}",
         answer_schema=closed(Review.model_json_schema()),
     )
 
@@ -84,7 +98,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
 async def read(loop: Loop, reviewing: Attempt) -> Review | str:
     """The findings, or why there are none to be had. Asked for twice."""
     why = ""
-    for helper in ("review", "review-again"):
+    for helper in (reviewing.helper, f"{reviewing.helper}-again"):
         outcome = await loop.work(replace(reviewing, helper=helper))
         if not outcome.finished:
             return outcome.text
@@ -96,16 +110,23 @@ async def read(loop: Loop, reviewing: Attempt) -> Review | str:
 
 
 def judged(judgement: Judgement, found: Review | str, reviewer: str) -> Judgement:
-    """The judgement with the review in it: refused for a blocker, a person's when there was no review."""
+    """The judgement with this level's review in it: refused for a blocker, a person's when there was no review."""
     if isinstance(found, str):
         risk = _raised(judgement.risk, f"high: `{reviewer}` gave no review that can be used: {found}")
-        return judgement.model_copy(update={"risk": risk, "review": (f"none could be had: {found}",)})
-    lines = tuple(str(each) for each in found.findings)
+        review = (*judgement.review, f"{reviewer}: none could be had: {found}")
+        return judgement.model_copy(update={"risk": risk, "review": review})
+    review = (*judgement.review, *(f"{reviewer}: {each}" for each in found.findings))
     if found.blockers:
         risk = _raised(judgement.risk, f"high: {reviewer} reports a blocker")
-        feedback = f"review by {reviewer}:\n" + "\n".join(f"- {line}" for line in lines)
-        return judgement.model_copy(update={"outcome": "refused", "risk": risk, "feedback": feedback, "review": lines})
-    return judgement.model_copy(update={"review": lines})
+        feedback = "review:\n" + "\n".join(f"- {line}" for line in review)
+        return judgement.model_copy(update={"outcome": "refused", "risk": risk, "feedback": feedback, "review": review})
+    return judgement.model_copy(update={"review": review})
+
+
+def kept(before: Judgement, now: Judgement) -> Judgement:
+    """A judgement on another base of a change that was read before: with what was found, and no less risky for it."""
+    risk = max(before.risk, now.risk, key=lambda each: (RISK_LEVELS.index(each.level), each.guarded))
+    return now.model_copy(update={"review": before.review, "risk": risk})
 
 
 def _raised(risk: Risk, reason: str) -> Risk:

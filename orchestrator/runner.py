@@ -2,7 +2,7 @@
 
 plan: hand the tasks out; while any is left, start those whose needs are met, wait until one ends
 task: for each tier of its ladder: open a worktree, let the agent work, freeze the change, let the gate judge;
-      then, for a language model's change, whoever handed the task down reads it;
+      then, for a language model's change, the levels above read it, as far up as its risk deserves;
       then publish it as a pull request, or say why not
 """
 
@@ -185,19 +185,20 @@ class Runner:
     async def _review(
         self, task: Task, worked: Attempt, change: Change, judgement: Judgement, outcome: Outcome, provider: Provider
     ) -> Judgement:
-        """Whoever handed the task down reads the change."""
+        """Each level above reads the change and what those below it found, as far up as the risk by now deserves."""
         run, assignment = self._run, self._run.assignments[task.id]
         skill = run.library.skills.get(REVIEW_SKILL)
         if len(assignment.chain) < 2 or skill is None or not change.files:
             return judgement
-        reviewer = run.library.agents[assignment.chain[-2]]
         diff = run.repository.diff(change.base, change.commit)
         asked = Reviewing(run.plan, task, assignment.brief, assignment.agent, outcome.text, diff)
-        reading = review.attempt(asked, reviewer, skill, worked, run.settings.models[reviewer.model])
-        loop = Loop(self._calls(task.id, provider), run.repository, self._engine)
-        found = await review.read(loop, reading)
-        judgement = review.judged(judgement, found, reviewer.name)
-        run.say(task.id, "review", f"{reviewer.name}: {'; '.join(judgement.review)}")
+        loop, level = Loop(self._calls(task.id, provider), run.repository, self._engine), 0
+        while judgement.outcome in REVIEWED and level < len(above := review.readers(assignment.chain, judgement.risk)):
+            reviewer, level = run.library.agents[above[level]], level + 1
+            asked = replace(asked, found=judgement.review)
+            reading = review.attempt(asked, reviewer, skill, worked, run.settings.models[reviewer.model], level)
+            judgement = review.judged(judgement, await review.read(loop, reading), reviewer.name)
+            run.say(task.id, "review", "; ".join(judgement.review[len(asked.found) :]))
         return judgement
 
     def _calls(self, task_id: str, provider: Provider) -> Calls:
@@ -218,7 +219,7 @@ class Runner:
             if "stale" not in done:
                 return done["status"]
             change = Change.model_validate(done["stale"])
-            tried = Tried(change, await self._judge(task, change), tried.outcome)
+            tried = Tried(change, review.kept(tried.judgement, await self._judge(task, change)), tried.outcome)
             if tried.judgement.outcome == "refused":
                 return await self._end(task, "failed", f"after rebasing: {tried.judgement.feedback}")
         return await self._end(task, "failed", f"other changes moved the base {MAX_REBASES} times")
@@ -238,7 +239,9 @@ class Runner:
     async def _begin(self, task: Task) -> Json:
         """The router's ladder for this task, on record why, and where its first attempt works."""
         decision = outcomes.route(self._run, task)
-        self._run.say(task.id, "router", decision.why)
+        with self._run.ledger.together():
+            self._run.ledger.set_task(self._run.id, task.id, why_tier=decision.why)
+            self._run.say(task.id, "router", decision.why)
         opened = await self._open(task, 1, decision.tiers[0]) if decision.tiers else None
         return {"ladder": list(decision.tiers), "opened": opened}
 

@@ -58,6 +58,7 @@ def status(content: Mapping[str, Any], pulls: Iterable[PullRequest]) -> str:
         f"spent ${spent['usd']:.2f} of ${budget['usd']:.2f}, {spent['tokens']} of {budget['tokens']} tokens, "
         f"{spent['minutes']:.1f} of {budget['minutes']:g} minutes of commands"
     )
+    lines += [reports.cached(run["prompts"])] if run["prompts"] else []
     for task in content["tasks"]:
         where = f"{task['agent']}, {task['tier']}, attempt {task['attempt']}" if task["tier"] else task["agent"]
         lines.append(

@@ -148,7 +148,7 @@ def finding(severity: str, what: str = "it is wrong") -> Any:
 def test_a_blocker_sends_the_change_back_with_every_finding(tmp_path: Path) -> None:
     found = review.judged(LOW, review.Review(findings=(finding("blocker"), finding("minor", "a name"))), "lead")
     assert (found.outcome, found.risk.level, found.risk.guarded) == ("refused", "high", True)
-    assert "- blocker: a.py:3: it is wrong (x = 1); y" in found.feedback
+    assert "- lead: blocker: a.py:3: it is wrong (x = 1); y" in found.feedback
     assert "a name" in found.feedback
 
 
@@ -157,13 +157,39 @@ def test_no_review_makes_a_change_less_risky_or_takes_it_by_itself(severity: str
     high = LOW.model_copy(update={"risk": Risk(level="high", guarded=True, reasons=())})
     found = review.judged(high, review.Review(findings=(finding(severity),)), "lead")
     assert (found.outcome, found.risk) == ("accepted", high.risk)
-    assert found.review == (str(finding(severity)),)
+    assert found.review == (f"lead: {finding(severity)}",)
 
 
 def test_a_review_that_cannot_be_used_makes_the_change_a_persons_business() -> None:
     found = review.judged(LOW, "looks good", "lead")
     assert (found.outcome, found.risk.level, found.risk.guarded) == ("accepted", "high", True)
     assert "`lead` gave no review that can be used" in found.risk.reasons[0]
+
+
+@pytest.mark.parametrize(("level", "who"), [("low", ["c"]), ("medium", ["c", "b"]), ("high", ["c", "b", "a", "chief"])])
+def test_reviews_climb_from_whoever_handed_the_task_down_as_far_as_the_risk_deserves(
+    level: Any, who: list[str]
+) -> None:
+    risk = Risk(level=level, guarded=False, reasons=())
+    assert [*review.readers(("chief", "a", "b", "c", "author"), risk)] == who
+    assert review.readers(("chief", "author"), risk) == ("chief",)
+    assert review.readers(("chief",), risk) == ()
+
+
+def test_each_level_adds_its_findings_and_a_blocker_at_the_top_sends_all_of_them_back() -> None:
+    low = review.judged(LOW, review.Review(findings=(finding("minor", "a name"),)), "lead")
+    top = review.judged(low, review.Review(findings=(finding("blocker"),)), "chief")
+    assert top.review == (f"lead: {finding('minor', 'a name')}", f"chief: {finding('blocker')}")
+    assert top.outcome == "refused"
+    assert top.feedback.splitlines() == ["review:", *(f"- {line}" for line in top.review)]
+
+
+def test_a_change_judged_again_on_another_base_keeps_its_reviews_and_the_risk_that_they_raised() -> None:
+    raised = review.judged(LOW, "looks good", "lead")
+    found = review.kept(raised, LOW.model_copy(update={"outcome": "unmeasured"}))
+    assert (found.outcome, found.review, found.risk) == ("unmeasured", raised.review, raised.risk)
+    high = LOW.risk.model_copy(update={"level": "high"})
+    assert review.kept(LOW, LOW.model_copy(update={"risk": high})).risk == high
 
 
 def test_a_finding_without_evidence_is_none() -> None:
