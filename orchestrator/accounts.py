@@ -16,6 +16,7 @@ from orchestrator.errors import BudgetExhausted, NotFound
 from orchestrator.records import Budget, TaskBudget
 
 WARN_AT = 0.8
+LEAST_S = 0.01  # fewer seconds than these are none
 UNITS = ("dollars", "tokens", "minutes")
 ADD = "UPDATE totals SET usd = usd + ?, tokens = tokens + ?, seconds = seconds + ? WHERE run = ? AND node = ?"
 ATTEMPTS = """
@@ -146,9 +147,33 @@ class Accounts(Book):
                 budget = had.model_copy(update=sums).model_dump_json()
                 self._update("limits", {"run": run, "node": row["node"]}, {"budget": budget})
 
-    def charge_seconds(self, key: str, run: str, task: str, kind: str, seconds: float, node: str = "") -> None:
+    def take_seconds(self, run: str, task: str, kind: str, seconds: float, node: str = "") -> float:
+        """Charge so many seconds before they are used, or what is left of them under every limit; how many.
+
+        Raises BudgetExhausted when none are left.
+        """
         with self._transaction():
-            self._charge(key, run, task, kind, node, seconds=seconds)
+            self.reserve(run, node=node or task)
+            given = min([seconds, *self._seconds_left(run, node or task)])
+            self._count_seconds(run, task, kind, given, node)
+        return given
+
+    def return_seconds(self, run: str, task: str, kind: str, seconds: float, node: str = "") -> None:
+        """Give back what was taken and not used; less than nothing is what was used beyond it."""
+        with self._transaction():
+            self._count_seconds(run, task, kind, -seconds, node)
+
+    def _seconds_left(self, run: str, node: str) -> Iterator[float]:
+        for place, budget in self._limits(run, node):
+            if budget.minutes is not None:
+                yield budget.minutes * 60 - self.spent(run, place)["seconds"]
+
+    def _count_seconds(self, run: str, task: str, kind: str, seconds: float, node: str) -> None:
+        """One row of the record for all seconds of a kind in one place."""
+        key = f"seconds:{run}/{node or task}/{kind}"
+        self._insert("spending", key=key, run=run, task=task, kind=kind, **NOTHING)
+        self._connection.execute("UPDATE spending SET seconds = seconds + ? WHERE key = ?", [seconds, key])
+        self._count(run, task, node or task, {**NOTHING, "seconds": seconds})
 
     def spent(self, run: str, task: str | None = None) -> Row:
         """Dollars, tokens and seconds of the run, or of one node with all beneath it."""
@@ -171,9 +196,9 @@ class Accounts(Book):
             for what, used, more, most in (
                 ("dollars", spent["usd"] + under_way["usd"], usd, budget.usd),
                 ("tokens", spent["tokens"] + under_way["tokens"], tokens, budget.tokens),
-                ("minutes", spent["seconds"] / 60, 0, budget.minutes),
+                ("minutes", spent["seconds"] / 60, LEAST_S / 60, budget.minutes),
             ):
-                if most is not None and (used + more > most or (what == "minutes" and used >= most)):
+                if most is not None and used + more > most:
                     whose = f" of `{place}`" if place else ""
                     words = f"the budget{whose} of {most:g} {what} is used up ({used:.2f} spent)"
                     raise BudgetExhausted(words, place.partition("/")[0])
@@ -190,23 +215,28 @@ class Accounts(Book):
 
     def _charge(self, key: str, run: str, task: str, kind: str, node: str = "", **amounts: float) -> None:
         row = {**NOTHING, **amounts}
-        if not self._insert("spending", key=key, run=run, task=task, kind=kind, **row):
-            return
-        before = {place: self.spent(run, place) for place in ("", *_chain(node or task))}
+        if self._insert("spending", key=key, run=run, task=task, kind=kind, **row):
+            self._count(run, task, node or task, row)
+
+    def _count(self, run: str, task: str, node: str, amounts: Row) -> None:
+        """Add it to the totals of a node and of all above it."""
+        before = {place: self.spent(run, place) for place in ("", *_chain(node))}
         for place in before:
             self._insert("totals", run=run, node=place, **NOTHING)
-            self._connection.execute(ADD, [row["usd"], row["tokens"], row["seconds"], run, place])
-        self._warn(run, task, node or task, before)
+            self._connection.execute(ADD, [amounts["usd"], amounts["tokens"], amounts["seconds"], run, place])
+        self._warn(run, task, node, before)
 
     def _warn(self, run: str, task: str, node: str, before: dict[str, Row]) -> None:
-        """Say it, once, when a budget passes four fifths."""
+        """Say it, once, when a budget passes four fifths: also when some is given back and spent again."""
         if not self._rows("SELECT 1 FROM runs WHERE id = ?", run):
             return
         for place, budget in self._limits(run, node):
             after = self.spent(run, place)
             limits = (budget.usd, budget.tokens, budget.minutes and budget.minutes * 60)
             for what, unit, most in zip(UNITS, ("usd", "tokens", "seconds"), limits, strict=True):
-                if most is not None and before[place][unit] < WARN_AT * most <= after[unit]:
+                if most is None or not before[place][unit] < WARN_AT * most <= after[unit]:
+                    continue
+                if self.begin(f"warned of {run}/{place}: {most:g} {what}") == 0:
                     whose = f" of `{place}`" if place else ""
                     words = f"{after[unit] / most:.0%} of the budget{whose} in {what} is used"
                     self._insert("events", run=run, task=task, at=self.time(), kind="budget", body=words)

@@ -28,8 +28,9 @@ from orchestrator.datasets import Dataset
 from orchestrator.errors import BudgetExhausted
 from orchestrator.house import Run
 from orchestrator.measure import CACHE, DATA, REPO, SCORER, Site
+from orchestrator.meter import MeteredSandbox
 from orchestrator.records import RISK_LEVELS, Change, Judgement, Receipt, Risk, Target, Task, Verdict
-from orchestrator.sandbox.base import Command, Completed, Limits, Mount
+from orchestrator.sandbox.base import Command, Completed, Limits, Mount, Sandbox
 from orchestrator.trials import Trial
 
 
@@ -185,13 +186,10 @@ class Gate:
             return known
         self.run.say(self.task.id, "gate", name)
         try:
-            ledger.reserve(self.run.id, node=self.task.id)
-        except BudgetExhausted as error:
-            await self.durable.pause(str(error), BUDGET, error.task)
-        made = (await asyncio.to_thread(check)).model_copy(update={"run": self.run.id})
-        with ledger.together():
-            ledger.charge_seconds(f"gate:{key}", self.run.id, self.task.id, "gate", made.wall_s)
-            return ledger.add_receipt(key, made)
+            made = await asyncio.to_thread(check)
+        except BudgetExhausted as error:  # not a failed check: it is run again when there is more
+            made = await self.durable.pause(str(error), BUDGET, error.task)
+        return ledger.add_receipt(key, made.model_copy(update={"run": self.run.id}))
 
     def _note(
         self,
@@ -227,6 +225,10 @@ class Gate:
         return gate_folder(self.run, self.task.id, self.change)
 
     @cached_property
+    def _sandbox(self) -> Sandbox:
+        return MeteredSandbox(self.run.sandbox, self.run.ledger, self.run.id, self.task.id, self.task.id, "gate")
+
+    @cached_property
     def _site(self) -> Site:
         tree = self._folder / "tree"
         if not (self._folder / "tree.complete").exists():
@@ -235,7 +237,7 @@ class Gate:
         return Site(
             folder=self._folder,
             tree=tree,
-            sandbox=self.run.sandbox,
+            sandbox=self._sandbox,
             limits=self._limits,
             threads=self.run.settings.threads,
             machine=machine(),
@@ -275,7 +277,7 @@ class Gate:
             stdin=stdin,
             limits=limits or self._limits,
         )
-        return self.run.sandbox.run(command)
+        return self._sandbox.run(command)
 
 
 def gate_folder(run: Run, task_id: str, change: Change) -> Path:

@@ -9,9 +9,8 @@ calls are answered as cut off instead.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from orchestrator import tools
 from orchestrator.calls import BUDGET, Calls, Durable, Place
 from orchestrator.conversation import assistant, error_result, handed_over, stuck, too_long, user
 from orchestrator.errors import BudgetExhausted
+from orchestrator.meter import MeteredSandbox
 from orchestrator.providers.base import Block, Message, Reply, Request
 from orchestrator.providers.rendering import written_out
 from orchestrator.records import Tier
@@ -167,38 +167,38 @@ class Loop:
         self, attempt: Attempt, turn: int, calls: list[Block], broken: dict[str, str], tree: str
     ) -> Json:
         try:
-            self.calls.ledger.reserve(attempt.run, node=attempt.node)
+            return await asyncio.to_thread(self._use_all, attempt, turn, calls, broken, tree)
         except BudgetExhausted as error:
             return await self.durable.pause(str(error), BUDGET, error.task)
-        return await asyncio.to_thread(self._use_all, attempt, turn, calls, broken, tree)
 
     def _use_all(self, attempt: Attempt, turn: int, calls: list[Block], broken: dict[str, str], tree: str) -> Json:
         """Run the turn's calls, side by side where their order can't matter, from the snapshot the turn began with."""
-        key, ledger = f"tools:{attempt.key}/{turn}", self.calls.ledger
-        cut_off = ledger.begin(key)
+        cut_off = self.calls.ledger.begin(f"tools:{attempt.key}/{turn}")
         if cut_off:
             self.repository.restore(attempt.worktree, tree)
         if cut_off > MOST_CUT_OFFS:
             why = f"this turn's calls were cut off {cut_off} times, together with what ran them, and are not run again"
             return {"results": [error_result(call, why) for call in calls], "tree": tree}
-        started = time.monotonic()
         sound = [call for call in calls if call["id"] not in broken]
         found = dict(zip((call["id"] for call in sound), self._side_by_side(attempt, sound), strict=True))
         found |= {call["id"]: error_result(call, broken[call["id"]]) for call in calls if call["id"] in broken}
-        seconds = time.monotonic() - started
-        ledger.charge_seconds(key, attempt.run, attempt.task, "tools", seconds, attempt.node)
         changed = any(call["name"] not in tools.LOOKS for call in sound)
         tree = self.repository.snapshot(attempt.worktree) if changed else tree
         return {"results": [found[call["id"]] for call in calls], "tree": tree}
 
     def _side_by_side(self, attempt: Attempt, calls: list[Block]) -> list[Block]:
         wanted = [(call["name"], call["input"]) for call in calls]
-        results = tools.call_all(wanted, attempt.tools, attempt.allowed)
+        results = tools.call_all(wanted, self._metered(attempt), attempt.allowed)
         return [
             {"type": "tool_result", "tool_use_id": call["id"], "content": result.content}
             | ({"is_error": True} if result.is_error else {})
             for call, result in zip(calls, results, strict=True)
         ]
+
+    def _metered(self, attempt: Attempt) -> ToolContext:
+        """The attempt's reach, with its commands on its own account."""
+        account = (self.calls.ledger, attempt.run, attempt.task, attempt.node, "tools")
+        return replace(attempt.tools, sandbox=MeteredSandbox(attempt.tools.sandbox, *account))
 
     async def _hand_over(self, attempt: Attempt, turn: int, talk: list[Message]) -> list[Message]:
         """A fresh conversation that can read the old one in a file."""

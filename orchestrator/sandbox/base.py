@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 OnOutput = Callable[[str], None]
+More = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Command:
-    """argv runs in `cwd` (a path inside) with `env` on top of the sandbox's own small environment."""
+    """argv runs in `cwd` (a path inside) with `env` on top of the sandbox's own small environment.
+
+    more: asked when `limits.wall_s` is over, and whenever what it gave is: so many seconds more, or 0 to end it.
+    """
 
     argv: tuple[str, ...]
     cwd: Path
@@ -49,6 +53,7 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
     stdin: bytes = b""
     limits: Limits = field(default_factory=Limits)
+    more: More | None = None
 
 
 @dataclass(frozen=True)

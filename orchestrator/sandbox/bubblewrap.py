@@ -87,6 +87,7 @@ class BubblewrapSandbox:
                 cwd="/",
                 stdin=command.stdin,
                 wall_s=command.limits.wall_s,
+                more=command.more,
                 output_bytes=command.limits.output_bytes,
                 pass_fds=(rules, status, lifeline),
             )

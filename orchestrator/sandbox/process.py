@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from orchestrator.errors import SandboxUnavailable
-from orchestrator.sandbox.base import OnOutput
+from orchestrator.sandbox.base import More, OnOutput
 from orchestrator.sandbox.output import Capture
 
 CHUNK = 1 << 16
@@ -40,6 +40,7 @@ class Launch:
     wall_s: float
     output_bytes: int
     pass_fds: tuple[int, ...] = ()
+    more: More | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def supervise(launch: Launch, on_output: OnOutput | None, kill: Callable[[int], 
     reaped = False
     try:
         with child.stdout, child.stderr:
-            timed_out = _watch(child.pid, captures, started + launch.wall_s, kill)
+            timed_out = _watch(child.pid, captures, started + launch.wall_s, kill, launch.more)
             usage = _reap(child)
             reaped = True
     finally:
@@ -152,7 +153,9 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
         os.close(stdin)
 
 
-def _watch(pid: int, captures: dict[int, Capture], deadline: float, kill: Callable[[int], None]) -> bool:
+def _watch(
+    pid: int, captures: dict[int, Capture], deadline: float, kill: Callable[[int], None], more: More | None
+) -> bool:
     """Read until the child is gone and its pipes are closed; whether the wall clock ended it."""
     pidfd = os.pidfd_open(pid)
     timed_out = gone = False
@@ -172,6 +175,9 @@ def _watch(pid: int, captures: dict[int, Capture], deadline: float, kill: Callab
                 if time.monotonic() >= deadline:
                     if gone:
                         break
+                    if more and not timed_out and (given := more()) > 0:
+                        deadline += given
+                        continue
                     if timed_out:  # asked once already: no more asking
                         kill_tree(pid)
                     timed_out = True

@@ -36,6 +36,7 @@ class UnsandboxedSandbox:
             cwd=_rewritten(str(command.cwd), mounts),
             stdin=command.stdin,
             wall_s=command.limits.wall_s,
+            more=command.more,
             output_bytes=command.limits.output_bytes,
         )
         try:

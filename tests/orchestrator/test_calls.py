@@ -230,7 +230,7 @@ def test_four_fifths_of_a_budget_are_told_once(tmp_path: Path) -> None:
 
 def test_a_ledger_of_before_the_totals_knows_what_was_spent(tmp_path: Path) -> None:
     made = ledger(tmp_path)
-    made.charge_seconds("k", "r-1", "a", "gate", 5)
+    made.take_seconds("r-1", "a", "gate", 5)
     made._connection.execute("DELETE FROM totals")
     made.close()
     again = ledger(tmp_path)

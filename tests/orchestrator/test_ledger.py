@@ -225,7 +225,7 @@ def test_at_most_what_the_budget_holds_is_begun_from_many_threads(tmp_path: Path
         ),
         (
             Budget(minutes=2),
-            lambda made: (made.charge_seconds("x", "r-1", "a", "gate", 120), made.reserve("r-1")),
+            lambda made: (made.take_seconds("r-1", "a", "gate", 120), made.reserve("r-1")),
             "the budget of 2 minutes is used up (2.00 spent)",
         ),
     ],
@@ -256,9 +256,9 @@ def test_a_tasks_budget_binds_it_and_all_beneath_until_it_is_raised_and_nobody_e
     assert caught.value.task == ""
     told = list[str]()
     made.on_warning = lambda run, task, words: told.append(words)
-    made.charge_seconds("x", "r-1", "a", "gate", 50)
+    made.take_seconds("r-1", "a", "gate", 50)
     assert told == ["83% of the budget of `a` in minutes is used"]
-    made.charge_seconds("y", "r-1", "a", "gate", 10)
+    made.take_seconds("r-1", "a", "gate", 10)
     made.reserve("r-1", node="b")
     with pytest.raises(BudgetExhausted, match="the budget of `a` of 1 minutes"):
         made.reserve("r-1", node="a")
@@ -266,13 +266,18 @@ def test_a_tasks_budget_binds_it_and_all_beneath_until_it_is_raised_and_nobody_e
         made.raise_limits("r-1", "b", usd=1)
 
 
-def test_seconds_are_charged_once_by_their_key_and_told_by_task(tmp_path: Path) -> None:
+def test_seconds_are_told_by_place_and_recorded_in_one_row_for_each_and_its_kind(tmp_path: Path) -> None:
     made = ledger(tmp_path)
     for _ in range(3):
-        made.charge_seconds("gate:k", "r-1", "a", "gate", 30)
-    made.charge_seconds("gate:l", "r-1", "b", "gate", 12)
-    assert made.spent("r-1")["seconds"] == 42
-    assert made.spent("r-1", "b")["seconds"] == 12
+        made.take_seconds("r-1", "a", "gate", 10)
+    made.take_seconds("r-1", "b", "gate", 16)
+    made.return_seconds("r-1", "b", "gate", 4)
+    made.take_seconds("r-1", "b", "tools", 1, "b/1/junior")
+    assert made.spent("r-1")["seconds"] == 43
+    assert made.spent("r-1", "b")["seconds"] == 13
+    assert made.spent("r-1", "b/1/junior")["seconds"] == 1
+    rows = made._rows("SELECT task, kind, seconds FROM spending ORDER BY rowid")
+    assert [tuple(row.values()) for row in rows] == [("a", "gate", 30), ("b", "gate", 12), ("b", "tools", 1)]
     assert made.spent("r-2")["seconds"] == 0
 
 

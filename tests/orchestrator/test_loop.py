@@ -322,7 +322,7 @@ def test_tokens_and_minutes_pause_a_run_too(tmp_path: Path) -> None:
     assert len(made.script.asked) == 1  # the second one's maximum did not fit
     assert made.ledger.spent("r-1")["tokens"] == 1000
     made.ledger.set_run("r-1", budget=Budget(usd=1, tokens=99999, minutes=1).model_dump_json())
-    made.ledger.charge_seconds("x", "r-1", "a", "gate", 61)
+    made.ledger.take_seconds("r-1", "a", "gate", 61)
     with pytest.raises(PausedHere, match="minutes is used up"):
         made.work()
 
