@@ -120,9 +120,10 @@ def test_without_tiers_every_task_goes_to_the_dearest_at_once(tmp_path: Path) ->
 # What is concluded
 
 
-def measured(passed: int, of: int, usd: float = 0.0, wall_s: float = 10.0) -> Measured:
+def measured(passed: int, of: int, usd: float = 0.0, wall_s: float = 10.0, calls: int = 0) -> Measured:
     status = {f"t{number}": "accepted" if number < passed else "failed" for number in range(of)}
-    return Measured(status, {}, usd, wall_s)
+    by_tier = {"sonnet": calls} if calls else {}
+    return Measured(status, {}, usd, wall_s, by_tier, calls * 100, False, attempts=of, reviews=0)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +135,21 @@ def measured(passed: int, of: int, usd: float = 0.0, wall_s: float = 10.0) -> Me
         ([measured(2, 2, 0.1)] * 3, [measured(2, 2, 0.9)] * 3, "earns its keep; it saves dollars"),
         ([measured(2, 2, 0.1, 40.0)] * 3, [measured(2, 2, 0.1, 9.0)] * 3, "not shown to earn its keep; it costs time"),
         ([measured(2, 2)], [measured(2, 2)], "no difference is shown"),
+        (
+            [measured(2, 2, 0.0, 40.0, calls=9)] * 2,
+            [measured(2, 2, 0.0, 9.0, calls=5)] * 2,
+            "not shown to earn its keep; it costs calls and tokens, and as much is accepted without",
+        ),
+        (
+            [measured(2, 2, 0.0, 40.0, calls=5)] * 2,
+            [measured(2, 2, 0.0, 9.0, calls=9)] * 2,
+            "earns its keep; it saves calls and tokens",
+        ),
+        ([measured(2, 2, 0.1, calls=9)] * 3, [measured(2, 2, 0.9, calls=5)] * 3, "earns its keep; it saves dollars"),
     ],
 )
 def test_a_layer_has_to_earn_its_keep(whole: list[Measured], bare: list[Measured], verdict: str) -> None:
-    content = compare.summary("plans/p.md", "skills", whole, bare)
+    content = compare.summary("plans/p.md", "skills", "mailbox", whole, bare)
     assert verdict in content["verdict"]
     assert content["verdict"] in compare.table(content)
 
