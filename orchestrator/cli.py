@@ -327,6 +327,7 @@ def compare(
     checkout, state = _here()
     path, layer = _relative(plan, checkout), _layer(without)
     loaded, _, _ = read_plan(checkout.root, path)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     values, _ = settings.load(checkout.root, {"provider": _provider(provider)})
     if values.provider == "anthropic":
         comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)

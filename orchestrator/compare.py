@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,11 +123,13 @@ class Experiment:
         begun = _begun(root)
         if not begun:
             self._prepare(root, whole, seed)
+        started = time.monotonic()
         code, printed, last = self._follow(root, self._argv(begun), said)
         if code not in ENDED_WELL:
             raise _broke(code, last, root)
         content = json.loads(printed)
-        return _read(content, State.of(root).ledger)
+        wall_s = _from_its_beginning_s(content["run"]) if begun else time.monotonic() - started
+        return _read(content, wall_s, State.of(root).ledger)
 
     def _argv(self, begun: str) -> list[str]:
         argv = [sys.executable, "-P", "-m", "orchestrator.cli"]
@@ -146,9 +149,13 @@ class Experiment:
             ) as process,
         ):
             assert process.stderr is not None
-            for line in process.stderr:
-                last.append(line.rstrip())
-                self.tell(f"{said}: {last[-1]}")
+            try:
+                for line in process.stderr:
+                    last.append(line.rstrip())
+                    self.tell(f"{said}: {last[-1]}")
+            except BaseException:  # whoever stops the comparison stops the run with it; both can go on
+                process.terminate()
+                raise
         return process.returncode, printed.read_text(), list(last)
 
     def _prepare(self, root: Path, whole: bool, seed: int) -> None:
@@ -215,6 +222,8 @@ def verdict(layer: str, acceptance: Interval, costs: Mapping[str, Interval]) -> 
     lost = [WORDS.get(name, name) for name, found in costs.items() if found.low is not None and found.low > 0]
     if saved and not lost:
         return f"{layer}: earns its keep; it saves {' and '.join(saved)}, and as much is accepted"
+    if any(found.low is None and found.value for found in costs.values()):
+        return f"{layer}: not shown to earn its keep; as much is accepted without it, and one seed bounds no cost"
     if lost:
         return f"{layer}: not shown to earn its keep; it costs {' and '.join(lost)}, and as much is accepted without"
     return f"{layer}: not shown to earn its keep; no difference is shown (more --seeds show smaller ones)"
@@ -271,16 +280,21 @@ def _begun(root: Path) -> str:
     return str(rows[0]["id"]) if rows else ""
 
 
-def _read(content: dict[str, Any], ledger: Ledger) -> Measured:
+def _from_its_beginning_s(run: dict[str, Any]) -> float:
+    """Seconds from the beginning of a run that was cut off to its end, or to now if it is paused."""
+    ended = datetime.fromisoformat(run["finished_at"]) if run["finished_at"] else datetime.now(UTC)
+    return (ended - datetime.fromisoformat(run["created_at"])).total_seconds()
+
+
+def _read(content: dict[str, Any], wall_s: float, ledger: Ledger) -> Measured:
     tasks, run = content["tasks"], content["run"]
     asked = [call for call in ledger.calls(run["id"]) if call["provider"] != PROCEDURE and call["state"] == "done"]
     sizes = [_tokens(call) for call in asked]
-    ended = datetime.fromisoformat(run["finished_at"]) if run["finished_at"] else datetime.now(UTC)
     return Measured(
         status={task["id"]: task["status"] for task in tasks},
         blocked={task["id"]: task["detail"] or "" for task in tasks if task["status"] == "blocked"},
         usd=run["spent"]["usd"],
-        wall_s=round((ended - datetime.fromisoformat(run["created_at"])).total_seconds(), 2),
+        wall_s=round(wall_s, 2),
         calls=dict(Counter(call["tier"] for call in asked)),
         tokens=sum(tokens for tokens, _ in sizes),
         estimated=any(estimated for _, estimated in sizes),
