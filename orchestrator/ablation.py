@@ -55,7 +55,10 @@ def without(layer: Layer, plan: Plan, library: Library, assignments: Mapping[str
 
 
 def _without_hierarchy(plan: Plan, library: Library, read: Read) -> Files:
-    """Tiers stay what they were: each skill's floor becomes that of the agents who held it."""
+    """Each skill's floor becomes that of the cheapest agent who held it, as in the planner's own assignment.
+
+    A chief who is a language model may have chosen a dearer one: then this side begins on a cheaper tier.
+    """
     reviewers = [agent for agent in library.agents.values() if _reads_only(agent)]
     skills = _working_skills(library)
     files: Files = {agent.path: None for agent in library.agents.values() if agent not in reviewers}

@@ -170,10 +170,16 @@ def call_key(run: str, request: Request) -> str:
 
 
 def recorded(request: Request) -> Json:
-    """What is kept of a request: its beginning whole, later only what is new; and what a replay compares."""
+    """What is kept of a request: its beginning whole, later only what is new; its size; what a replay compares."""
     first = {"system": request.system, "tools": [tool["name"] for tool in request.tools]} if request.turn == 0 else {}
     place = {"who": request.who, "turn": request.turn}
-    return {**place, **first, "last": request.messages[-1], "comparable": comparable(request)}
+    return {
+        **place,
+        **first,
+        "chars": len(_canonical(request)),
+        "last": request.messages[-1],
+        "comparable": comparable(request),
+    }
 
 
 def _canonical(request: Request) -> str:

@@ -293,6 +293,9 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, max=100, help="runs of each side")] = 3,
     usd: Annotated[float, typer.Option(help="what all runs together may cost, by the plan's budget")] = 20.0,
     data: Annotated[Path | None, typer.Option(help="the datasets' folder (else MLCORE_DATA, cache, download)")] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="who answers as the language model: none, anthropic, mailbox or replay:FILE")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep the repositories that the runs were made in")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -310,19 +313,28 @@ def compare(
     Every run is made in a repository of its own under .odyssey/compare, from
     HEAD's commit; yours is not touched. An interrupted comparison goes on where
     it was. Procedures need no model; a task that needs one and has none is
-    blocked on either side, and the comparison says so. Differences come with
-    95 % intervals: exact for what passed, resampled for dollars and seconds.
+    blocked on either side, and the comparison says so. With --provider mailbox,
+    `orchestrate mailbox list` shows here what the runs ask. Differences come
+    with 95 % intervals: exact for what passed, resampled for what it cost.
+    The verdict goes by dollars and time; where calls cost nothing, by their
+    number and tokens.
     """
     from orchestrator import compare as comparing
+    from orchestrator import config as settings
     from orchestrator import documents
     from orchestrator.lint import read_plan
 
     checkout, state = _here()
     path, layer = _relative(plan, checkout), _layer(without)
     loaded, _, _ = read_plan(checkout.root, path)
-    comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    values, _ = settings.load(checkout.root, {"provider": _provider(provider)})
+    if values.provider == "anthropic":
+        comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)
     folder = data.resolve() if data else None
-    experiment = comparing.Experiment(checkout, state, path, layer, folder, lambda text: print(text, file=sys.stderr))
+    experiment = comparing.Experiment(
+        checkout, state, path, layer, values.provider, folder, lambda text: print(text, file=sys.stderr, flush=True)
+    )
     content = experiment.run(seeds, keep)
     print(documents.document("compare", **content) if as_json else comparing.table(content))
 

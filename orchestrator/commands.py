@@ -24,7 +24,7 @@ def mailbox_list(
     """Requests that wait for a reply, oldest first."""
     from orchestrator import documents
 
-    names = _mailbox().open()
+    names = [name for box in _mailboxes() for name in box.open()]
     if as_json:
         print(documents.document("mailbox list", requests=names))
         return
@@ -37,8 +37,8 @@ def mailbox_list(
 @mailbox.command("show")
 def mailbox_show(name: Name) -> None:
     """A request as Markdown, with how to answer it: paste it into any chat window."""
-    box = _mailbox()
-    print(box.show(_named(box, name)))
+    box, chosen = _named(name)
+    print(box.show(chosen))
 
 
 @mailbox.command("answer")
@@ -46,8 +46,7 @@ def mailbox_answer(
     name: Name, file: Annotated[str, typer.Argument(help="the file with the reply; - for standard input")] = "-"
 ) -> None:
     """Give a reply. It is checked first; a bad one is refused with the reason, and the request stays open."""
-    box = _mailbox()
-    chosen = _named(box, name)
+    box, chosen = _named(name)
     reply = box.answer(chosen, sys.stdin.read() if file == "-" else Path(file).read_text())
     calls = ", ".join(call["name"] for call in reply.tool_calls)
     print(f"{chosen}: taken ({f'calls {calls}' if calls else reply.stop_reason})", file=sys.stderr)
@@ -127,13 +126,24 @@ def here() -> tuple[Checkout, State]:
     return checkout, State.of(checkout.root)
 
 
-def _mailbox() -> Mailbox:
+def _mailboxes() -> list[Mailbox]:
+    """This repository's, and those of the runs that `compare` makes in repositories of their own."""
+    from orchestrator.config import STATE_FOLDER
     from orchestrator.providers.mailbox import Mailbox
 
-    return Mailbox(here()[1].folder / "mailbox")
+    folder = here()[1].folder
+    compared = sorted(folder.glob(f"compare/*/repo/{STATE_FOLDER}/mailbox"))
+    return [Mailbox(place) for place in (folder / "mailbox", *compared)]
 
 
-def _named(box: Mailbox, name: str) -> str:
-    """The open request that a name's beginning stands for."""
-    found = [each for each in box.open() if each.startswith(name)]
-    return found[0] if len(found) == 1 else name
+def _named(name: str) -> tuple[Mailbox, str]:
+    """Where the open request lies that a name, or its beginning, stands for. Raises NotFound."""
+    from orchestrator.errors import NotFound
+
+    waiting = [(box, each) for box in _mailboxes() for each in box.open()]
+    found = [(box, each) for box, each in waiting if each == name]
+    found = found or [(box, each) for box, each in waiting if each.startswith(name)]
+    if not found or len({each for _, each in found}) > 1:
+        many = "several open requests begin with" if found else "no open request"
+        raise NotFound(f"{many} `{name}`; open are: {', '.join(each for _, each in waiting) or 'none'}")
+    return found[0]

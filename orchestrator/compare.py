@@ -2,7 +2,8 @@
 
 A layer is taken off by a commit (see `ablation`), so that both sides go through the same commands, gate and ledger.
 Both sides of a seed get the same signing key, hence the same secret draws of the gate. What each finished run came to
-is kept, so that a comparison that was interrupted goes on where it was.
+is kept, and a run that was cut off is resumed: a comparison that was interrupted goes on where it was, and no reply is
+asked for twice.
 """
 
 from __future__ import annotations
@@ -13,22 +14,33 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator import ablation, intervals
 from orchestrator.ablation import Layer
+from orchestrator.calls import PROCEDURE
+from orchestrator.config import STATE_FOLDER
+from orchestrator.conversation import CHARS_PER_TOKEN
 from orchestrator.errors import InputError, OrchestratorError, Problem
 from orchestrator.house import State, base_files
 from orchestrator.intervals import Interval
+from orchestrator.ledger import Ledger
 from orchestrator.lint import read_plan
+from orchestrator.providers.base import Reply
+from orchestrator.records import TIERS
 from orchestrator.workspace import Checkout, git
 
 PASSED = ("accepted", "unmeasured")  # on other data than the plan's nothing is ever accepted; the gate found no fault
 ENDED_WELL = (0, 3, 5)  # exit codes of a run that says what it came to
+REVIEWS = ("/review", "/review-again")  # ends of the names of reviewers' conversations
+LAST_LINES = 8  # of a run that broke
 WHO = {f"GIT_{role}_{key}": "compare" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+WORDS = {"usd": "dollars", "wall_s": "time"}
 Tell = Callable[[str], None]
 
 
@@ -39,11 +51,32 @@ class Measured:
     status: dict[str, str]  # task -> how it ended
     blocked: dict[str, str]  # task -> why
     usd: float
-    wall_s: float
+    wall_s: float  # from the run's beginning to its end, interruptions and waiting for replies by mail included
+    calls: dict[str, int]  # of language models, by tier
+    tokens: int
+    estimated: bool  # some calls brought no count of tokens, so theirs are told from their size
+    attempts: int
+    reviews: int
 
     @property
     def passed(self) -> int:
         return sum(status in PASSED for status in self.status.values())
+
+    @property
+    def all_calls(self) -> int:
+        return sum(self.calls.values())
+
+
+# What a run costs, and how it is written.
+COSTS: dict[str, tuple[Callable[[Measured], float], str]] = {
+    "usd": (lambda run: run.usd, "{:.3f}"),
+    "wall_s": (lambda run: run.wall_s, "{:.1f}"),
+    "calls": (lambda run: run.all_calls, "{:.1f}"),
+    "tokens": (lambda run: run.tokens, "{:.0f}"),
+    "attempts": (lambda run: run.attempts, "{:.1f}"),
+    "reviews": (lambda run: run.reviews, "{:.1f}"),
+}
+HEADINGS = "".join(f" {name:>9}" for name in ("$ a run", "s a run", *list(COSTS)[2:]))
 
 
 @dataclass(frozen=True)
@@ -54,6 +87,7 @@ class Experiment:
     state: State
     plan: str
     layer: Layer
+    provider: str
     data: Path | None
     tell: Tell
 
@@ -63,34 +97,66 @@ class Experiment:
         for seed in range(seeds):
             for whole, runs in sides.items():
                 runs.append(self._measured(whole, seed, keep))
-        return summary(self.plan, self.layer, sides[True], sides[False])
+        return summary(self.plan, self.layer, self.provider, sides[True], sides[False])
 
     def _measured(self, whole: bool, seed: int, keep: bool) -> Measured:
         """A run that was done before is not done again."""
         name = "whole" if whole else f"without-{self.layer}"
-        key = f"{self.checkout.commit}/{self.plan}/{name}/{seed}/{self.data}"
+        key = f"{self.checkout.commit}/{self.plan}/{name}/{seed}/{self.data}/{self.provider}"
         place = self.state.path("compare", hashlib.sha256(key.encode()).hexdigest()[:16])
         kept = place / "measured.json"
+        said = f"seed {seed}, {name}"
         if not kept.exists():
-            self.tell(f"seed {seed}, {name}: running")
-            found = self._run(place / "repo", whole, seed)
+            self.tell(f"{said}: running in {place / 'repo'}")
+            found = self._run(place / "repo", whole, seed, said)
             kept.with_suffix(".new").write_text(json.dumps(found.__dict__))
             kept.with_suffix(".new").rename(kept)
         if not keep:
             shutil.rmtree(place / "repo", ignore_errors=True)
         measured = Measured(**json.loads(kept.read_text()))
-        self.tell(f"seed {seed}, {name}: {measured.passed} of {len(measured.status)} passed, {measured.wall_s:.0f} s")
+        done = f"{measured.passed} of {len(measured.status)} passed, {measured.all_calls} calls"
+        self.tell(f"{said}: {done}, {measured.wall_s:.0f} s")
         return measured
 
-    def _run(self, root: Path, whole: bool, seed: int) -> Measured:
-        self._prepare(root, whole, seed)
-        argv = [sys.executable, "-P", "-m", "orchestrator.cli", "run", self.plan, "--again", "--json"]
-        argv += ["--data", str(self.data)] if self.data else []
+    def _run(self, root: Path, whole: bool, seed: int, said: str) -> Measured:
+        """A run that was cut off goes on: what it was answered, or paid for, is not asked for again."""
+        begun = _begun(root)
+        if not begun:
+            self._prepare(root, whole, seed)
         started = time.monotonic()
-        done = subprocess.run(argv, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.returncode not in ENDED_WELL:
-            raise _broke(done, root)
-        return _read(json.loads(done.stdout), time.monotonic() - started)
+        code, printed, last = self._follow(root, self._argv(begun), said)
+        if code not in ENDED_WELL:
+            raise _broke(code, last, root)
+        content = json.loads(printed)
+        wall_s = _from_its_beginning_s(content["run"]) if begun else time.monotonic() - started
+        return _read(content, wall_s, State.of(root).ledger)
+
+    def _argv(self, begun: str) -> list[str]:
+        argv = [sys.executable, "-P", "-m", "orchestrator.cli"]
+        if begun:
+            return [*argv, "resume", begun, "--json"]
+        argv += ["run", self.plan, "--again", "--json", "--provider", self.provider]
+        return argv + (["--data", str(self.data)] if self.data else [])
+
+    def _follow(self, root: Path, argv: list[str], said: str) -> tuple[int, str, list[str]]:
+        """Run a command; its lines on stderr are told as they come. Exit code, stdout, the last of those lines."""
+        last: deque[str] = deque(maxlen=LAST_LINES)
+        printed = root.with_suffix(".stdout")
+        with (
+            printed.open("w") as out,
+            subprocess.Popen(
+                argv, cwd=root, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True
+            ) as process,
+        ):
+            assert process.stderr is not None
+            try:
+                for line in process.stderr:
+                    last.append(line.rstrip())
+                    self.tell(f"{said}: {last[-1]}")
+            except BaseException:  # whoever stops the comparison stops the run with it; both can go on
+                process.terminate()
+                raise
+        return process.returncode, printed.read_text(), list(last)
 
     def _prepare(self, root: Path, whole: bool, seed: int) -> None:
         """The commit's files, with the layer taken off, as the first commit of a repository of its own."""
@@ -117,27 +183,33 @@ def check_dollars(plan: str, budget_usd: float, runs: int, limit_usd: float) -> 
         raise InputError([Problem(plan, 0, what, f"allow it with --usd {budget_usd * runs:g}, or take fewer --seeds")])
 
 
-def summary(plan: str, layer: Layer, whole: Sequence[Measured], bare: Sequence[Measured]) -> dict[str, Any]:
+def summary(
+    plan: str, layer: Layer, provider: str, whole: Sequence[Measured], bare: Sequence[Measured]
+) -> dict[str, Any]:
     """Both sides and their differences (with the layer minus without it), with 95 % intervals."""
     sides = {"with": _side(whole), f"without {layer}": _side(bare)}
     one, other = sides.values()
     pairs = list(zip(whole, bare, strict=True))
-    difference = {
-        "acceptance": intervals.share_difference(one["passed"], one["tasks"], other["passed"], other["tasks"]),
-        "usd": intervals.mean([a.usd - b.usd for a, b in pairs]),
-        "wall_s": intervals.mean([a.wall_s - b.wall_s for a, b in pairs]),
-    }
+    acceptance = intervals.share_difference(one["passed"], one["tasks"], other["passed"], other["tasks"])
+    costs = {name: intervals.mean([of(a) - of(b) for a, b in pairs]) for name, (of, _) in COSTS.items()}
     return {
         "plan": plan,
         "without": layer,
+        "provider": provider,
         "seeds": len(pairs),
         "sides": sides,
-        "difference": {name: found.__dict__ for name, found in difference.items()},
-        "verdict": verdict(layer, difference["acceptance"], difference["usd"], difference["wall_s"]),
+        "difference": {name: found.__dict__ for name, found in {"acceptance": acceptance, **costs}.items()},
+        "verdict": verdict(layer, acceptance, {name: costs[name] for name in currency([*whole, *bare])}),
     }
 
 
-def verdict(layer: str, acceptance: Interval, usd: Interval, wall_s: Interval) -> str:
+def currency(runs: Sequence[Measured]) -> tuple[str, ...]:
+    """What a layer has to save. Where replies cost nothing, their number and size count, not who was how quick."""
+    unpaid = any(run.calls for run in runs) and not any(run.usd for run in runs)
+    return ("calls", "tokens") if unpaid else ("usd", "wall_s")
+
+
+def verdict(layer: str, acceptance: Interval, costs: Mapping[str, Interval]) -> str:
     """Whether the layer earned its keep, in words. Only an interval that leaves zero out shows anything."""
     if acceptance.low is not None and acceptance.low > 0:
         return f"{layer}: earns its keep; more is accepted with it"
@@ -146,10 +218,12 @@ def verdict(layer: str, acceptance: Interval, usd: Interval, wall_s: Interval) -
     if acceptance.value:
         more = "more" if acceptance.value > 0 else "less"
         return f"{layer}: not shown to earn its keep; {more} was accepted with it, in too few runs to be sure"
-    saved = [name for name, found in (("dollars", usd), ("time", wall_s)) if found.high is not None and found.high < 0]
-    lost = [name for name, found in (("dollars", usd), ("time", wall_s)) if found.low is not None and found.low > 0]
+    saved = [WORDS.get(name, name) for name, found in costs.items() if found.high is not None and found.high < 0]
+    lost = [WORDS.get(name, name) for name, found in costs.items() if found.low is not None and found.low > 0]
     if saved and not lost:
         return f"{layer}: earns its keep; it saves {' and '.join(saved)}, and as much is accepted"
+    if any(found.low is None and found.value for found in costs.values()):
+        return f"{layer}: not shown to earn its keep; as much is accepted without it, and one seed bounds no cost"
     if lost:
         return f"{layer}: not shown to earn its keep; it costs {' and '.join(lost)}, and as much is accepted without"
     return f"{layer}: not shown to earn its keep; no difference is shown (more --seeds show smaller ones)"
@@ -157,31 +231,41 @@ def verdict(layer: str, acceptance: Interval, usd: Interval, wall_s: Interval) -
 
 def table(content: dict[str, Any]) -> str:
     """The comparison for people."""
-    lines = [f"{content['plan']}: {content['seeds']} seeds, with and without {content['without']}", ""]
-    lines += [f"{'':<20} {'passed':>9} {'share, 95 %':>20} {'$ a run':>9} {'s a run':>9}"]
+    lines = [f"{content['plan']}: {content['seeds']} seeds, with and without {content['without']}"]
+    lines += [f"answered by: {content['provider']}", "", f"{'':<20} {'passed':>9} {'share, 95 %':>20}{HEADINGS}"]
     for name, side in content["sides"].items():
         passed, bounds = f"{side['passed']}/{side['tasks']}", _bounds(side["acceptance"], "{:.0%}")
-        lines += [f"{name:<20} {passed:>9} {bounds:>20} {side['usd']:>9.3f} {side['wall_s']:>9.1f}"]
+        costs = "".join(f" {form.format(side[cost]):>9}" for cost, (_, form) in COSTS.items())
+        lines += [f"{name:<20} {passed:>9} {bounds:>20}{costs}"]
     lines += ["", "the layer's share in it (with minus without):"]
-    for name, form in (("acceptance", "{:+.0%}"), ("usd", "{:+.3f}"), ("wall_s", "{:+.1f}")):
-        lines += [f"  {name:<12} {_bounds(content['difference'][name], form)}"]
+    for name, form in {"acceptance": "{:.0%}", **{cost: form for cost, (_, form) in COSTS.items()}}.items():
+        lines += [f"  {name:<12} {_bounds(content['difference'][name], form.replace(':', ':+'))}"]
     for name, side in content["sides"].items():
+        lines += [f"  calls {name}: {_by_tier(side['calls_by_tier'])}"]
         lines += [f"  blocked {name}: {task}: {why}" for task, why in side["blocked"].items()]
+    if any(side["tokens_estimated"] for side in content["sides"].values()):
+        lines += [f"  tokens are told from the size of what was sent and answered, {CHARS_PER_TOKEN} characters each"]
     return "\n".join([*lines, "", content["verdict"]])
 
 
 def _side(runs: Sequence[Measured]) -> dict[str, Any]:
     tasks, passed = sum(len(run.status) for run in runs), sum(run.passed for run in runs)
+    by_tier: Counter[str] = sum((Counter(run.calls) for run in runs), Counter())
     return {
         "tasks": tasks,
         "passed": passed,
         "accepted": sum(status == "accepted" for run in runs for status in run.status.values()),
         "acceptance": intervals.share(passed, tasks).__dict__,
-        "usd": intervals.mean([run.usd for run in runs]).value,
-        "wall_s": intervals.mean([run.wall_s for run in runs]).value,
+        **{name: intervals.mean([of(run) for run in runs]).value for name, (of, _) in COSTS.items()},
+        "calls_by_tier": {tier: by_tier[tier] for tier in TIERS if tier in by_tier},
+        "tokens_estimated": any(run.estimated for run in runs),
         "blocked": {task: why for run in runs for task, why in run.blocked.items()},
         "runs": [run.__dict__ for run in runs],
     }
+
+
+def _by_tier(calls: Mapping[str, int]) -> str:
+    return ", ".join(f"{tier} {count}" for tier, count in calls.items()) or "none"
 
 
 def _bounds(found: dict[str, Any], form: str) -> str:
@@ -190,20 +274,47 @@ def _bounds(found: dict[str, Any], form: str) -> str:
     return f"{form.format(found['value'])} [{form.format(found['low'])}, {form.format(found['high'])}]"
 
 
-def _read(content: dict[str, Any], wall_s: float) -> Measured:
-    tasks = content["tasks"]
+def _begun(root: Path) -> str:
+    """The run that was begun there, if one was."""
+    rows = State.of(root).ledger.runs() if (root / STATE_FOLDER / "ledger.db").exists() else []
+    return str(rows[0]["id"]) if rows else ""
+
+
+def _from_its_beginning_s(run: dict[str, Any]) -> float:
+    """Seconds from the beginning of a run that was cut off to its end, or to now if it is paused."""
+    ended = datetime.fromisoformat(run["finished_at"]) if run["finished_at"] else datetime.now(UTC)
+    return (ended - datetime.fromisoformat(run["created_at"])).total_seconds()
+
+
+def _read(content: dict[str, Any], wall_s: float, ledger: Ledger) -> Measured:
+    tasks, run = content["tasks"], content["run"]
+    asked = [call for call in ledger.calls(run["id"]) if call["provider"] != PROCEDURE and call["state"] == "done"]
+    sizes = [_tokens(call) for call in asked]
     return Measured(
         status={task["id"]: task["status"] for task in tasks},
         blocked={task["id"]: task["detail"] or "" for task in tasks if task["status"] == "blocked"},
-        usd=content["run"]["spent"]["usd"],
+        usd=run["spent"]["usd"],
         wall_s=round(wall_s, 2),
+        calls=dict(Counter(call["tier"] for call in asked)),
+        tokens=sum(tokens for tokens, _ in sizes),
+        estimated=any(estimated for _, estimated in sizes),
+        attempts=sum(task["attempt"] or 0 for task in tasks),
+        reviews=len({call["node"] for call in asked if call["node"].endswith(REVIEWS)}),
     )
 
 
-def _broke(done: subprocess.CompletedProcess[str], root: Path) -> OrchestratorError:
-    said = "\n".join(done.stderr.strip().splitlines()[-8:])
-    error = OrchestratorError(f"the run in {root} ended with {done.returncode} and is kept to look at:\n{said}")
-    error.exit_code = done.returncode if done.returncode in (2, 4, 75) else 1
+def _tokens(call: Mapping[str, Any]) -> tuple[int, bool]:
+    """A call's tokens as its reply counts them, or by size; and whether it was by size."""
+    reply = Reply.model_validate_json(call["reply"])
+    sent = json.loads(call["request"])["chars"]
+    return reply.usage.total or (sent + len(json.dumps(reply.content))) // CHARS_PER_TOKEN, not reply.usage.total
+
+
+def _broke(code: int, last: Sequence[str], root: Path) -> OrchestratorError:
+    said = "\n".join(last)
+    fix = "mend what is wrong, and compare again: it goes on from there"
+    error = OrchestratorError(f"the run in {root} ended with {code} and is kept to look at; {fix}\n{said}")
+    error.exit_code = code if code in (2, 4, 6, 75) else 1
     return error
 
 

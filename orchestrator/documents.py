@@ -26,9 +26,7 @@ def run(state: State, run_id: str, pulls: bool = True) -> Json:
     for task in ledger.each_task(run_id):
         verdicts += json.loads(task["verdicts"] or "[]")
         doing = ledger.last_event(run_id, task["id"]) if task["status"] == "running" else None
-        tasks.append(
-            {key: task[key] for key in ("id", "status", "agent", "tier", "attempt", "detail")} | {"doing": doing}
-        )
+        tasks.append({key: task[key] for key in TASK_KEYS} | {"doing": doing})
     spent = ledger.spent(run_id)
     return {
         "run": {

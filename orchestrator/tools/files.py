@@ -96,6 +96,8 @@ def edit(arguments: Edit, context: ToolContext) -> ToolResult:
 
 
 def search(arguments: Search, context: ToolContext) -> ToolResult:
+    if set("{}[]") & set(arguments.glob):
+        raise ToolRefused(f"glob {arguments.glob!r}: has only *, ** and ?; search once for each kind of file")
     glob = compiled(arguments.glob).pattern
     query = {"pattern": arguments.pattern, "glob": glob, "limit": arguments.limit}
     answer = _inside(context, "search", context.worktree, **query)

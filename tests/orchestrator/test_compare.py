@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,10 @@ from orchestrator.compare import Measured
 from orchestrator.errors import InputError
 from orchestrator.intervals import Interval
 from orchestrator.lint import read_plan
-from tests.orchestrator.endtoend import has_bubblewrap, small_digits, small_repo
+from orchestrator.providers.base import Request
+from orchestrator.providers.mailbox import Mailbox
+from tests.orchestrator import brains
+from tests.orchestrator.endtoend import Repo, has_bubblewrap, small_digits, small_repo
 from tests.orchestrator.helpers import ROOT, write
 
 # Intervals
@@ -120,9 +126,10 @@ def test_without_tiers_every_task_goes_to_the_dearest_at_once(tmp_path: Path) ->
 # What is concluded
 
 
-def measured(passed: int, of: int, usd: float = 0.0, wall_s: float = 10.0) -> Measured:
+def measured(passed: int, of: int, usd: float = 0.0, wall_s: float = 10.0, calls: int = 0) -> Measured:
     status = {f"t{number}": "accepted" if number < passed else "failed" for number in range(of)}
-    return Measured(status, {}, usd, wall_s)
+    by_tier = {"sonnet": calls} if calls else {}
+    return Measured(status, {}, usd, wall_s, by_tier, calls * 100, False, attempts=of, reviews=0)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +141,22 @@ def measured(passed: int, of: int, usd: float = 0.0, wall_s: float = 10.0) -> Me
         ([measured(2, 2, 0.1)] * 3, [measured(2, 2, 0.9)] * 3, "earns its keep; it saves dollars"),
         ([measured(2, 2, 0.1, 40.0)] * 3, [measured(2, 2, 0.1, 9.0)] * 3, "not shown to earn its keep; it costs time"),
         ([measured(2, 2)], [measured(2, 2)], "no difference is shown"),
+        ([measured(2, 2, calls=9)], [measured(2, 2, calls=5)], "as much is accepted without it, and one seed bounds"),
+        (
+            [measured(2, 2, 0.0, 40.0, calls=9)] * 2,
+            [measured(2, 2, 0.0, 9.0, calls=5)] * 2,
+            "not shown to earn its keep; it costs calls and tokens, and as much is accepted without",
+        ),
+        (
+            [measured(2, 2, 0.0, 40.0, calls=5)] * 2,
+            [measured(2, 2, 0.0, 9.0, calls=9)] * 2,
+            "earns its keep; it saves calls and tokens",
+        ),
+        ([measured(2, 2, 0.1, calls=9)] * 3, [measured(2, 2, 0.9, calls=5)] * 3, "earns its keep; it saves dollars"),
     ],
 )
 def test_a_layer_has_to_earn_its_keep(whole: list[Measured], bare: list[Measured], verdict: str) -> None:
-    content = compare.summary("plans/p.md", "skills", whole, bare)
+    content = compare.summary("plans/p.md", "skills", "mailbox", whole, bare)
     assert verdict in content["verdict"]
     assert content["verdict"] in compare.table(content)
 
@@ -173,3 +192,66 @@ def test_both_sides_run_for_real_in_repositories_of_their_own_and_are_not_run_tw
     assert repo.run("compare", "plans/small.md", "--without", "skill").stderr.strip() == (
         "--without skill: no such layer; did you mean `skills`?"
     )
+
+
+NOTE = {"text": "I write.", "calls": [{"tool": "write", "input": {"path": "notes/a.md", "content": "a"}}]}
+
+
+def by_mail(asked: Request) -> Any:
+    """What a language model would say to whoever asks: the chief, the one who does the task, the one who reads it."""
+    text = str(asked.messages[0]["content"])
+    if "# The tasks to hand out" in text:
+        to = "generalist" if "`generalist`" in asked.system else "worker"
+        return {"why": "small", "tasks": [{"task": "a", "agent": to, "brief": "Write a."}]}
+    if "# Review task" in text:
+        return brains.FINE
+    return NOTE if asked.turn == 0 else {"text": "The note is written."}
+
+
+def answered(repo: Repo, process: subprocess.Popen[str], at_most: int = 99) -> list[str]:
+    """Answer what is asked until the comparison ends, or so many times; which requests of which runs those were."""
+    found: list[str] = []
+    while process.poll() is None and len(found) < at_most:
+        for place in repo.root.glob(".odyssey/compare/*/repo/.odyssey/mailbox"):
+            box = Mailbox(place)
+            for name in box.open()[: at_most - len(found)]:
+                box.answer(name, json.dumps(by_mail(box.request(name)[1])))
+                found.append(f"{place.parts[-4]}/{name}")
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
+def test_a_comparison_by_mail_is_asked_from_here_goes_on_where_it_was_cut_off_and_counts_its_calls(
+    tmp_path: Path,
+) -> None:
+    repo = Repo(brains.repository(tmp_path / "repo", 1), tmp_path)
+    argv = ["compare", "plans/p.md", "--without", "hierarchy", "--seeds", "1", "--provider", "mailbox", "--json"]
+    process = repo.start(*argv)
+    found = answered(repo, process, at_most=2)
+    while not (waiting := repo.json("mailbox", "list")["requests"]):
+        assert process.poll() is None
+    shown = repo.run("mailbox", "show", waiting[0])
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, shown.returncode) == (143, 0), told
+    assert f"mailbox show {waiting[0]}" in told
+
+    process = repo.start(*argv)
+    found += answered(repo, process)
+    out, told = process.communicate(timeout=60)
+    content = json.loads(out)
+
+    assert process.returncode == 0, told
+    assert "going on with p-1" in told
+    sides = content["sides"]
+    assert [(side["passed"], side["calls"], side["attempts"], side["reviews"]) for side in sides.values()] == [
+        (1, 4, 1, 1),
+        (1, 4, 1, 1),
+    ]
+    assert len(found) == len(set(found)) == sum(side["calls"] for side in sides.values())
+    assert {name: side["calls_by_tier"] for name, side in sides.items()} == {
+        "with": {"haiku": 2, "opus": 2},
+        "without hierarchy": {"haiku": 2, "opus": 2},
+    }
+    assert all(side["tokens_estimated"] and side["tokens"] > 1000 for side in sides.values())

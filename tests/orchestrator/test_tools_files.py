@@ -73,6 +73,13 @@ def test_search_finds_lines_in_the_files_of_a_glob(tmp_path: Path) -> None:
     assert "more than 1" in use(context, "search", pattern="two", limit=1).content
 
 
+@pytest.mark.parametrize("glob", ["src/*.{py,md}", "src/[ab].py"])
+def test_a_glob_of_another_kind_is_refused_instead_of_finding_nothing(glob: str, tmp_path: Path) -> None:
+    result = use(context_for(worktree_at(tmp_path, FILES)), "search", pattern="two", glob=glob)
+    assert result.is_error
+    assert "has only *, ** and ?" in result.content
+
+
 def test_every_tool_works_without_a_sandbox_too(tmp_path: Path) -> None:
     worktree = worktree_at(tmp_path, FILES)
     context = context_for(worktree, sandbox=UnsandboxedSandbox())
