@@ -260,6 +260,53 @@ def test_model_ids_are_held_against_what_the_service_has(api: FakeApi) -> None:
         asyncio.run(provider.check({"haiku": "claude-haiku-5"}))
 
 
-def test_a_server_without_a_list_of_models_is_told_and_not_refused() -> None:
+def test_a_retired_model_is_as_good_as_none(api: FakeApi) -> None:
+    api.models, api.retired = ("claude-haiku-5-5",), ("claude-haiku-4-5",)
+    words = r"tier `haiku`: the service has no model `claude-haiku-4-5`; set models.haiku .* has claude-haiku-5-5"
+    with pytest.raises(InputError, match=words):
+        asyncio.run(MessagesApi("k", api.url).check({"haiku": "claude-haiku-4-5"}))
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "the service refuses the key (401): check ANTHROPIC_API_KEY"),
+        (403, "the service refuses the key (403): check ANTHROPIC_API_KEY"),
+    ],
+)
+def test_a_key_that_is_refused_is_told_before_anything_is_asked(api: FakeApi, status: int, words: str) -> None:
+    api.listing = (status, b'{"type": "error", "error": {"type": "permission_error", "message": "no"}}')
+    with pytest.raises(InputError) as caught:
+        asyncio.run(MessagesApi("k", api.url).check({"haiku": "x"}))
+    assert str(caught.value) == words
+
+
+LISTS = {
+    "no such page": (404, b'{"detail": "Not Found"}'),
+    "a page for people": (404, b"<html>404</html>"),
+    "no list": (200, b"{}"),
+    "another form": (200, b'{"object": "list", "models": []}'),
+    "no JSON": (200, b"ok"),
+    "an error of its own": (500, b""),
+}
+
+
+@pytest.mark.parametrize("listing", LISTS)
+def test_a_server_without_a_list_of_models_is_told_and_not_refused(api: FakeApi, listing: str) -> None:
+    api.listing = LISTS[listing]
+    (note,) = asyncio.run(MessagesApi("k", api.url).check({"haiku": "x"}))
+    assert note.startswith("model ids were not checked")
+
+
+def test_a_local_servers_list_needs_no_more_than_names(api: FakeApi) -> None:
+    """As vLLM and llama.cpp give it, in OpenAI's form."""
+    api.listing = (200, b'{"object": "list", "data": [{"id": "llama", "object": "model", "created": 1}]}')
+    provider = MessagesApi("k", api.url)
+    assert asyncio.run(provider.check({"haiku": "llama"})) == []
+    with pytest.raises(InputError, match=r"no model `claude-haiku-5-5`; set models.haiku .* the service has llama"):
+        asyncio.run(provider.check({"haiku": "claude-haiku-5-5"}))
+
+
+def test_a_server_that_is_not_there_is_told_when_models_are_checked() -> None:
     (note,) = asyncio.run(MessagesApi("k", "http://127.0.0.1:9").check({"haiku": "x"}))
     assert note.startswith("model ids were not checked")
