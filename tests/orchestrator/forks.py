@@ -23,7 +23,13 @@ class Forks:
         env = {"ANTHROPIC_API_KEY": "k"} | ({} if self.service else {"ANTHROPIC_BASE_URL": self.url})
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        job = {"cwd": str(repo), "argv": list(argv), "kill": kill, "env": env, "service": self.url if self.service else ""}
+        job = {
+            "cwd": str(repo),
+            "argv": list(argv),
+            "kill": kill,
+            "env": env,
+            "service": self.url if self.service else "",
+        }
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         found: dict[str, Any] = json.loads(self.process.stdout.readline())

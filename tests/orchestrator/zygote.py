@@ -1,7 +1,7 @@
 """Runs `orchestrate` again and again in forks of one warm process, and kills a fork at the boundary that it is told.
 
-Reads lines of JSON {"cwd", "argv", "kill", "env", "service"}; answers {"code", "passed": [boundaries in order], "err": ...}. A
-boundary is a call that has an effect, from before and from after: a send, a tool, a commit, a merge, a record. `kill`
+Reads lines of JSON {"cwd", "argv", "kill", "env", "service"}; answers {"code", "passed": [boundaries in order], "err"}.
+A boundary is a call that has an effect, from before and from after: a send, a tool, a commit, a merge, a record. `kill`
 is the number of the boundary at which the fork gets SIGKILL; -1 lets it end by itself. `service`: the address at which
 the fork believes Anthropic to be.
 """
