@@ -233,12 +233,34 @@ def last_event(turn: Turn) -> int:
     return len(turn.stream("f").rstrip(b"\n"))
 
 
+def sample(turn: Turn) -> list[int]:
+    """In the middle of each event, around its end, and every 41st byte."""
+    found, begin = set(range(0, last_event(turn), 41)), 0
+    for event in events_of(turn):
+        end = begin + len(event)
+        found |= {begin + len(event) // 2, end, end + 1, end + 2}
+        begin = end + 2
+    return sorted(found)
+
+
+def events_of(turn: Turn) -> list[bytes]:
+    return turn.stream("f").split(b"\n\n")[:-1]
+
+
+def test_the_sample_reaches_into_every_event_of_twenty_transcripts() -> None:
+    assert len({turn.stream("f") for turn in TRANSCRIPTS}) == 20
+    for turn in TRANSCRIPTS:
+        cuts, begin = sample(turn), 0
+        for event in events_of(turn):
+            assert any(begin < cut < begin + len(event) for cut in cuts), event
+            begin += len(event) + 2
+
+
 @pytest.mark.parametrize("turn", TRANSCRIPTS, ids=range(len(TRANSCRIPTS)))
 def test_half_a_stream_is_never_a_reply(api: FakeApi, turn: Turn) -> None:
-    """Around each event's end, and every 41st byte; every single one is in the slow test below."""
-    end, stream = last_event(turn), turn.stream("f")
-    ends = [at + step for at in range(len(stream)) if stream.startswith(b"\n\n", at) for step in (0, 1, 2)]
-    assert [cut for cut in whole_at(api, turn, sorted({*range(0, end, 41), *ends})) if cut < end] == []
+    """Cut where the sample says; every single byte is in the slow test below."""
+    end = last_event(turn)
+    assert [cut for cut in whole_at(api, turn, sample(turn)) if cut < end] == []
 
 
 @pytest.mark.slow
