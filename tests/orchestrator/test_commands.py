@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,17 @@ from tests.orchestrator.endtoend import Repo, has_bubblewrap
 from tests.orchestrator.fakeapi import serving
 
 pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
+
+
+@contextmanager
+def started(repo: Repo, *argv: str) -> Iterator[subprocess.Popen[str]]:
+    """A command at work; at the end, or when the test fails, it is killed."""
+    process = repo.start(*argv)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def awaited(process: subprocess.Popen[str]) -> str:
@@ -40,9 +53,8 @@ LATER: list[dict[str, Any]] = [WRITES, {"text": "The note a is written."}, {"ans
 
 def test_a_run_by_mail_is_killed_answered_meanwhile_and_goes_on_without_asking_again(tmp_path: Path) -> None:
     repo = Repo(brains.repository(tmp_path / "repo", 1), tmp_path)
-    with repo.start("run", "plans/p.md", "--provider", "mailbox") as process:
+    with started(repo, "run", "plans/p.md", "--provider", "mailbox") as process:
         asked = [awaited(process)]
-        process.kill()
     assert process.returncode == -9
 
     assert repo.run("mailbox", "list").stdout.split() == asked
@@ -61,7 +73,7 @@ def test_a_run_by_mail_is_killed_answered_meanwhile_and_goes_on_without_asking_a
     nothing = repo.run("mailbox", "list")
     assert (nothing.stdout, nothing.stderr) == ("", "no request is waiting\n")
 
-    with repo.start("resume") as process:
+    with started(repo, "resume") as process:
         for reply in LATER:
             asked.append(awaited(process))
             Mailbox(repo.root / ".odyssey/mailbox").answer(asked[-1], json.dumps(reply))
