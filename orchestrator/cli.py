@@ -423,13 +423,10 @@ def _display(as_json: bool) -> Any:
 
 def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool) -> NoReturn:
     from orchestrator import documents, views
-    from orchestrator.attempt import check_models
     from orchestrator.engine import Paused
     from orchestrator.forge.local import LocalForge
     from orchestrator.runner import Runner
 
-    for note in check_models(job.settings, job.state):
-        display.say("", "note", note)
     resume_with = f"orchestrate resume {job.id}"
     _exit_on_signals(resume_with)
     state.repository.recover()

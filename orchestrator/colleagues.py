@@ -2,6 +2,7 @@
 
 A sub-agent works in the same worktree, with no tool that its superior has not, on a budget that is a part of what its
 superior has left. A blocker is a typed event; how often one may be raised is limited, and nobody can change the plan.
+One that is not cleared up ends the task, whatever its author would do next: no dearer tier is tried in its stead.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from orchestrator.tools.base import Arguments
 MAX_DEPTH = 2  # sub-agents beneath sub-agents
 SHARE = 0.5  # of what is left, at most, for one sub-agent
 MAX_BLOCKERS = 2  # an attempt
+PERSON = "a person"  # above the chief
 Json = Any
 
 
@@ -56,6 +58,27 @@ class Blocker(Record):
     needs: str
     decision: str
     text: str
+
+
+class Blocked(Exception):
+    """A blocker that nobody below a person clears up, or that stops the task."""
+
+    def __init__(self, blocker: Blocker) -> None:
+        self.blocker = blocker
+        super().__init__(blocker)
+
+    @property
+    def status(self) -> str:
+        """How the task ends."""
+        return "failed" if self.blocker.decision == "stop" else "blocked"
+
+    def __str__(self) -> str:
+        each = self.blocker
+        decided = {
+            "person": f"a person has to decide: {each.text}",
+            "stop": f"{each.target} stops the task: {each.text}",
+        }[each.decision]
+        return f"{decided}\n{each.source} was stopped by: {each.what}\nit would need: {each.needs}"
 
 
 @dataclass(frozen=True)
@@ -143,11 +166,13 @@ class Team:
 
     def _above(self, attempt: Attempt) -> str:
         chain = self.run.assignments[self.task.id].chain
-        if attempt.helper or attempt.agent not in chain or chain.index(attempt.agent) == 0:
+        if attempt.helper or attempt.agent not in chain:
             return ""
-        return chain[chain.index(attempt.agent) - 1]
+        place = chain.index(attempt.agent)
+        return chain[place - 1] if place else PERSON
 
     async def _escalate(self, attempt: Attempt, turn: int, call: Block, wanted: Escalate) -> Block:
+        """The answer from one level up. Raises Blocked when there is none."""
         key = f"{attempt.key} blockers"
         raised = await self.loop().durable.step(f"{attempt.node} blocker {turn}", lambda: self._count(key, turn))
         if raised > MAX_BLOCKERS:
@@ -160,8 +185,9 @@ class Team:
             what=wanted.what, needs=wanted.needs, decision=decided.decision, text=decided.text,
         )  # fmt: skip
         self.run.say(self.task.id, "blocker", blocker.model_dump_json())
-        more = "" if decided.decision == "answer" else " End your turn and say that this stops the task."
-        words = f"{blocker.target} decides ({decided.decision}): {decided.text}{more}"
+        if decided.decision != "answer":
+            raise Blocked(blocker)
+        words = f"{blocker.target} decides ({decided.decision}): {decided.text}"
         return {"type": "tool_result", "tool_use_id": call["id"], "content": words}
 
     async def _count(self, key: str, turn: int) -> int:
@@ -170,6 +196,8 @@ class Team:
         return self.run.ledger.begun(key)
 
     async def _decision(self, attempt: Attempt, turn: int, wanted: Escalate) -> Decision:
+        if self._above(attempt) == PERSON:
+            return Decision(decision="person", text=f"nobody is above {attempt.agent}")
         above = self.run.library.agents[self._above(attempt)]
         words = {"author": attempt.agent, "task": self.task, "what": wanted.what, "needs": wanted.needs}
         request = Request(
@@ -186,9 +214,7 @@ class Team:
         try:
             return Decision.model_validate(reply.answer)
         except (ValueError, ValidationError):
-            return Decision(
-                decision="person", text=f"{above.name} gave no answer that can be used; a person has to decide"
-            )
+            return Decision(decision="person", text=f"{above.name} gave no answer that can be used")
 
 
 def _spec(name: str, words: str, arguments: type[Arguments]) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def demo(
 ) -> None:
     """Play a recorded run again in a clone, offline: the tools really run, and it must end in the same pull request."""
     import tempfile
+    import time
 
     from orchestrator import demo as demos
     from orchestrator.errors import InputError
@@ -82,11 +83,13 @@ def demo(
         return
     if recording is None:
         raise InputError("name a recording, such as plans/recordings/warmup.jsonl, or give --prepare FOLDER")
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="odyssey-demo-") as folder:
         wrong = demos.play(recording, checkout.root, Path(folder) / "repo")
     for line in wrong:
         print(line)
-    print("it ended otherwise than recorded" if wrong else "the same pull requests as recorded", file=sys.stderr)
+    ended = "it ended otherwise than recorded" if wrong else "the same pull requests as recorded"
+    print(f"{ended}, after {time.monotonic() - started:.0f} s", file=sys.stderr)
     raise typer.Exit(3 if wrong else 0)
 
 

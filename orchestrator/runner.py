@@ -20,7 +20,7 @@ from typing import Any, cast
 from orchestrator import attempt as attempts
 from orchestrator import outcomes, publish, review, risk
 from orchestrator.calls import BUDGET, Calls, Json
-from orchestrator.colleagues import Team
+from orchestrator.colleagues import Blocked, Team
 from orchestrator.engine import Engine, Paused
 from orchestrator.forge.base import Forge
 from orchestrator.gate import Gate
@@ -149,14 +149,15 @@ class Runner:
             opened = begun["opened"] if number == 1 else await self._reopen(task, number, tier)
             if opened is None:
                 return await self._out_of_brains(task, tier, last)
-            last = await self._try(task, number, tier, feedback, opened)
+            try:
+                last = await self._try(task, number, tier, feedback, opened)
+            except Blocked as blocked:
+                return await self._give_up(task, last, blocked.status, str(blocked))
             if last.judgement.outcome in ("accepted", "unmeasured"):
                 return await self._publish(task, last)
             feedback = last.judgement.feedback
             self._run.say(task.id, "refused", feedback)
-        if last and last.judgement.outcome == "missed":
-            return await self._publish(task, last)
-        return await self._end(task, "failed", feedback)
+        return await self._give_up(task, last, "failed", feedback)
 
     async def _try(self, task: Task, number: int, tier: Tier, feedback: str, opened: Json) -> Tried:
         worktree = Path(opened["worktree"])
@@ -225,14 +226,18 @@ class Runner:
         return await self._end(task, "failed", f"other changes moved the base {MAX_REBASES} times")
 
     async def _out_of_brains(self, task: Task, tier: Tier, last: Tried | None) -> Json:
-        if last and last.judgement.outcome == "missed":
-            return await self._publish(task, last)
         need = (
             f"it needs a model of tier {tier}, and this run has none; start it with --provider anthropic and "
             "ANTHROPIC_API_KEY set, or with --provider mailbox to have the questions answered by whoever you like"
         )
         why = f"its procedure was refused: {last.judgement.feedback}\n" if last else ""
-        return await self._end(task, "blocked", why + need)
+        return await self._give_up(task, last, "blocked", why + need)
+
+    async def _give_up(self, task: Task, last: Tried | None, status: str, why: str) -> Json:
+        """The task's end, where no tier is left; what was measured is published even so."""
+        if last and last.judgement.outcome == "missed":
+            return await self._publish(task, last)
+        return await self._end(task, status, why)
 
     # Steps
 

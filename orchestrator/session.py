@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import config, datasets, inputs
+from orchestrator.attempt import check_models
 from orchestrator.datasets import Dataset
 from orchestrator.errors import InputError, NotFound, NothingToDo, Problem
 from orchestrator.house import Run, Say, State, base_files
@@ -36,6 +37,7 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
     todo = {task.id for task in plan.tasks if again or not task.done or task.id in stale}
     if not todo:
         raise NothingToDo(f"{plan_path}: every task is ticked, so nothing is to be done; --again does them all again")
+    _check_models(settings, state, hear)
     sandbox = _sandbox(settings)
     found = {name: _withheld(state, name, settings.data) for name in plan.datasets}
     run = Run(
@@ -70,6 +72,7 @@ def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:
     """A run of before, as it was: same commit, same settings, same datasets."""
     row = state.ledger.run(run_id)
     settings = config.Settings.model_validate_json(row["settings"])
+    _check_models(settings, state, hear)
     base = base_files(state, checkout.root, row["base_commit"])
     plan, library, assignments = read_plan(base, row["plan"])
     found = {each["name"]: Dataset(**{**each, "folder": Path(each["folder"])}) for each in json.loads(row["dataset"])}
@@ -118,6 +121,11 @@ def change_provider(state: State, run_id: str, provider: str | None) -> None:
     settings = config.Settings.model_validate_json(state.ledger.run(run_id)["settings"])
     changed = config.Settings.model_validate({**settings.model_dump(), "provider": provider})
     state.ledger.set_run(run_id, settings=changed.model_dump_json(), provider=provider)
+
+
+def _check_models(settings: config.Settings, state: State, hear: Say) -> None:
+    for note in check_models(settings, state):
+        hear("", "note", note)
 
 
 def _sandbox(settings: config.Settings) -> Sandbox:

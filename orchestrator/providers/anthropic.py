@@ -21,6 +21,7 @@ from orchestrator.providers.base import Block, CallFailed, Reply, Request
 if TYPE_CHECKING:
     from anthropic import APIStatusError, AsyncAnthropic
 
+SERVICE = "https://api.anthropic.com"
 CACHED = {"type": "ephemeral"}  # five minutes: longer than a turn's tools usually take
 CALL_S = 900.0
 SILENCE_S = 180.0  # between two events of a stream; pings come in between
@@ -41,7 +42,7 @@ class MessagesApi:
     ) -> None:
         self.plain = base_url is not None
         self._key = key
-        self._base_url = base_url or "https://api.anthropic.com"
+        self._base_url = base_url or SERVICE
         self._call_s = call_s
         self._silence_s = silence_s
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncAnthropic] = WeakKeyDictionary()
@@ -133,16 +134,19 @@ class MessagesApi:
 
         try:
             found = {each.id: each async for each in self._client().models.list()}
-        except (APIStatusError, APIConnectionError) as error:
+        except (APIStatusError, APIConnectionError, ValueError) as error:  # ValueError: a page that is no JSON
             if isinstance(error, APIStatusError) and error.status_code in (401, 403):
                 raise InputError(
                     f"the service refuses the key ({error.status_code}): check ANTHROPIC_API_KEY"
                 ) from error
             return [f"model ids were not checked: {error}"]
+        if not found:
+            return ["model ids were not checked: the server names none"]
+        usable = [name for name, each in found.items() if each.lifecycle != "retired"]
         notes = []
         for tier, model in models.items():
-            if model not in found or found[model].lifecycle == "retired":
-                near = get_close_matches(model, found, n=1) or [*found][:5]
+            if model not in usable:
+                near = get_close_matches(model, usable, n=1) or usable[:5]
                 fix = f"set models.{tier} in your own config.toml; the service has {', '.join(near) or 'none'}"
                 raise InputError(f"tier `{tier}`: the service has no model `{model}`; {fix}")
             if found[model].retires_at:

@@ -87,6 +87,8 @@ class FakeApi:
     scripts: dict[str, list[Turn]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     models: tuple[str, ...] = ("claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5")
+    retired: tuple[str, ...] = ()
+    listing: tuple[int, bytes] | None = None  # status and body, in place of the list of models
     requests: list[dict[str, Any]] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)  # replies that went out whole, by conversation and turn
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -130,8 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.api.listing:
+            self._send(*self.api.listing, {"content-type": "application/json"})
+            return
         dated = {"created_at": "2026-01-01T00:00:00Z", "display_name": "M", "type": "model"}
-        listed = [{"id": name, "lifecycle": "active", **dated} for name in self.api.models]
+        stages = [*((name, "active") for name in self.api.models), *((name, "retired") for name in self.api.retired)]
+        listed = [{"id": name, "lifecycle": stage, **dated} for name, stage in stages]
         self._json(200, {"data": listed, "has_more": False, "first_id": None, "last_id": None})
 
     def do_POST(self) -> None:
@@ -146,13 +152,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.api.answered.append(name)
 
     def _json(self, status: int, document: Json, headers: dict[str, str] | None = None) -> None:
-        raw = json.dumps(document).encode()
+        self._send(status, json.dumps(document).encode(), {"content-type": "application/json", **(headers or {})})
+
+    def _send(self, status: int, raw: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for key, value in {
-            "content-type": "application/json",
-            "content-length": str(len(raw)),
-            **(headers or {}),
-        }.items():
+        for key, value in {"content-length": str(len(raw)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
         self.wfile.write(raw)

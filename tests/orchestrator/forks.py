@@ -16,13 +16,20 @@ from typing import Any
 class Forks:
     process: subprocess.Popen[str]
     url: str = ""
+    service: bool = False  # whether the server at `url` is taken for the service itself, or for a local one
 
     def run(self, repo: Path, argv: Sequence[str], kill: int = -1) -> dict[str, Any]:
         """What the fork came to: its exit code, the boundaries that it passed, what it said."""
-        env = {"ANTHROPIC_BASE_URL": self.url, "ANTHROPIC_API_KEY": "k"}
+        env = {"ANTHROPIC_API_KEY": "k"} | ({} if self.service else {"ANTHROPIC_BASE_URL": self.url})
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        job = {"cwd": str(repo), "argv": list(argv), "kill": kill, "env": env}
+        job = {
+            "cwd": str(repo),
+            "argv": list(argv),
+            "kill": kill,
+            "env": env,
+            "service": self.url if self.service else "",
+        }
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         found: dict[str, Any] = json.loads(self.process.stdout.readline())

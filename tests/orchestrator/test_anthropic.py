@@ -233,12 +233,34 @@ def last_event(turn: Turn) -> int:
     return len(turn.stream("f").rstrip(b"\n"))
 
 
+def sample(turn: Turn) -> list[int]:
+    """In the middle of each event, around its end, and every 41st byte."""
+    found, begin = set(range(0, last_event(turn), 41)), 0
+    for event in events_of(turn):
+        end = begin + len(event)
+        found |= {begin + len(event) // 2, end, end + 1, end + 2}
+        begin = end + 2
+    return sorted(found)
+
+
+def events_of(turn: Turn) -> list[bytes]:
+    return turn.stream("f").split(b"\n\n")[:-1]
+
+
+def test_the_sample_reaches_into_every_event_of_twenty_transcripts() -> None:
+    assert len({turn.stream("f") for turn in TRANSCRIPTS}) == 20
+    for turn in TRANSCRIPTS:
+        cuts, begin = sample(turn), 0
+        for event in events_of(turn):
+            assert any(begin < cut < begin + len(event) for cut in cuts), event
+            begin += len(event) + 2
+
+
 @pytest.mark.parametrize("turn", TRANSCRIPTS, ids=range(len(TRANSCRIPTS)))
 def test_half_a_stream_is_never_a_reply(api: FakeApi, turn: Turn) -> None:
-    """Around each event's end, and every 41st byte; every single one is in the slow test below."""
-    end, stream = last_event(turn), turn.stream("f")
-    ends = [at + step for at in range(len(stream)) if stream.startswith(b"\n\n", at) for step in (0, 1, 2)]
-    assert [cut for cut in whole_at(api, turn, sorted({*range(0, end, 41), *ends})) if cut < end] == []
+    """Cut where the sample says; every single byte is in the slow test below."""
+    end = last_event(turn)
+    assert [cut for cut in whole_at(api, turn, sample(turn)) if cut < end] == []
 
 
 @pytest.mark.slow
@@ -260,6 +282,53 @@ def test_model_ids_are_held_against_what_the_service_has(api: FakeApi) -> None:
         asyncio.run(provider.check({"haiku": "claude-haiku-5"}))
 
 
-def test_a_server_without_a_list_of_models_is_told_and_not_refused() -> None:
+def test_a_retired_model_is_as_good_as_none(api: FakeApi) -> None:
+    api.models, api.retired = ("claude-haiku-5-5",), ("claude-haiku-4-5",)
+    words = r"tier `haiku`: the service has no model `claude-haiku-4-5`; set models.haiku .* has claude-haiku-5-5"
+    with pytest.raises(InputError, match=words):
+        asyncio.run(MessagesApi("k", api.url).check({"haiku": "claude-haiku-4-5"}))
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "the service refuses the key (401): check ANTHROPIC_API_KEY"),
+        (403, "the service refuses the key (403): check ANTHROPIC_API_KEY"),
+    ],
+)
+def test_a_key_that_is_refused_is_told_before_anything_is_asked(api: FakeApi, status: int, words: str) -> None:
+    api.listing = (status, b'{"type": "error", "error": {"type": "permission_error", "message": "no"}}')
+    with pytest.raises(InputError) as caught:
+        asyncio.run(MessagesApi("k", api.url).check({"haiku": "x"}))
+    assert str(caught.value) == words
+
+
+LISTS = {
+    "no such page": (404, b'{"detail": "Not Found"}'),
+    "a page for people": (404, b"<html>404</html>"),
+    "no list": (200, b"{}"),
+    "another form": (200, b'{"object": "list", "models": []}'),
+    "no JSON": (200, b"ok"),
+    "an error of its own": (500, b""),
+}
+
+
+@pytest.mark.parametrize("listing", LISTS)
+def test_a_server_without_a_list_of_models_is_told_and_not_refused(api: FakeApi, listing: str) -> None:
+    api.listing = LISTS[listing]
+    (note,) = asyncio.run(MessagesApi("k", api.url).check({"haiku": "x"}))
+    assert note.startswith("model ids were not checked")
+
+
+def test_a_local_servers_list_needs_no_more_than_names(api: FakeApi) -> None:
+    """As vLLM and llama.cpp give it, in OpenAI's form."""
+    api.listing = (200, b'{"object": "list", "data": [{"id": "llama", "object": "model", "created": 1}]}')
+    provider = MessagesApi("k", api.url)
+    assert asyncio.run(provider.check({"haiku": "llama"})) == []
+    with pytest.raises(InputError, match=r"no model `claude-haiku-5-5`; set models.haiku .* the service has llama"):
+        asyncio.run(provider.check({"haiku": "claude-haiku-5-5"}))
+
+
+def test_a_server_that_is_not_there_is_told_when_models_are_checked() -> None:
     (note,) = asyncio.run(MessagesApi("k", "http://127.0.0.1:9").check({"haiku": "x"}))
     assert note.startswith("model ids were not checked")

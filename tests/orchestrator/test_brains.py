@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anthropic import transform_schema
 
 from orchestrator import outcomes
 from orchestrator.engine import APPLICATION_VERSION
@@ -64,6 +65,49 @@ def test_a_plan_ends_with_reviewed_pull_requests_and_what_they_cost(tmp_path: Pa
     assert "look" in api.requests[2]["messages"][1]["content"][0]["text"]
 
 
+def asked_for_json(api: FakeApi) -> dict[str, list[Any]]:
+    """The output formats on the wire, by whose conversation: the chief's, a reviewer's, a superior's, anyone else's."""
+    marks = {"delegation": "The tasks to hand out", "review": "# Review task", "decision": "is blocked at task"}
+    found: dict[str, list[Any]] = {name: [] for name in (*marks, "work")}
+    for body in api.requests:
+        first = json.dumps(body["messages"][0])
+        name = next((name for name, mark in marks.items() if mark in first), "work")
+        found[name].append(body.get("output_config", {}).get("format"))
+    return found
+
+
+def test_delegations_reviews_and_decisions_are_asked_of_the_service_as_structured_outputs(
+    tmp_path: Path, warm: Forks
+) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    escalate = Turn("I am stuck.", (("escalate", {"what": "which words?", "needs": "a word"}),))
+    api.scripts["# Task `a`"] = [escalate, *api.scripts["# Task `a`"][1:]]
+    api.scripts["is blocked at task `a`"] = [said({"decision": "answer", "text": "Use the word a."})]
+    code, err = run(replace(warm, service=True), repo, api, *RUN)
+    assert code == 0, err
+    found = asked_for_json(api)
+    assert {name: len(formats) for name, formats in found.items()} == {
+        "delegation": 1, "review": 2, "decision": 1, "work": 4,
+    }  # fmt: skip
+    assert found.pop("work") == [None] * 4
+    fields = {"delegation": ["tasks", "why"], "review": ["findings"], "decision": ["decision", "text"]}
+    for name, formats in found.items():
+        for each in formats:
+            assert each["type"] == "json_schema"
+            assert sorted(each["schema"]["required"]) == fields[name]
+            # the SDK closes every object, and moves what the API does not take into descriptions: there is nothing left
+            assert "description" not in json.dumps(transform_schema(each["schema"]))
+            assert all(part["additionalProperties"] is False for part in objects(each["schema"]))
+
+
+def objects(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict):
+        if schema.get("type") == "object":
+            yield schema
+        for value in schema.values():
+            yield from objects(value)
+
+
 STEPS = {
     "odyssey-5": [
         "@plan/chief reply 0", "begin",
@@ -101,15 +145,21 @@ say = "Stamped."
 """
 
 
-def test_without_a_model_everything_that_can_be_done_is_and_the_rest_says_what_to_do(
-    tmp_path: Path, warm: Forks
-) -> None:
-    made = brains.files(2)
+def with_a_clerk(tasks: int) -> dict[str, str]:
+    """And an agent whose skill has a procedure."""
+    made = brains.files(tasks)
     made["agents/clerk.md"] = brains.agent("clerk", "haiku", 3, "read, write, run", "skills: [stamp]\n")
     made["agents/lead.md"] = made["agents/lead.md"].replace("[worker, ", "[worker, clerk, ")
     stamp = brains.skill("stamp", "read write run", "notes/**", "grep *")
     made["skills/stamp/SKILL.md"] = stamp.replace("  risk:", "  procedure: scripts/procedure.toml\n  risk:")
     made["skills/stamp/scripts/procedure.toml"] = STAMP
+    return made
+
+
+def test_without_a_model_everything_that_can_be_done_is_and_the_rest_says_what_to_do(
+    tmp_path: Path, warm: Forks
+) -> None:
+    made = with_a_clerk(2)
     for task, needs in (("alone", ""), ("after-alone", "alone"), ("after-b", "b")):
         text = brains.TASK.format(id=task, needs=needs).replace("  - needs: \n", "")
         made["plans/p.md"] += text.replace("skill: note", "skill: stamp")
@@ -124,6 +174,47 @@ def test_without_a_model_everything_that_can_be_done_is_and_the_rest_says_what_t
     assert "alone: router procedure" in err  # why this tier, in one line
     assert "start it with --provider anthropic and ANTHROPIC_API_KEY set, or with --provider mailbox" in details["a"]
     assert details["b"] == "it needs `a`, which is blocked"
+
+
+def test_a_change_that_the_gate_refuses_is_tried_afresh_on_the_next_tier_with_the_failure_as_evidence(
+    tmp_path: Path, warm: Forks
+) -> None:
+    """Procedure, then haiku, then sonnet: each begins with one message, which holds why the last one was refused."""
+    made = with_a_clerk(0)
+    text = brains.TASK.format(id="zz", needs="").replace("  - needs: \n", "")
+    made["plans/p.md"] += text.replace("skill: note", "skill: stamp")
+    stamped = STAMP.replace("{{ task.id }}", "procedural nonsense").replace("I stamp.", "I stamp as ever.")
+    made["skills/stamp/scripts/procedure.toml"] = stamped
+    helpers.repository(tmp_path, made)
+    writes = {
+        "claude-haiku-5-5": Turn("Haiku writes.", (("write", {"path": "notes/zz.md", "content": "17 syllables\n"}),)),
+        "claude-sonnet-5-5": Turn("Sonnet writes.", (("write", {"path": "notes/zz.md", "content": "zz, at last\n"}),)),
+    }
+
+    def choose(body: dict[str, Any]) -> tuple[str, Turn]:
+        if "# Review task" in json.dumps(body["messages"][0]):
+            return "review", said(brains.FINE)
+        first = len(body["messages"]) == 1
+        return body["model"], writes[body["model"]] if first else Turn("Written.")
+
+    api = FakeApi(choose=choose)
+    code, err = run(warm, tmp_path, api, *RUN)
+    assert code == 0, err
+    state = State.of(tmp_path)
+    (task,) = state.ledger.tasks("p-1")
+    assert (task["status"], task["attempt"], task["tier"]) == ("accepted", 3, "sonnet")
+    gate = [(each.attempt, each.kind, each.passed) for each in state.ledger.receipts("p-1") if each.kind == "accept"]
+    assert gate == [(1, "accept", False), (2, "accept", False), (3, "accept", True)]
+    haiku, sonnet = api.requests[0], api.requests[2]
+    assert [haiku["model"], sonnet["model"]] == [*writes]
+    for body in (haiku, sonnet):
+        (only,) = body["messages"]
+        assert "The attempt before this one was not accepted." in only["content"]
+        assert "accept: `grep -q zz notes/zz.md` ended with 1" in only["content"]
+    for words in ("I stamp as ever.", "procedural nonsense", "Stamped.", "step_1"):
+        assert words not in json.dumps([haiku, sonnet])
+    for words in ("Haiku writes.", "17 syllables", "Written.", "toolu_"):
+        assert words not in json.dumps(sonnet)
 
 
 def test_a_reviewers_blocker_goes_to_the_next_attempt_as_evidence(tmp_path: Path, warm: Forks) -> None:
@@ -330,6 +421,51 @@ def test_a_blocker_goes_one_level_up_and_its_answer_comes_back(tmp_path: Path, w
     assert len(events) == 2
 
 
+@pytest.mark.parametrize(
+    ("decision", "status", "words"),
+    [
+        ("person", "blocked", "a person has to decide: Ask Ada."),
+        ("stop", "failed", "chief stops the task: Ask Ada."),
+        ("perhaps", "blocked", "a person has to decide: chief gave no answer that can be used"),
+    ],
+)
+def test_a_blocker_that_is_not_cleared_up_ends_the_task_and_no_dearer_tier_is_tried(
+    tmp_path: Path, warm: Forks, decision: str, status: str, words: str
+) -> None:
+    repo, api = brains.repository(tmp_path, 2), brains.api(2)
+    escalate = Turn("I am stuck.", (("escalate", {"what": "which words?", "needs": "a word"}),))
+    api.scripts["# Task `a`"] = [escalate, Turn("This stops the task.")]
+    api.scripts["is blocked at task `a`"] = [said({"decision": decision, "text": "Ask Ada."})]
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 3, err
+    assert tasks(repo) == {"a": status, "b": "blocked"}
+    details = {row["id"]: row["detail"] for row in State.of(repo).ledger.tasks("p-1")}
+    assert details["a"] == f"{words}\nworker was stopped by: which words?\nit would need: a word"
+    assert details["b"] == f"it needs `a`, which is {status}"
+    (event,) = [event for event in State.of(repo).ledger.events("p-1") if event["kind"] == "blocker"]
+    assert json.loads(event["body"])["decision"] == (decision if decision != "perhaps" else "person")
+    assert len(api.requests) == 3  # handed out, asked, decided
+    assert State.of(repo).ledger.pulls() == []
+    assert "what failed or is blocked: mend it, commit, and orchestrate run plans/p.md again" in err
+
+
+def test_above_the_chief_is_a_person(tmp_path: Path, warm: Forks) -> None:
+    made = brains.files(1)
+    made["agents/chief.md"] = brains.agent("chief", "haiku", 0, brains.ALL, "skills: [note]\ndelegates_to: [lead]\n")
+    made["plans/p.md"] = made["plans/p.md"].replace("skill: note", "skill: note\n  - agent: chief")
+    helpers.repository(tmp_path, made)
+    escalate = Turn("I am stuck.", (("escalate", {"what": "which words?", "needs": "a word"}),))
+    api = FakeApi(scripts={"# Task `a`": [escalate]})
+    code, err = run(warm, tmp_path, api, *RUN)
+    assert code == 3, err
+    (asked,) = api.requests
+    (spec,) = [tool for tool in asked["tools"] if tool["name"] == "escalate"]
+    assert spec["description"].startswith("Tell a person, who is above you")
+    (event,) = [event for event in State.of(tmp_path).ledger.events("p-1") if event["kind"] == "blocker"]
+    assert json.loads(event["body"])["target"] == "a person"
+    assert tasks(tmp_path) == {"a": "blocked"}
+
+
 def test_a_used_up_budget_pauses_with_its_own_code_and_a_larger_one_goes_on(tmp_path: Path, warm: Forks) -> None:
     repo = brains.repository(tmp_path, 1, budget="{usd: 0.2, tokens: 2000000, minutes: 20}")
     api = brains.api(1)
@@ -419,14 +555,38 @@ def test_a_service_that_cannot_be_had_pauses_with_its_own_code(tmp_path: Path, w
     assert run(warm, repo, api, "resume", "p-1")[0] == 0
 
 
-def test_a_model_that_the_service_does_not_have_stops_the_run_before_anything_is_asked(
-    tmp_path: Path, warm: Forks
+DENIED = b'{"type": "error", "error": {"type": "permission_error", "message": "no"}}'
+UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": ({"models": ("claude-haiku-5-5", "claude-sonnet-5-5")}, "tier `opus`: the service has no model"),
+    "retired": ({"models": ("claude-haiku-5-5", "claude-sonnet-5-5"), "retired": ("claude-opus-5-5",)},
+                "tier `opus`: the service has no model `claude-opus-5-5`; set models.opus in your own config.toml"),
+    "401": ({"listing": (401, DENIED)}, "the service refuses the key (401): check ANTHROPIC_API_KEY"),
+    "403": ({"listing": (403, DENIED)}, "the service refuses the key (403): check ANTHROPIC_API_KEY"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_models_or_a_key_that_cannot_be_used_stop_a_run_before_it_begins(
+    tmp_path: Path, warm: Forks, case: str
 ) -> None:
-    repo, api = brains.repository(tmp_path, 1), brains.api(1)
-    api.models = ("claude-haiku-5-5", "claude-sonnet-5-5")
-    code, err = run(warm, repo, api, *RUN)
+    served, words = UNUSABLE[case]
+    repo, api = brains.repository(tmp_path, 1), replace(brains.api(1), **served)
+    code, err = run(replace(warm, service=True), repo, api, *RUN)
     assert (code, api.requests) == (2, [])
-    assert "tier `opus`: the service has no model `claude-opus-5-5`" in err
+    assert words in err
+    assert "Traceback" not in err
+    assert State.of(repo).ledger.runs() == []
+    code, err = run(replace(warm, service=True), repo, brains.api(1), *RUN)
+    assert code == 0, err
+
+
+def test_a_local_server_without_a_list_of_models_is_used_all_the_same(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), replace(brains.api(1), listing=(404, b"404 page not found"))
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    assert "note model ids were not checked: " in err
+    assert asked_for_json(api)["delegation"] == [None]  # and is spoken to plainly
+    assert "Answer with one JSON value of this schema" in api.requests[0]["system"][1]["text"]
 
 
 def test_a_recorded_run_replays_to_the_same_pull_request_without_any_service(tmp_path: Path, warm: Forks) -> None:

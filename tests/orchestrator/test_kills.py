@@ -1,7 +1,8 @@
 """Killed at any boundary (before and after each send, tool, commit, merge and record), a run goes on where it was.
 
 The server counts what it is asked. No call whose reply was on record is bought again; one that was on its way when the
-process died is, and is charged. What comes out is, file by file, what an undisturbed run makes.
+process died is, and is charged. What comes out is, to the id of its tree, what an undisturbed run makes; only the
+dollars and minutes that the plan tells of a task are left out: a run that was killed has spent more of them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from orchestrator.house import State
-from tests.orchestrator import brains
+from tests.orchestrator import brains, helpers
 from tests.orchestrator.endtoend import has_bubblewrap
 from tests.orchestrator.fakeapi import FakeApi, serving
 from tests.orchestrator.forks import Forks, forks
@@ -44,7 +46,21 @@ def outcome(repo: Path) -> dict[str, Any]:
     texts = {name: COST.sub("COST", state.repository.read(stack, name) or "") for name in names}
     pulls = [(pull.number, pull.task, pull.title, pull.status) for pull in state.ledger.pulls()]
     tasks = [(task["id"], task["status"], task["attempt"], task["tier"]) for task in state.ledger.tasks("p-1")]
-    return {"files": texts, "pulls": pulls, "tasks": tasks, "run": state.ledger.run("p-1")["status"]}
+    status = state.ledger.run("p-1")["status"]
+    return {"files": texts, "tree": tree(state, stack, texts), "pulls": pulls, "tasks": tasks, "run": status}
+
+
+def tree(state: State, commit: str, texts: dict[str, str]) -> str:
+    """Git's id of the whole tree, every name, mode and byte, with these texts in the place of those that tell costs."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "tree"
+        state.repository.export(commit, root)
+        for name, text in texts.items():
+            if state.repository.read(commit, name) != text:
+                (root / name).write_text(text)
+        helpers.git(root, "init", "--quiet")
+        helpers.git(root, "add", "--all", "--force")
+        return helpers.git(root, "write-tree")
 
 
 def doubts(repo: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,47 @@ def test_results_of_tools_go_back_in_the_order_of_the_calls(tmp_path: Path) -> N
     assert [block["tool_use_id"] for block in results["content"]] == ["id-one", "id-two"]
     assert all(block["type"] == "tool_result" and "is_error" not in block for block in results["content"])
     assert "appended one" in results["content"][0]["content"]
+
+
+@dataclass
+class Meeting:
+    """A sandbox in which a command goes on only once another one is at it, and `one` ends after `two`."""
+
+    tier: str = "fake"
+    both: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=20))
+    ended: threading.Event = field(default_factory=threading.Event)
+    order: list[str] = field(default_factory=list)
+
+    def run(self, command: Command, on_output: Any = None) -> Completed:
+        word = json.loads(command.stdin)["path"][-1] if command.stdin else command.argv[-1]
+        self.both.wait()
+        if word == "one":
+            assert self.ended.wait(timeout=20)
+        self.order.append(word)
+        self.ended.set()
+        answer = json.dumps({"ok": {"text": f"this is {word}", "lines": 1}})
+        return Completed(0, answer, "", False, False, 0.01, 0.01, None)
+
+
+@pytest.mark.parametrize("tool", ["run", "read"])
+def test_tools_of_one_turn_overlap_and_their_results_are_one_message_in_the_order_of_the_calls(
+    tmp_path: Path, tool: str
+) -> None:
+    """Each waits for the other: one after the other they would wait in vain."""
+    inputs: dict[str, list[dict[str, Any]]] = {
+        "run": [{"argv": ["append", "one"]}, {"argv": ["append", "two"]}],
+        "read": [{"path": "one"}, {"path": "two"}],
+    }
+    turn = [{"type": "tool_use", "id": f"id-{n}", "name": tool, "input": each} for n, each in enumerate(inputs[tool])]
+    made, meeting = house(tmp_path, reply(*turn), reply(text("Done."))), Meeting()
+    context = replace(made.attempt.tools, sandbox=meeting)
+    made.attempt = replace(made.attempt, tools=context, allowed=frozenset({"run", "read"}))
+    assert made.work() == Outcome(True, "Done.", 2)
+    assert meeting.order == ["two", "one"]
+    _, _, results = made.script.asked[1].messages
+    assert [block["tool_use_id"] for block in results["content"]] == ["id-0", "id-1"]
+    assert ["this is one" in block["content"] for block in results["content"]] == [True, False]
+    assert ["this is two" in block["content"] for block in results["content"]] == [False, True]
 
 
 def test_errors_of_tools_are_told_and_the_conversation_goes_on(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Runs `orchestrate` again and again in forks of one warm process, and kills a fork at the boundary that it is told.
 
-Reads lines of JSON {"cwd", "argv", "kill", "env"}; answers {"code", "passed": [boundaries in order], "err": ...}. A
-boundary is a call that has an effect, from before and from after: a send, a tool, a commit, a merge, a record. `kill`
-is the number of the boundary at which the fork gets SIGKILL; -1 lets it end by itself.
+Reads lines of JSON {"cwd", "argv", "kill", "env", "service"}; answers {"code", "passed": [boundaries in order], "err"}.
+A boundary is a call that has an effect, from before and from after: a send, a tool, a commit, a merge, a record. `kill`
+is the number of the boundary at which the fork gets SIGKILL; -1 lets it end by itself. `service`: the address at which
+the fork believes Anthropic to be.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def around(function: Callable[..., Any], name: str, passed: Counter, is_async: b
 
 def child(job: dict[str, Any], log: Path, err: Path) -> None:
     os.chdir(job["cwd"])
+    os.environ.pop("ANTHROPIC_BASE_URL", None)
     os.environ.update(job["env"])
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -86,6 +88,10 @@ def child(job: dict[str, Any], log: Path, err: Path) -> None:
     passed = Counter(log, job["kill"])
     for owner, attribute, name in boundaries():
         setattr(owner, attribute, around(getattr(owner, attribute), name, passed, name == "send"))
+    if job["service"]:
+        from orchestrator.providers import anthropic
+
+        anthropic.SERVICE = job["service"]
     sys.argv = ["orchestrate", *job["argv"]]
     from orchestrator.cli import main
 
