@@ -131,7 +131,8 @@ class Paper(Record):
 
 
 class Budget(Record):
-    """Hard limits of a run: dollars and tokens for language models, minutes of commands that the harness ran."""
+    """Hard limits of a run: dollars and tokens for language models, minutes of commands that the harness ran and of
+    answers that were paid for."""
 
     usd: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     tokens: int = Field(default=0, ge=0)
