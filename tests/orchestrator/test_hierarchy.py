@@ -16,10 +16,10 @@ from orchestrator.hierarchy import Hierarchy, plan_key
 from orchestrator.ledger import Ledger
 from orchestrator.library import load
 from orchestrator.prices import Usage
-from orchestrator.providers.base import Reply, Request
+from orchestrator.providers.base import Reply, Request, json_in
 from orchestrator.records import Assignment, Budget, Judgement, Risk
 from tests.orchestrator import brains
-from tests.orchestrator.helpers import Journal, ledger, plan
+from tests.orchestrator.helpers import ROOT, Journal, ledger, plan
 
 MODELS = {"haiku": "claude-haiku-5-5", "sonnet": "claude-sonnet-5-5", "opus": "claude-opus-5-5"}
 
@@ -195,3 +195,9 @@ def test_a_change_judged_again_on_another_base_keeps_its_reviews_and_the_risk_th
 def test_a_finding_without_evidence_is_none() -> None:
     with pytest.raises(ValueError, match="evidence"):
         review.Finding.model_validate({"severity": "blocker", "what": "smells", "evidence": ""})
+
+
+def test_the_example_that_the_reviewers_skill_gives_is_a_review_that_is_taken() -> None:
+    example = load(ROOT).skills["review-change"].body.partition("```json\n")[2].partition("```")[0]
+    (finding,) = review.Review.model_validate(json_in(example)).findings
+    assert finding.severity == "blocker"
