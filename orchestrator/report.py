@@ -6,7 +6,9 @@ Every number here comes from a receipt; nothing an agent said is among them. An 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 from orchestrator.house import Run
 from orchestrator.records import Change, Judgement, Plan, Receipt, Target, Task, Verdict
@@ -19,24 +21,58 @@ EXPECTED = {"changed-labels": "no copied labels expected"}
 SIGNS = {"reproduced": "reproduced", "not reproduced": "**not reproduced**"}
 
 
-def results(targets: Iterable[Target], verdicts: dict[str, Verdict], receipts: Iterable[Receipt]) -> str:
-    """The verdict table, then every seed and control with its receipt."""
-    lines = ["| target | published | asked | measured | verdict |", "|---|---|---|---|---|"]
+@dataclass(frozen=True)
+class Part:
+    """What a result block says of one target: its row in the table of verdicts, and its own text further down."""
+
+    row: str
+    text: str
+
+
+def results(
+    targets: Iterable[Target],
+    verdicts: Mapping[str, Verdict],
+    receipts: Iterable[Receipt],
+    before: Mapping[str, Part] = MappingProxyType({}),
+) -> str:
+    """The verdict table, then every seed and control with its receipt. before: parts that stand as they are."""
     by_id = {receipt.id: receipt for receipt in receipts}
-    chosen = [(target, verdicts[target.id]) for target in targets if target.id in verdicts]
-    lines += [
-        _row(target, verdict, [by_id[each] for each in verdict.receipts if each in by_id]) for target, verdict in chosen
-    ]
-    for target, verdict in chosen:
-        of = f" Dataset: {verdict.dataset}." if verdict.dataset else ""
-        lines += ["", f"`{target.id}`: {_cell(verdict.reason)}.{of} Commit `{verdict.commit[:12]}`.", ""]
-        own = [by_id[receipt] for receipt in verdict.receipts if receipt in by_id]
-        lines += ["| run | value | error | moved by a pixel | time | receipt |", "|---|---|---|---|---|---|"]
-        lines += [_trial(target, receipt) for receipt in own]
-    machines = sorted({receipt.machine for receipt in by_id.values() if receipt.machine})
-    tiers = sorted({receipt.sandbox for receipt in by_id.values() if receipt.sandbox})
-    where = f"Measured by the harness on {'; '.join(machines)}; sandbox: {', '.join(tiers)}."
-    return "\n".join([*lines, "", MOVED, where])
+    made = {target.id: _part(target, verdicts[target.id], by_id) for target in targets if target.id in verdicts}
+    found = {**before, **made}
+    chosen = [found[target.id] for target in targets if target.id in found]
+    head = ("| target | published | asked | measured | verdict |", "|---|---|---|---|---|")
+    table = "\n".join([*head, *(part.row for part in chosen)])
+    return "\n\n".join([table, *(part.text for part in chosen), MOVED])
+
+
+def parts(block: str, targets: Iterable[str]) -> dict[str, Part]:
+    """What a block of results says of each of these targets; nothing of one that is not in it."""
+    lines = block.splitlines()
+    starts = [at for at, line in enumerate(lines) if line.startswith(("`", MOVED))]
+    found = {}
+    for target in targets:
+        rows = [line for line in lines if line.startswith(f"| `{target}` |")]
+        start = next((at for at in starts if lines[at].startswith(f"`{target}`: ")), None)
+        if rows and start is not None:
+            end = next((at for at in starts if at > start), len(lines))
+            found[target] = Part(rows[0], "\n".join(lines[start:end]).strip())
+    return found
+
+
+def _part(target: Target, verdict: Verdict, receipts: Mapping[str, Receipt]) -> Part:
+    own = [receipts[receipt] for receipt in verdict.receipts if receipt in receipts]
+    of = f" Dataset: {verdict.dataset}." if verdict.dataset else ""
+    machines = sorted({receipt.machine for receipt in own if receipt.machine})
+    sandboxes = sorted({receipt.sandbox for receipt in own if receipt.sandbox})
+    where = f" Measured by the harness on {'; '.join(machines)}; sandbox: {', '.join(sandboxes)}." if machines else ""
+    lines = (
+        f"`{target.id}`: {_cell(verdict.reason)}.{of} Commit `{verdict.commit[:12]}`.{where}",
+        "",
+        "| run | value | error | moved by a pixel | time | receipt |",
+        "|---|---|---|---|---|---|",
+        *(_trial(target, receipt) for receipt in own),
+    )
+    return Part(_row(target, verdict, own), "\n".join(lines))
 
 
 def _row(target: Target, verdict: Verdict, receipts: list[Receipt]) -> str:

@@ -10,13 +10,13 @@ import pytest
 
 from orchestrator import documents, planfile, publish, report, session, verdicts, views
 from orchestrator.house import Run, State
+from orchestrator.records import Judgement, Risk
 from tests.orchestrator.helpers import PLAN, change, plan, receipt, target
 from tests.orchestrator.test_measure import OFFICIAL, seeds, trained
 
 PRINTED = (
     "oops\n| `t1` | 1.00 % (a paper) | at most 1.10 % | 0.01 % | reproduced |\n<!-- /odyssey:result -->\n- [x] `c` Mine"
 )
-MEASURED = {"p-1/a": 1.0, "p-1/b": 2.0, "p-2/b": 3.0, "p-3/b": 4.0}
 
 
 def test_what_a_failed_training_printed_stays_within_its_line_of_the_result() -> None:
@@ -50,22 +50,31 @@ def test_a_missed_target_and_a_failed_receipt_are_shouted() -> None:
     assert "**failed**" in text
 
 
-def test_what_earlier_runs_measured_stands_as_long_as_its_task_is_ticked(tmp_path: Path) -> None:
+def test_what_was_measured_before_stands_to_the_letter_beside_what_is_new() -> None:
+    both = [target(), target(id="t2")]
+    old = {each.id: verdicts.verdict(each, OFFICIAL, change(), seeds(2.0)) for each in both}
+    before = report.results(both, old, seeds(2.0))
+    new = {"t2": verdicts.verdict(both[1], OFFICIAL, change(), seeds(3.0))}
+    text = report.results(both, new, seeds(3.0), report.parts(before, ["t1", "t3"]))
+    assert report.parts(text, ["t1"]) == report.parts(before, ["t1"])
+    assert report.parts(text, ["t2"]) == report.parts(report.results(both, new, seeds(3.0)), ["t2"])
+    assert report.parts(text, ["t3", "t"]) == {}
+    assert report.results(both, {}, [], report.parts(before, ["t2", "t1"])) == before
+
+
+def test_only_ticked_tasks_of_the_base_plan_keep_what_stood_there(tmp_path: Path) -> None:
     state = State.of(tmp_path)
-    found = {name: verdicts.verdict(target(), OFFICIAL, change(), seeds(error)) for name, error in MEASURED.items()}
-    for name, path in (("p-1", "plans/p.md"), ("other-1", "plans/o.md"), ("p-2", "plans/p.md"), ("p-3", "plans/p.md")):
-        state.ledger.open_run(name, plan=path)
-        for task in ("a", "b") if name == "p-1" else ("b",):
-            state.ledger.open_task(name, task, position=0)
-            verdict = found.get(f"{name}/{task}", found["p-1/b"]).model_copy(update={"target": f"of-{task}"})
-            state.ledger.set_task(name, task, verdicts=f"[{verdict.model_dump_json()}]")
+    state.ledger.open_run("p-2", plan="plans/p.md")
+    state.ledger.open_task("p-2", "a", position=0)
+    verdict = verdicts.verdict(target(), OFFICIAL, change(), seeds(2.0))
+    standing = planfile.set_block(PLAN, "result", report.results([target()], {"t1": verdict}, seeds(2.0)))
 
-    def means(name: str, text: str) -> dict[str, float | None]:
-        run = cast(Run, SimpleNamespace(id=name, ledger=state.ledger, plan=plan(text)))
-        return {target: each.mean for target, each in publish.verdicts_of(run).items()}
+    def written(text: str) -> str:
+        run = cast(Run, SimpleNamespace(id="p-2", ledger=state.ledger, plan=plan(text)))
+        return publish._results(run, Judgement(outcome="accepted", risk=Risk(level="low", guarded=False, reasons=())))
 
-    assert means("p-2", PLAN) == {"of-b": 3.0}, "a task that is not ticked has no result yet"
-    assert means("p-2", PLAN.replace("[ ] `a`", "[x] `a`")) == {"of-a": 1.0, "of-b": 3.0}
+    assert "| `t1` |" not in written(standing), "its task is not ticked: it is measured again"
+    assert written(standing.replace("[ ] `b`", "[x] `b`")) == planfile.block(standing, "result")
 
 
 def test_status_says_what_a_running_task_does_and_for_how_long(tmp_path: Path) -> None:
