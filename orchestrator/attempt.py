@@ -45,7 +45,6 @@ def prepare(run: Run, task: Task, number: int, tier: Tier, worktree: Path, feedb
         worktree=worktree,
         max_turns=run.settings.max_turns,
         agent=agent.name,
-        window=config.WINDOWS.get(tier, 10**9),
     )
 
 

@@ -1,7 +1,8 @@
 """Calls that ask another agent: `delegate` hands a part of the work down, `escalate` takes a blocker one level up.
 
-A sub-agent works in the same worktree, with no tool that its superior has not, on a budget that is a part of what its
-superior has left. A blocker is a typed event; how often one may be raised is limited, and nobody can change the plan.
+A sub-agent works in the same worktree, with no tool that its superior has not, on a budget that is a part of what the
+run has left, within its superior's. A blocker is a typed event; how often one may be raised is limited, and nobody can
+change the plan.
 One that is not cleared up ends the task, whatever its author would do next: no dearer tier is tried in its stead.
 """
 

@@ -31,6 +31,7 @@ MODELS: dict[Tier, str] = {
 # Tokens of prompt after which a conversation is handed over to a fresh one. The cheapest tier costs five times as much
 # above 100,000.
 WINDOWS: dict[Tier, int] = {"haiku": 90_000, "sonnet": 160_000, "opus": 160_000}
+NO_WINDOW = 10**9  # of a procedure
 PROVIDERS = ("none", "anthropic", "mailbox", "replay:FILE")
 
 
@@ -82,6 +83,11 @@ class Endpoint(BaseModel):
 
     key: str = Field(repr=False)
     base_url: str | None
+
+
+def window(tier: Tier) -> int:
+    """Tokens of prompt after which a conversation on this tier is handed over."""
+    return WINDOWS.get(tier, NO_WINDOW)
 
 
 def endpoint(env: Mapping[str, str] = os.environ) -> Endpoint:

@@ -2,7 +2,7 @@
 
 Every turn is two steps of the durable workflow: the reply (paid once, see `calls.py`; a procedure's is no step, for it
 follows from the conversation) and the tools. The worktree is snapshotted after tools that can change it; a step that
-was cut off starts again from the snapshot before it, so that its effects happen once, and after the second time its
+was cut off starts again from the snapshot before it, so that its effects happen once, and after MOST_CUT_OFFS times its
 calls are answered as cut off instead.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator import tools
+from orchestrator import config, tools
 from orchestrator.calls import BUDGET, Calls, Durable, Place
 from orchestrator.conversation import assistant, error_result, handed_over, stuck, too_long, user
 from orchestrator.errors import BudgetExhausted
@@ -35,8 +35,8 @@ class Attempt:
     """One try at a task: who answers, with which tools, where.
 
     helper: a sub-agent's place beneath the attempt, "" for the agent itself. window: tokens of conversation after which
-    it is handed over to a fresh one. answer_schema: the shape of its last word, where it is not prose. tree: the
-    worktree as it is now, when that is known.
+    it is handed over to a fresh one, None for the tier's. answer_schema: the shape of its last word, where it is not
+    prose. tree: the worktree as it is now, when that is known.
     """
 
     run: str
@@ -52,7 +52,7 @@ class Attempt:
     max_turns: int
     agent: str = ""
     helper: str = ""
-    window: int = 160_000
+    window: int | None = None
     answer_schema: dict[str, Any] | None = None
     tree: str = ""
 
@@ -129,7 +129,7 @@ class Loop:
                     talk = await self._hand_over(attempt, turn, talk)
                 case _:
                     return Outcome(False, _stopped(reply), turn + 1, tree)
-            if too_long(reply, talk, attempt.window):
+            if too_long(reply, talk, attempt.window or config.window(attempt.tier)):
                 talk = await self._hand_over(attempt, turn, talk)
         return Outcome(False, f"no end after {attempt.max_turns} turns", attempt.max_turns, tree)
 

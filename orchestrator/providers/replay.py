@@ -1,4 +1,4 @@
-"""A recorded run, played again byte for byte: the same replies to the same conversation, and no service asked.
+"""A recorded run, played again: the recorded replies, byte for byte, to the same conversation, and no service asked.
 
 A recording is JSON lines: what was run first, then a line a call (who, which turn, the request's new part, the reply).
 The tools really run. What they give has to be what was recorded, but for what no two runs share: times, the folders of

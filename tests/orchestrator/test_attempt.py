@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import prompts
 from orchestrator.attempt import allowed
 from orchestrator.library import load
 from orchestrator.records import Agent, Skill
@@ -41,6 +42,18 @@ def test_an_agent_with_other_skills_may_read_them() -> None:
 def test_nobody_in_the_library_has_more_than_both_allow(agent: Agent, skill: Skill) -> None:
     own = set(agent.tools) & set(skill.tools or agent.tools)
     assert allowed(agent, skill) - {"skill"} <= own
+
+
+def test_other_skills_are_in_context_by_name_and_description_alone() -> None:
+    agent = next(each for each in LIBRARY.agents.values() if len(each.skills) > 1)
+    own, *others = (LIBRARY.skills[name] for name in agent.skills)
+    shown = prompts.render(
+        "system.md.j2", {"agent": agent, "skill": own, "others": others, "writes": (), "commands": ()}
+    )
+    assert own.body in shown
+    for each in others:
+        assert f"`{each.name}`: {each.description}" in shown
+        assert each.body not in shown
 
 
 def test_a_skill_gives_its_body_when_it_is_opened(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator import calls
+from orchestrator import calls, config
 from orchestrator.calls import Calls
 from orchestrator.ledger import Ledger
 from orchestrator.loop import MOST_CUT_OFFS, Attempt, Loop, Outcome
 from orchestrator.prices import PRICES, Price, Usage
 from orchestrator.providers.base import Block, Reply, Request
-from orchestrator.records import Budget
+from orchestrator.records import Budget, Tier
 from orchestrator.sandbox.base import Command, Completed
 from orchestrator.tools.base import ToolContext
 from orchestrator.workspace import Repository
@@ -244,6 +244,18 @@ def test_of_two_commands_that_change_one_file_in_a_turn_the_second_is_told(tmp_p
     assert ("is_error" in first, second["is_error"]) == (False, True)
     assert "log-one: a command beside this one changed it too" in second["content"]
     assert made.log == ["one"]
+
+
+@pytest.mark.parametrize(("tier", "handed_over"), [("haiku", True), ("sonnet", False)])
+def test_whoever_takes_an_attempt_over_on_another_tier_has_that_tiers_window(
+    tmp_path: Path, tier: Tier, handed_over: bool
+) -> None:
+    over_haikus = reply(append("one"), tokens=config.WINDOWS["haiku"] // 2 + 1)  # so many in, so many out
+    made = house(tmp_path, over_haikus, reply(text("Done.")), tier="opus", budget=Budget(usd=9, tokens=10**6))
+    made.script.by_count = True
+    made.attempt = replace(made.attempt, tier=tier)  # as a sub-agent's and a reviewer's is made
+    assert made.work().finished
+    assert (len(made.script.asked[1].messages) == 1) == handed_over
 
 
 @pytest.mark.parametrize("how", ["counted", "refused"])
