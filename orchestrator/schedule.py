@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
+from heapq import heapify, heappop, heappush
 
 from orchestrator.records import Plan
 
 DONE = ("accepted", "missed", "unmeasured")  # published: what needs them may go on
 ENDED = (*DONE, "failed", "blocked")
+RUNNING = "running"
 PAUSED = "paused"  # its own budget is used up: resumable
 
 
@@ -17,7 +18,7 @@ class Schedule:
 
     def __init__(self, plan: Plan, status: Mapping[str, str]) -> None:
         self.status = dict(status)
-        self._order = {task.id: number for number, task in enumerate(plan.tasks)}
+        self._place = {task.id: (status.get(task.id) != RUNNING, at) for at, task in enumerate(plan.tasks)}
         mine = [task for task in plan.tasks if task.id in status]
         self._needs = {task.id: tuple(need for need in task.needs if need in status) for task in mine}
         self._needed_by: dict[str, list[str]] = {}
@@ -29,16 +30,19 @@ class Schedule:
         for task in mine:
             if status[task.id] == PAUSED:
                 self.hold(task.id)
-        self._ready = deque(task.id for task in mine if task.id in self._open and self._is_ready(task.id))
+        self._ready = [
+            (self._place[task.id], task.id) for task in mine if task.id in self._open and self._is_ready(task.id)
+        ]
+        heapify(self._ready)
 
     @property
     def over(self) -> bool:
         return not self._open
 
     def take(self) -> str | None:
-        """The next task that may start, in the plan's order among those that became ready together."""
+        """The plan's first task that may start; before all others, what was under way when the run was interrupted."""
         while self._ready:
-            task = self._ready.popleft()
+            _, task = heappop(self._ready)
             if task in self._open and task not in self._taken:
                 self._taken.add(task)
                 return task
@@ -48,8 +52,9 @@ class Schedule:
         self.status[task] = status
         self._open.discard(task)
         if status in DONE:
-            freed = [each for each in self._needed_by.get(task, ()) if each in self._open and self._is_ready(each)]
-            self._ready.extend(sorted(freed, key=self._order.__getitem__))
+            for each in self._needed_by.get(task, ()):
+                if each in self._open and self._is_ready(each):
+                    heappush(self._ready, (self._place[each], each))
 
     def hold(self, task: str) -> None:
         """Paused, and with it what needs it: all of these go on another day."""
