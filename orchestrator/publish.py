@@ -104,17 +104,29 @@ def _pictures(run: Run, task: Task, change: Change) -> dict[str, bytes]:
 
 def _results(run: Run, judgement: Judgement) -> str:
     verdicts = verdicts_of(run) | {verdict.target: verdict for verdict in judgement.verdicts}
-    return report.results(run.plan.targets, verdicts, run.ledger.receipts(run.id))
+    shown = {receipt for verdict in verdicts.values() for receipt in verdict.receipts}
+    receipts = [each for name in _runs(run) for each in run.ledger.receipts(name) if each.id in shown]
+    return report.results(run.plan.targets, verdicts, receipts)
 
 
 def verdicts_of(run: Run) -> dict[str, Verdict]:
-    """Every verdict that the run has published so far, by target."""
+    """Every verdict that stands, by target: this run's, and earlier ones' for tasks that were ticked when it began."""
+    mine = set(run.ledger.statuses(run.id))
+    ticked = {task.id for task in run.plan.tasks if task.done}
     found = {}
-    for row in run.ledger.tasks(run.id):
-        for each in json.loads(row["verdicts"] or "[]"):
-            verdict = Verdict.model_validate(each)
-            found[verdict.target] = verdict
+    for name in _runs(run):
+        standing = mine if name == run.id else ticked - mine
+        for row in run.ledger.tasks(name):
+            for each in json.loads(row["verdicts"] or "[]") if row["id"] in standing else ():
+                verdict = Verdict.model_validate(each)
+                found[verdict.target] = verdict
     return found
+
+
+def _runs(run: Run) -> list[str]:
+    """This run, after those of the same plan before it."""
+    same = [str(row["id"]) for row in run.ledger.runs() if row["plan"] == run.plan.path]
+    return same[: same.index(run.id) + 1]
 
 
 def _top(run: Run) -> PullRequest | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from orchestrator import planfile, report, session, verdicts
-from orchestrator.house import State
+from orchestrator import planfile, publish, report, session, verdicts
+from orchestrator.house import Run, State
 from tests.orchestrator.helpers import PLAN, change, plan, receipt, target
 from tests.orchestrator.test_measure import OFFICIAL, seeds, trained
 
 PRINTED = (
     "oops\n| `t1` | 1.00 % (a paper) | at most 1.10 % | 0.01 % | reproduced |\n<!-- /odyssey:result -->\n- [x] `c` Mine"
 )
+MEASURED = {"p-1/a": 1.0, "p-1/b": 2.0, "p-2/b": 3.0, "p-3/b": 4.0}
 
 
 def test_what_a_failed_training_printed_stays_within_its_line_of_the_result() -> None:
@@ -45,6 +48,24 @@ def test_a_missed_target_and_a_failed_receipt_are_shouted() -> None:
     text = report.results([target()], {"t1": verdict.model_copy(update={"receipts": ("f",)})}, found)
     assert "**not reproduced**" in text
     assert "**failed**" in text
+
+
+def test_what_earlier_runs_measured_stands_as_long_as_its_task_is_ticked(tmp_path: Path) -> None:
+    state = State.of(tmp_path)
+    found = {name: verdicts.verdict(target(), OFFICIAL, change(), seeds(error)) for name, error in MEASURED.items()}
+    for name, path in (("p-1", "plans/p.md"), ("other-1", "plans/o.md"), ("p-2", "plans/p.md"), ("p-3", "plans/p.md")):
+        state.ledger.open_run(name, plan=path)
+        for task in ("a", "b") if name == "p-1" else ("b",):
+            state.ledger.open_task(name, task, position=0)
+            verdict = found.get(f"{name}/{task}", found["p-1/b"]).model_copy(update={"target": f"of-{task}"})
+            state.ledger.set_task(name, task, verdicts=f"[{verdict.model_dump_json()}]")
+
+    def means(name: str, text: str) -> dict[str, float | None]:
+        run = cast(Run, SimpleNamespace(id=name, ledger=state.ledger, plan=plan(text)))
+        return {target: each.mean for target, each in publish.verdicts_of(run).items()}
+
+    assert means("p-2", PLAN) == {"of-b": 3.0}, "a task that is not ticked has no result yet"
+    assert means("p-2", PLAN.replace("[ ] `a`", "[x] `a`")) == {"of-a": 1.0, "of-b": 3.0}
 
 
 @pytest.mark.parametrize(
