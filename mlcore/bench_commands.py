@@ -38,8 +38,9 @@ def bench_recipe_command(
     loaded = config.load(recipe)
     if loaded.data.normalise != "scalar" or loaded.data.crop or loaded.data.flip:
         raise RecipeError("whole runs against torch augment no images", place=recipe, fix="race another recipe")
-    if loaded.schedule.name == "plateau" or loaded.train.stop_after or loaded.train.keep_best:
-        raise RecipeError("whole runs against torch do not validate", place=recipe, fix="race another recipe")
+    train = loaded.train
+    if loaded.schedule.name == "plateau" or train.stop_after or train.keep_best or train.stop_at_pct:
+        raise RecipeError("whole runs against torch don't end early", place=recipe, fix="race another recipe")
     torch_module()
     dataset = find_dataset(loaded, data, quiet)
     with telling(quiet) as tell:

@@ -168,7 +168,8 @@ class Train(Closed):
 
     The validation part is evaluated after every `eval_every` epochs; a checkpoint is written at the end of an
     epoch and whenever the last one is `checkpoint_every_s` seconds old. `stop_after`: so many evaluations running
-    without a lower validation error end training (0: never). `keep_best`: the test is made with the weights of the
+    without a lower validation error end training (0: never). `stop_at_pct`: the first epoch whose training error, as
+    it was met while training, is at most this ends it (0: never). `keep_best`: the test is made with the weights of the
     lowest validation error, which checkpoints then hold beside the last ones. `snapshots`: after each epoch, what the
     network says of every training image is written, for others to score.
     """
@@ -179,6 +180,7 @@ class Train(Closed):
     eval_every: Positive = 1
     checkpoint_every_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     stop_after: Count = 0
+    stop_at_pct: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
     keep_best: bool = False
     snapshots: bool = False
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mlcore.schedule import Plateau
 
-Reason: TypeAlias = Literal["", "plateau", "stop_after"]
+Reason: TypeAlias = Literal["", "plateau", "stop_after", "stop_at_pct"]
 
 
 class Progress(BaseModel):
@@ -35,6 +35,11 @@ class Progress(BaseModel):
         after = after._levelled(error_pct, plateau) if plateau else after
         patience_ended = 0 < stop_after <= after.waited and not after.stopped
         return after.model_copy(update={"stopped": "stop_after"}) if patience_ended else after
+
+    def trained(self, error_pct: float, stop_at_pct: float) -> "Progress":
+        """After an epoch with this training error. stop_at_pct: the error that is low enough; 0: none is."""
+        enough = stop_at_pct > 0 and error_pct <= stop_at_pct and not self.stopped
+        return self.model_copy(update={"stopped": "stop_at_pct"}) if enough else self
 
     def is_best(self, step: int) -> bool:
         """Whether no evaluation was better than the one at `step`."""

@@ -96,7 +96,7 @@ class Result(Record):
     best_step: int | None = None
     tested_step: int | None = None
     rate_drops: int = 0
-    stopped_early: Literal["plateau", "stop_after"] | None = None
+    stopped_early: Literal["plateau", "stop_after", "stop_at_pct"] | None = None
 
     def document(self) -> dict[str, Any]:
         """As plain JSON, the schema's name first and under the key "schema"."""

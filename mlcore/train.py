@@ -197,12 +197,13 @@ class Trainer:
         """The epoch's row, with the validation part's error when it is due; the sums begin anew."""
         state = self.state
         epoch = -(-state.step // self.session.loader.steps_per_epoch)
+        train_error_pct = 100 * state.epoch_wrong / state.epoch_images
         row: Row = {
             "kind": "epoch",
             "step": state.step,
             "epoch": epoch,
             "train_loss": state.epoch_loss_sum / state.epoch_images,
-            "train_error_pct": 100 * state.epoch_wrong / state.epoch_images,
+            "train_error_pct": train_error_pct,
             "validation_loss": None,
             "validation_error_pct": None,
             "images_per_s": state.images / state.train_wall_s,
@@ -210,6 +211,8 @@ class Trainer:
         }
         if epoch % self.session.recipe.train.eval_every == 0 or state.step == self.session.total_steps:
             row |= self._validated()
+        stop_at_pct = self.session.recipe.train.stop_at_pct
+        self._update(progress=self.state.progress.trained(train_error_pct, stop_at_pct))
         self._row(row)
         self._update(epoch_loss_sum=0.0, epoch_wrong=0, epoch_images=0)
         self.display.say(_epoch_line(row, -(-self.session.total_steps // self.session.loader.steps_per_epoch)))
@@ -235,7 +238,9 @@ class Trainer:
         if now.drops > before.drops:
             rate = self.session.rate(self.state.step, now.drops)
             self.display.say(f"the validation error stalls: the rate drops to {rate:g} ({now.drops})")
-        if now.stopped:
+        if now.stopped == "stop_at_pct":
+            self.display.say("the training error is low enough: training ends")
+        elif now.stopped:
             best = f"{now.best_pct:.2f} % at step {now.best_step}"
             self.display.say(f"the validation error stalls: training ends; the lowest was {best}")
 

@@ -9,6 +9,7 @@ from orchestrator.house import State
 from orchestrator.records import PullRequest, Receipt, Task
 
 VERSION = 1
+TASK_KEYS = ("id", "status", "agent", "tier", "attempt", "detail")
 Json = dict[str, Any]
 
 
@@ -24,7 +25,10 @@ def run(state: State, run_id: str, pulls: bool = True) -> Json:
     tasks: list[Json] = []
     for task in ledger.each_task(run_id):
         verdicts += json.loads(task["verdicts"] or "[]")
-        tasks.append({key: task[key] for key in ("id", "status", "agent", "tier", "attempt", "detail")})
+        doing = ledger.last_event(run_id, task["id"]) if task["status"] == "running" else None
+        tasks.append(
+            {key: task[key] for key in ("id", "status", "agent", "tier", "attempt", "detail")} | {"doing": doing}
+        )
     spent = ledger.spent(run_id)
     return {
         "run": {

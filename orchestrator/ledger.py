@@ -191,6 +191,11 @@ class Ledger(Accounts):
     def note(self, run: str, task: str, kind: str, body: str) -> None:
         self._insert("events", run=run, task=task, at=self.time(), kind=kind, body=body)
 
+    def last_event(self, run: str, task: str) -> Row | None:
+        """What a task did last."""
+        sql = "SELECT at, kind, body FROM events WHERE run = ? AND task = ? ORDER BY position DESC LIMIT 1"
+        return next(iter(self._rows(sql, run, task)), None)
+
     def events(self, run: str, after: int = 0) -> list[Row]:
         return self._rows("SELECT * FROM events WHERE run = ? AND position > ? ORDER BY position", run, after)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from orchestrator import planner
 from orchestrator import report as reports
+from orchestrator.book import now
 from orchestrator.config import Settings
 from orchestrator.house import State
 from orchestrator.library import Library
@@ -62,6 +64,8 @@ def status(content: Mapping[str, Any], pulls: Iterable[PullRequest]) -> str:
             f"  {task['status']:<11} {task['id']:<20} {where}"
             + (f": {_short(task['detail'])}" if task["detail"] else "")
         )
+        if doing := task["doing"]:
+            lines.append(f"    {_ago(doing['at'])}: {doing['kind']} {_short(doing['body'])}")
     for each in content["verdicts"]:
         verdict = Verdict.model_validate(each)
         values = ", ".join(f"{value:.2f}" for value in verdict.values.values())
@@ -110,6 +114,11 @@ def _standing(run: Mapping[str, Any]) -> str:
     if run["status"] == "running" and not run["at_work"]:
         return f"interrupted; go on with `orchestrate resume {run['id']}`"
     return str(run["status"])
+
+
+def _ago(at: str) -> str:
+    minutes = (now() - datetime.fromisoformat(at)).total_seconds() / 60
+    return f"{minutes:.0f} min ago" if minutes < 100 else f"{minutes / 60:.1f} h ago"
 
 
 def _short(detail: str) -> str:

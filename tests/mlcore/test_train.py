@@ -354,6 +354,18 @@ def test_early_stopping_tests_the_best_weights_where_they_are_kept(tmp_path: Pat
     assert weights_sha256(found.weights) == kept["weights_sha256"] != weights_sha256(found.group("model"))
 
 
+def test_training_ends_with_the_first_epoch_whose_error_is_low_enough(tmp_path: Path) -> None:
+    whole = run_in(tmp_path / "whole", tiny("train.epochs=8"))
+    errors = [row["train_error_pct"] for row in metrics(tmp_path / "whole") if row["kind"] == "epoch"]
+    enough = errors[3]
+    reached = next(epoch for epoch, error in enumerate(errors, 1) if error <= enough)
+    early = run_in(tmp_path / "early", tiny("train.epochs=8", f"train.stop_at_pct={enough!r}"))
+    assert (whole["stopped_early"], early["stopped_early"]) == (None, "stop_at_pct")
+    assert early["steps"] == reached * whole["steps"] // 8 < whole["steps"]
+    assert early["status"] == "finished"
+    assert metrics(tmp_path / "early")[-1]["train_error_pct"] == errors[reached - 1]
+
+
 @pytest.mark.parametrize("override", ["train.stop_after=2", "train.keep_best=true", "schedule={name='plateau'}"])
 def test_what_goes_by_validation_wants_images_held_out(tmp_path: Path, override: str) -> None:
     with pytest.raises(RecipeError, match=r"needs images held out; set data\.validation"):

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from orchestrator import planfile, publish, report, session, verdicts
+from orchestrator import documents, planfile, publish, report, session, verdicts, views
 from orchestrator.house import Run, State
 from tests.orchestrator.helpers import PLAN, change, plan, receipt, target
 from tests.orchestrator.test_measure import OFFICIAL, seeds, trained
@@ -66,6 +66,22 @@ def test_what_earlier_runs_measured_stands_as_long_as_its_task_is_ticked(tmp_pat
 
     assert means("p-2", PLAN) == {"of-b": 3.0}, "a task that is not ticked has no result yet"
     assert means("p-2", PLAN.replace("[ ] `a`", "[x] `a`")) == {"of-a": 1.0, "of-b": 3.0}
+
+
+def test_status_says_what_a_running_task_does_and_for_how_long(tmp_path: Path) -> None:
+    state = State.of(tmp_path)
+    known = {"base_commit": "c" * 40, "base_branch": "main", "sandbox": "bubblewrap"}
+    state.ledger.open_run("p-1", plan="plans/p.md", budget=plan().budget.model_dump_json(), **known)
+    for task, status in (("a", "accepted"), ("b", "running")):
+        state.ledger.open_task("p-1", task, position=0, agent="worker")
+        state.ledger.set_task("p-1", task, status=status, tier="procedure", attempt=1)
+        state.ledger.note("p-1", task, "gate", f"{task}/seed-1")
+    shown = views.status(documents.run(state, "p-1"), []).splitlines()
+    assert shown[2:] == [
+        "  accepted    a                    worker, procedure, attempt 1",
+        "  running     b                    worker, procedure, attempt 1",
+        "    0 min ago: gate b/seed-1",
+    ]
 
 
 @pytest.mark.parametrize(
