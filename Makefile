@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: mnist alexnet test demo setup system clean
+.PHONY: mnist alexnet test slow demo setup system clean
 
 mnist: setup  ## run the plan plans/mnist.md: ends with pull requests whose numbers were measured
 	$(BIN)/orchestrate run plans/mnist.md
@@ -17,6 +17,9 @@ test: setup  ## lint, types, import contracts, plans, tests
 	$(BIN)/lint-imports
 	$(BIN)/orchestrate lint
 	$(BIN)/pytest -n 2 --dist worksteal
+
+slow: setup  ## what `make test` leaves out, hours: planted errors, each kill alone, streams cut at every byte
+	$(BIN)/pytest -m slow
 
 demo: setup  ## play a recorded run again, offline: a language model adds a schedule to mlcore, and is reviewed
 	$(BIN)/orchestrate demo plans/recordings/warmup.jsonl
