@@ -18,7 +18,7 @@ test: setup  ## lint, types, import contracts, plans, tests
 	$(BIN)/orchestrate lint
 	$(BIN)/pytest -n 2 --dist worksteal
 
-slow: setup  ## what `make test` leaves out, hours: planted errors, each kill alone, streams cut at every byte
+slow: setup  ## what `make test` leaves out, far longer: planted errors, each kill alone, streams cut at every byte
 	$(BIN)/pytest -m slow
 
 demo: setup  ## play a recorded run again, offline: a language model adds a schedule to mlcore, and is reviewed

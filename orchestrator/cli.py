@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from orchestrator import commands, pulls
+from orchestrator.commands import AsJson, PlanPath, given_provider, relative
 from orchestrator.commands import here as _here
 from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
 
@@ -33,13 +34,8 @@ Exit codes:
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 app.add_typer(pulls.pr, name="pr")
 app.add_typer(commands.mailbox, name="mailbox")
-app.command()(commands.record)
-app.command()(commands.bench)
-app.command()(commands.demo)
 
-PlanPath = Annotated[Path, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")]
 RunId = Annotated[str | None, typer.Argument(help="a run's id; the latest if left out", metavar="RUN")]
-AsJson = Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")]
 
 
 def main() -> None:
@@ -82,8 +78,8 @@ def run(
         display = _display(as_json)
         flags: dict[str, Any] = {"parallel": parallel, "data": data.resolve() if data else None}
         flags["unsafe_no_sandbox"] = unsafe_no_sandbox or None
-        flags["provider"] = _provider(provider)
-        job = session.start(checkout, state, _relative(plan, checkout), flags, display.say, again)
+        flags["provider"] = given_provider(provider)
+        job = session.start(checkout, state, relative(plan, checkout), flags, display.say, again)
         if checkout.dirty:
             display.say(
                 "", "note", f"uncommitted changes are not part of this run (it works from {checkout.commit[:12]})"
@@ -111,7 +107,7 @@ def resume(
         display = _display(as_json)
         chosen = run_id or session.latest(state, unfinished=True)
         session.extend_budget(state, chosen, minutes, usd, tokens, task)
-        session.change_provider(state, chosen, _provider(provider))
+        session.change_provider(state, chosen, given_provider(provider))
         display.say("", "resume", f"going on with {chosen}; what ended is not done again")
         job = session.again(checkout, state, chosen, display.say)
         _go(checkout, state, job, display, as_json)
@@ -191,23 +187,23 @@ def plan(
 
     checkout, state = _here()
     if from_paper:
-        place = _relative(out, checkout) if out else None
-        wish = planning.Reading(_provider(provider), tier, usd) if provider else None
+        place = relative(out, checkout) if out else None
+        wish = planning.Reading(given_provider(provider), tier, usd) if provider else None
         planning.from_paper(checkout.root, state, from_paper, place, wish, as_json)
     elif import_issues:
-        place = _relative(plan or Path("plans/issues.md"), checkout)
+        place = relative(plan or Path("plans/issues.md"), checkout)
         planning.import_issues(checkout.root, place, import_issues, take, as_json)
     elif plan is None:
         raise InputError(
             "which plan? name one, as in `orchestrate plan plans/mnist.md`, or see `orchestrate plan --help`"
         )
     elif export_issues:
-        planning.export_issues(checkout.root, _relative(plan, checkout), export_issues, take, apply, as_json)
+        planning.export_issues(checkout.root, relative(plan, checkout), export_issues, take, apply, as_json)
     elif confirm or reject:
         wanted = planning.Wanted(confirm, tuple(reject or ()), margin, recipe, seeds, dataset)
-        planning.decide(checkout.root, _relative(plan, checkout), wanted)
+        planning.decide(checkout.root, relative(plan, checkout), wanted)
     else:
-        _show_plan(checkout, state, _relative(plan, checkout), write, as_json)
+        _show_plan(checkout, state, relative(plan, checkout), write, as_json)
 
 
 @app.command()
@@ -222,7 +218,7 @@ def lint(
     from orchestrator.lint import lint as check
 
     checkout, _ = _here()
-    counts, problems = check(checkout.root, [_relative(path, checkout) for path in plans or []])
+    counts, problems = check(checkout.root, [relative(path, checkout) for path in plans or []])
     if as_json:
         print(documents.document("lint", **counts, problems=[asdict(problem) for problem in problems]))
     elif problems:
@@ -270,76 +266,6 @@ def report(
 
 
 @app.command()
-def tiers(as_json: AsJson = False) -> None:
-    """Which tier does what: attempts, accepted, cost per accepted change, and what the router would choose now.
-
-    \b
-    The router tries what is free first, then the ladder of models that costs
-    least per accepted change, counting what a refusal leads to: the next tier,
-    and in the end a person. It learns from every finished run here.
-    """
-    from orchestrator import documents, library, outcomes
-    from orchestrator import tiers as shown
-
-    checkout, state = _here()
-    content = shown.document(library.load(checkout.root), outcomes.history(state))
-    print(documents.document("tiers", **content) if as_json else shown.table(content))
-
-
-@app.command()
-def compare(
-    plan: PlanPath,
-    without: Annotated[str, typer.Option(help="the layer to take off: hierarchy, skills or tiers")],
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="runs of each side")] = 3,
-    usd: Annotated[float, typer.Option(help="what all runs together may cost, by the plan's budget")] = 20.0,
-    data: Annotated[Path | None, typer.Option(help="the datasets' folder (else MLCORE_DATA, cache, download)")] = None,
-    provider: Annotated[
-        str | None, typer.Option(help="who answers as the language model: none, anthropic, mailbox or replay:FILE")
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="keep the repositories that the runs were made in")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Does a layer earn its keep? A plan with and without it, over several seeds.
-
-    \b
-      orchestrate compare plans/mnist.md --without tiers --seeds 5
-
-    \b
-    hierarchy  one generalist does every task, right under the chief
-    skills     no instructions and no procedures; reviewers keep theirs
-    tiers      every task on its dearest tier: nothing free, nothing cheaper first
-
-    \b
-    Every run is made in a repository of its own under .odyssey/compare, from
-    HEAD's commit; yours is not touched. An interrupted comparison goes on where
-    it was. Procedures need no model; a task that needs one and has none is
-    blocked on either side, and the comparison says so. With --provider mailbox,
-    `orchestrate mailbox list` shows here what the runs ask. Differences come
-    with 95 % intervals: exact for what passed, resampled for what it cost.
-    The verdict goes by dollars and time; where calls cost nothing, by their
-    number and tokens.
-    """
-    from orchestrator import compare as comparing
-    from orchestrator import config as settings
-    from orchestrator import documents
-    from orchestrator.lint import read_plan
-
-    checkout, state = _here()
-    path, layer = _relative(plan, checkout), _layer(without)
-    loaded, _, _ = read_plan(checkout.root, path)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    values, _ = settings.load(checkout.root, {"provider": _provider(provider)})
-    if values.provider == "anthropic":
-        comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)
-    folder = data.resolve() if data else None
-    experiment = comparing.Experiment(
-        checkout, state, path, layer, values.provider, folder, lambda text: print(text, file=sys.stderr, flush=True)
-    )
-    content = experiment.run(seeds, keep)
-    print(documents.document("compare", **content) if as_json else comparing.table(content))
-
-
-@app.command()
 def config(as_json: AsJson = False) -> None:
     """Every setting, its value and where it comes from."""
     from orchestrator import config as settings
@@ -351,6 +277,13 @@ def config(as_json: AsJson = False) -> None:
         print(documents.document("config", settings=values.model_dump(mode="json"), origin=origin))
     else:
         print(views.settings(values, origin))
+
+
+app.command()(commands.tiers)
+app.command()(commands.compare)
+app.command()(commands.record)
+app.command()(commands.bench)
+app.command()(commands.demo)
 
 
 def _version(wanted: bool) -> None:
@@ -372,19 +305,6 @@ def _options(
 # Helpers, in reading order
 
 
-def _relative(path: Path, checkout: Checkout) -> str:
-    try:
-        return path.resolve().relative_to(checkout.root.resolve()).as_posix()
-    except ValueError:
-        raise InputError(f"{path} is outside the repository {checkout.root}; keep plans inside it") from None
-
-
-def _provider(name: str | None) -> str | None:
-    """A recording's path is found again wherever the run is resumed from."""
-    kind, colon, path = (name or "").partition(":")
-    return f"{kind}:{Path(path).resolve()}" if colon else name
-
-
 def _show_plan(checkout: Checkout, state: State, path: str, write: bool, as_json: bool) -> None:
     from orchestrator import documents, planfile, planner, views
     from orchestrator.lint import read_plan
@@ -402,17 +322,6 @@ def _show_plan(checkout: Checkout, state: State, path: str, write: bool, as_json
         print(documents.document("plan", plan=path, sha256=loaded.sha256, tasks=tasks))
     else:
         print(views.plan(loaded, assignments, estimates))
-
-
-def _layer(name: str) -> Any:
-    from orchestrator.ablation import LAYERS
-    from orchestrator.frontmatter import did_you_mean
-
-    if name not in LAYERS:
-        raise InputError(
-            f"--without {name}: no such layer; {did_you_mean(name, LAYERS) or 'layers: ' + ', '.join(LAYERS)}"
-        )
-    return name
 
 
 def _display(as_json: bool) -> Any:

@@ -24,6 +24,7 @@ from orchestrator.house import Run
 from orchestrator.loop import Attempt, Loop, Outcome
 from orchestrator.providers.base import Block, Request
 from orchestrator.records import Budget, Record, Task, TaskBudget
+from orchestrator.review import is_review
 from orchestrator.tools.base import Arguments
 
 MAX_DEPTH = 2  # sub-agents beneath sub-agents
@@ -123,7 +124,7 @@ class Team:
     def _below(self, attempt: Attempt) -> tuple[str, ...]:
         agent = self.run.library.agents.get(attempt.agent)
         deep = attempt.helper.count("/") + 1 if attempt.helper else 0
-        if agent is None or "delegate" not in agent.tools or deep >= MAX_DEPTH or attempt.helper.startswith("review"):
+        if agent is None or "delegate" not in agent.tools or deep >= MAX_DEPTH or is_review(attempt.helper):
             return ()
         return agent.delegates_to
 

@@ -1,10 +1,11 @@
-"""Commands around the language models: answering by mail, recording a run, measuring the orchestrator itself."""
+"""Commands around the language models: what each tier and layer earns, answering by mail, recordings, what we cost."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
     from orchestrator.providers.mailbox import Mailbox
     from orchestrator.workspace import Checkout
 
+PlanPath = Annotated[Path, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")]
+AsJson = Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")]
 mailbox = typer.Typer(help="Answer what a run with --provider mailbox asks.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="the request's name, or the beginning of it", metavar="REQUEST")]
 
 
 @mailbox.command("list")
 def mailbox_list(
-    as_json: Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Requests that wait for a reply, oldest first."""
     from orchestrator import documents
@@ -50,6 +53,74 @@ def mailbox_answer(
     reply = box.answer(chosen, sys.stdin.read() if file == "-" else Path(file).read_text())
     calls = ", ".join(call["name"] for call in reply.tool_calls)
     print(f"{chosen}: taken ({f'calls {calls}' if calls else reply.stop_reason})", file=sys.stderr)
+
+
+def tiers(as_json: AsJson = False) -> None:
+    """Which tier does what: attempts, accepted, cost per accepted change, and what the router would choose now.
+
+    \b
+    The router tries what is free first, then the ladder of models that costs
+    least per accepted change, counting what a refusal leads to: the next tier,
+    and in the end a person. It learns from every finished run here.
+    """
+    from orchestrator import documents, library, outcomes
+    from orchestrator import tiers as shown
+
+    checkout, state = here()
+    content = shown.document(library.load(checkout.root), outcomes.history(state))
+    print(documents.document("tiers", **content) if as_json else shown.table(content))
+
+
+def compare(
+    plan: PlanPath,
+    without: Annotated[str, typer.Option(help="the layer to take off: hierarchy, skills or tiers")],
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="runs of each side")] = 3,
+    usd: Annotated[float, typer.Option(help="what all runs together may cost, by the plan's budget")] = 20.0,
+    data: Annotated[Path | None, typer.Option(help="the datasets' folder (else MLCORE_DATA, cache, download)")] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="who answers as the language model: none, anthropic, mailbox or replay:FILE")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep the repositories that the runs were made in")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Does a layer earn its keep? A plan with and without it, over several seeds.
+
+    \b
+      orchestrate compare plans/mnist.md --without tiers --seeds 5
+
+    \b
+    hierarchy  one generalist does every task, right under the chief
+    skills     no instructions and no procedures; reviewers keep theirs
+    tiers      every task on its dearest tier: nothing free, nothing cheaper first
+
+    \b
+    Every run is made in a repository of its own under .odyssey/compare, from
+    HEAD's commit; yours is not touched. An interrupted comparison goes on where
+    it was. Procedures need no model; a task that needs one and has none is
+    blocked on either side, and the comparison says so. With --provider mailbox,
+    `orchestrate mailbox list` shows here what the runs ask. Differences come
+    with 95 % intervals: exact for what passed, resampled for what it cost.
+    The verdict goes by dollars and time; where calls cost nothing, by their
+    number and tokens.
+    """
+    from orchestrator import compare as comparing
+    from orchestrator import config as settings
+    from orchestrator import documents
+    from orchestrator.lint import read_plan
+
+    checkout, state = here()
+    path, layer = relative(plan, checkout), _layer(without)
+    loaded, _, _ = read_plan(checkout.root, path)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    values, _ = settings.load(checkout.root, {"provider": given_provider(provider)})
+    if values.provider == "anthropic":
+        comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)
+    folder = data.resolve() if data else None
+    experiment = comparing.Experiment(
+        checkout, state, path, layer, values.provider, folder, lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    content = experiment.run(seeds, keep)
+    print(documents.document("compare", **content) if as_json else comparing.table(content))
 
 
 def record(
@@ -96,7 +167,7 @@ def demo(
 def bench(
     tasks: Annotated[str, typer.Option(help="sizes of the plans, separated by commas")] = "10,100,1000",
     turns: Annotated[int, typer.Option(help="turns of the conversation", min=20)] = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What the orchestrator itself costs: time and memory of plans that do nothing, and of a turn without its model."""
     from dataclasses import asdict
@@ -127,6 +198,34 @@ def here() -> tuple[Checkout, State]:
 
     checkout = find_checkout(Path.cwd())
     return checkout, State.of(checkout.root)
+
+
+def relative(path: Path, checkout: Checkout) -> str:
+    """A plan's path as git has it. Raises InputError for one outside of the repository."""
+    from orchestrator.errors import InputError
+
+    try:
+        return path.resolve().relative_to(checkout.root.resolve()).as_posix()
+    except ValueError:
+        raise InputError(f"{path} is outside the repository {checkout.root}; keep plans inside it") from None
+
+
+def given_provider(name: str | None) -> str | None:
+    """A recording's path is found again wherever the run is resumed from."""
+    kind, colon, path = (name or "").partition(":")
+    return f"{kind}:{Path(path).resolve()}" if colon else name
+
+
+def _layer(name: str) -> Any:
+    from orchestrator.ablation import LAYERS
+    from orchestrator.errors import InputError
+    from orchestrator.frontmatter import did_you_mean
+
+    if name not in LAYERS:
+        raise InputError(
+            f"--without {name}: no such layer; {did_you_mean(name, LAYERS) or 'layers: ' + ', '.join(LAYERS)}"
+        )
+    return name
 
 
 def _mailboxes() -> list[Mailbox]:

@@ -33,11 +33,11 @@ from orchestrator.ledger import Ledger
 from orchestrator.lint import read_plan
 from orchestrator.providers.base import Reply
 from orchestrator.records import TIERS
+from orchestrator.review import is_review
 from orchestrator.workspace import Checkout, git
 
 PASSED = ("accepted", "unmeasured")  # on other data than the plan's nothing is ever accepted; the gate found no fault
 ENDED_WELL = (0, 3, 5)  # exit codes of a run that says what it came to
-REVIEWS = ("/review", "/review-again")  # ends of the names of reviewers' conversations
 LAST_LINES = 8  # of a run that broke
 WHO = {f"GIT_{role}_{key}": "compare" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
 WORDS = {"usd": "dollars", "wall_s": "time"}
@@ -299,7 +299,7 @@ def _read(content: dict[str, Any], wall_s: float, ledger: Ledger) -> Measured:
         tokens=sum(tokens for tokens, _ in sizes),
         estimated=any(estimated for _, estimated in sizes),
         attempts=sum(task["attempt"] or 0 for task in tasks),
-        reviews=len({call["node"] for call in asked if call["node"].endswith(REVIEWS)}),
+        reviews=len({call["node"] for call in asked if is_review(call["node"].rpartition("/")[2])}),
     )
 
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.commands import here
+from orchestrator.commands import AsJson, here
 
 if TYPE_CHECKING:
     from orchestrator.forge.local import LocalForge
     from orchestrator.records import PullRequest
 
 pr = typer.Typer(help="Read, approve and merge the pull requests that runs have made.", no_args_is_help=True)
-AsJson = Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")]
 Number = Annotated[int, typer.Argument(help="the pull request's number")]
 
 

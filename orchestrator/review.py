@@ -23,6 +23,7 @@ from orchestrator.records import RISK_LEVELS, Agent, Judgement, Plan, Record, Ri
 LOOKS = frozenset({"read", "list", "search"})
 DIFF_CHARS = 60_000
 TURNS = 20
+NAME = "review"  # of a reviewer's conversation, or its beginning
 # How many of the levels above its author read a change of this risk, from whoever handed it down; None: all of them.
 LEVELS: dict[RiskLevel, int | None] = {"low": 1, "medium": 2, "high": None}
 Severity = Literal["blocker", "major", "minor", "none"]
@@ -63,6 +64,11 @@ class Reviewing:
     found: tuple[str, ...] = ()
 
 
+def is_review(helper: str) -> bool:
+    """Whether a conversation beneath an attempt is a reviewer's."""
+    return helper.startswith(NAME)
+
+
 def readers(chain: tuple[str, ...], risk: Risk) -> tuple[str, ...]:
     """Who reads a change of the last one of the chain, in order: from whoever handed it down up to the chief."""
     return chain[-2::-1][: LEVELS[risk.level]]
@@ -90,7 +96,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
         tools=replace(worked.tools, writes=(), commands=(), skills={}),
         max_turns=TURNS,
         agent=reviewer.name,
-        helper="review" if level == 1 else f"review-{level}",
+        helper=NAME if level == 1 else f"{NAME}-{level}",
         answer_schema=closed(Review.model_json_schema()),
     )
 

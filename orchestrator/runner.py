@@ -194,8 +194,8 @@ class Runner:
         diff = run.repository.diff(change.base, change.commit)
         asked = Reviewing(run.plan, task, assignment.brief, assignment.agent, outcome.text, diff)
         loop, level = Loop(self._calls(task.id, provider), run.repository, self._engine), 0
-        while judgement.outcome in REVIEWED and level < len(above := review.readers(assignment.chain, judgement.risk)):
-            reviewer, level = run.library.agents[above[level]], level + 1
+        while judgement.outcome in REVIEWED and (above := review.readers(assignment.chain, judgement.risk)[level:]):
+            reviewer, level = run.library.agents[above[0]], level + 1
             asked = replace(asked, found=judgement.review)
             reading = review.attempt(asked, reviewer, skill, worked, run.settings.models[reviewer.model], level)
             judgement = review.judged(judgement, await review.read(loop, reading), reviewer.name)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from orchestrator.house import State
 from tests.orchestrator import helpers
 from tests.orchestrator.fakeapi import FakeApi, Turn
 
@@ -104,3 +105,24 @@ def scripts(tasks: int = 2) -> dict[str, list[Turn]]:
 
 def api(tasks: int = 2) -> FakeApi:
     return FakeApi(scripts=scripts(tasks))
+
+
+def place(made: FakeApi, body: dict[str, Any]) -> tuple[str, int]:
+    """Of which script a request is, and which of its turns is due."""
+    first = json.dumps(body["messages"][0])
+    key = next(key for key in made.scripts if key in first)
+    return key, sum(message["role"] == "assistant" for message in body["messages"])
+
+
+def two_apart(folder: Path, limit: str) -> Path:
+    """Tasks `a`, with a budget of its own, and `b`, which does not need it."""
+    made = files(2)
+    plan = made["plans/p.md"].replace("  - needs: a\n", "")
+    made["plans/p.md"] = plan.replace("  - writes: notes/a.md\n", f"  - writes: notes/a.md\n  - budget: {limit}\n")
+    helpers.repository(folder, made)
+    return folder
+
+
+def statuses(repo: Path) -> dict[str, str]:
+    """How each task of the first run stands."""
+    return State.of(repo).ledger.statuses("p-1")

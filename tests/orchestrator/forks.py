@@ -6,10 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from tests.orchestrator.fakeapi import FakeApi, serving
+
+RUN = ("run", "plans/p.md", "--provider", "anthropic")
 
 
 @dataclass
@@ -43,3 +47,10 @@ def forks() -> Iterator[Forks]:
         yield Forks(process)
         assert process.stdin is not None
         process.stdin.close()
+
+
+def run(warm: Forks, repo: Path, api: FakeApi | None, *argv: str, kill: int = -1) -> tuple[int, str]:
+    """Exit code and what was said, with this server behind ANTHROPIC_BASE_URL; None: with nothing there."""
+    with serving(api) if api else nullcontext():
+        done = replace(warm, url=api.url if api else "http://127.0.0.1:9").run(repo, argv, kill)
+    return done["code"], done["err"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from orchestrator.sandbox.unsafe import UnsandboxedSandbox
 from tests.orchestrator import brains, helpers
 from tests.orchestrator.endtoend import has_bubblewrap
 from tests.orchestrator.fakeapi import FakeApi, Turn, serving
-from tests.orchestrator.forks import Forks, forks
+from tests.orchestrator.forks import RUN, Forks, run
 from tests.orchestrator.helpers import KEY, PausedHere, ledger
 from tests.orchestrator.test_calls import REQUEST
 from tests.orchestrator.test_loop import House, append, house, reply, text
@@ -306,23 +306,10 @@ def test_a_paid_services_own_time_counts_and_the_waits_between_its_failures_do_n
 
 
 needs_sandbox = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
-RUN = ["run", "plans/p.md", "--provider", "anthropic"]
 ROOMY = "{usd: 10, tokens: 2000000, minutes: 20}"
 CALL = ("before intent", "after intent", "before send", "after send", "before paid", "after paid")  # see zygote.py
 UNTIL_JUNIOR = (*CALL, *CALL, "before tool", "after tool", *CALL)  # the chief hands out, the worker hands on
 HANGS_ONCE = "test -e {0}/begun || { touch {0}/begun; sleep 20; exit 1; }"
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Forks]:
-    with forks() as made:
-        yield made
-
-
-def run(warm: Forks, repo: Path, api: FakeApi, *argv: str, kill: int = -1) -> tuple[int, str]:
-    with serving(api):
-        done = replace(warm, url=api.url).run(repo, argv, kill)
-    return done["code"], done["err"]
 
 
 def hang(where: str) -> list[str]:
@@ -351,10 +338,6 @@ def book(repo: Path) -> Ledger:
     return State.of(repo).ledger
 
 
-def tasks(repo: Path) -> dict[str, str]:
-    return book(repo).statuses("p-1")
-
-
 def seconds(repo: Path, node: str = "") -> float:
     return float(book(repo).spent("p-1", node)["seconds"])
 
@@ -376,7 +359,7 @@ def test_a_command_over_the_runs_budget_pauses_it_and_more_minutes_end_it_accept
     assert (code, seconds(repo), len(api.requests)) == (5, used, asked), "kept across resume"
     assert "of the budget in minutes is used" not in err
     code, err = run(warm, repo, api, "resume", "p-1", "--minutes", "30")
-    assert (code, tasks(repo)) == (0, {"a": "accepted"}), err
+    assert (code, brains.statuses(repo)) == (0, {"a": "accepted"}), err
     assert book(repo).tasks("p-1")[0]["attempt"] == 1, "a command that was stopped is no failed attempt"
     assert len(api.requests) == 1 + 3 + 2, "nothing was bought twice"
     assert "stopped by the time limit" not in json.dumps(api.requests), "nor a failed call of the agent's"
@@ -390,7 +373,7 @@ def test_a_check_of_the_gate_over_a_tasks_budget_pauses_that_task_and_is_no_refu
     check = f"accept: sh -c '{hang('/cache')[-1]}'\n  - budget: minutes=0.05"
     repo = prepared(tmp_path, 1, ROOMY, api, plan=("accept: grep -q a notes/a.md", check))
     code, err = run(warm, repo, api, *RUN)
-    assert (code, tasks(repo)) == (5, {"a": "paused"}), err
+    assert (code, brains.statuses(repo)) == (5, {"a": "paused"}), err
     assert "the budget of `a` of 0.05 minutes is used up (0.05 spent); it is set in plans/p.md:" in err
     assert "go on with: orchestrate resume p-1 --task a --minutes 30" in err
     used = seconds(repo, "a")
@@ -399,7 +382,7 @@ def test_a_check_of_the_gate_over_a_tasks_budget_pauses_that_task_and_is_no_refu
     assert run(warm, repo, api, "resume", "p-1", "--minutes", "60")[0] == 5, "more for the run is none for the task"
     assert seconds(repo, "a") == used
     code, err = run(warm, repo, api, "resume", "p-1", "--task", "a", "--minutes", "5")
-    assert (code, tasks(repo)) == (0, {"a": "accepted"}), err
+    assert (code, brains.statuses(repo)) == (0, {"a": "accepted"}), err
     assert [receipt.kind for receipt in book(repo).receipts("p-1", "a")] == ["policy", "accept"]
 
 
@@ -425,7 +408,7 @@ def test_a_sub_agents_used_up_minutes_pause_its_task_and_no_resume_gives_it_fres
     repo = prepared(tmp_path, 1, "{usd: 10, tokens: 2000000, minutes: 0.1}", api)
     delegating(api, hangs())
     code, err = run(warm, repo, api, *RUN)
-    assert (code, tasks(repo)) == (5, {"a": "paused"}), err
+    assert (code, brains.statuses(repo)) == (5, {"a": "paused"}), err
     node, given = share(repo)
     assert f"the budget of `{node}` of {given['minutes']:g} minutes is used up" in err
     used, asked = seconds(repo), len(api.requests)
@@ -434,7 +417,7 @@ def test_a_sub_agents_used_up_minutes_pause_its_task_and_no_resume_gives_it_fres
         code, err = run(warm, repo, api, "resume", "p-1", *more)
         assert (code, share(repo), seconds(repo), len(api.requests)) == (5, (node, given), used, asked), err
     code, err = run(warm, repo, api, "resume", "p-1", "--task", "a", "--minutes", "5")
-    assert (code, tasks(repo)) == (0, {"a": "accepted"}), err
+    assert (code, brains.statuses(repo)) == (0, {"a": "accepted"}), err
 
 
 @needs_sandbox
@@ -456,10 +439,10 @@ def test_a_sub_agent_killed_in_each_call_spends_its_dollars_once_and_is_given_no
         found, err = run(warm, repo, api, "resume", "p-1", kill=CALL.index("after send"))
         assert (found, share(repo)) == (code, before), err
     assert f"the budget of `{node}` of {given.usd:g} dollars is used up" in err
-    assert tasks(repo) == {"a": "paused"}
+    assert brains.statuses(repo) == {"a": "paused"}
     assert book(repo).spent("p-1", node)["usd"] <= 2.5 * sent["max_usd"]
     assert len(api.requests) == 2 + 2
     code, err = run(warm, repo, api, "resume", "p-1", "--usd", "5")
     assert (code, share(repo), len(api.requests)) == (5, before, 4), "more for the run is none for the sub-agent"
     code, err = run(warm, repo, api, "resume", "p-1", "--task", "a", "--usd", "5")
-    assert (code, tasks(repo)) == (0, {"a": "accepted"}), err
+    assert (code, brains.statuses(repo)) == (0, {"a": "accepted"}), err

@@ -21,14 +21,13 @@ from orchestrator.house import State
 from tests.orchestrator import brains, helpers
 from tests.orchestrator.endtoend import has_bubblewrap
 from tests.orchestrator.fakeapi import FakeApi, serving
-from tests.orchestrator.forks import Forks, forks
+from tests.orchestrator.forks import RUN, Forks, forks
 
 pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
 # How many boundaries the nth process may pass: two that get nowhere (a call has six), then one that does.
 AFTER = (0, 2, 6, 1, 3, 7, 4, 5, 6)
 ON_ITS_WAY = ("after intent", "before send", "after send", "before paid")
 COST = re.compile(r"\$[\d.]+, [\d.]+ min")
-RUN = ["run", "plans/p.md", "--provider", "anthropic"]
 
 
 def run(made: Forks, repo: Path, kill: int = -1) -> dict[str, Any]:
