@@ -123,7 +123,7 @@ def test_killed_at_ten_random_moments_a_run_ends_with_the_same_verdict_and_one_p
     report = repo.json("report", "--verify")
     assert report["wrong"] == []
     trials = [receipt["what"].partition(":")[0] for receipt in report["receipts"] if receipt["target"]]
-    assert len(trials) == len(set(trials)) == 6
+    assert len(trials) == len(set(trials)) == 6, report["verdicts"]
     assert repo.ledger("SELECT COUNT(*) FROM calls WHERE state != 'done'") == [(0,)]
     assert len(repo.ledger("SELECT DISTINCT run, task, attempt, turn FROM calls")) == len(
         repo.ledger("SELECT key FROM calls")
