@@ -21,7 +21,7 @@ from mlcore.tensor import Array
 
 Key = tuple[str, str]
 FORWARD, INPUT, WEIGHTS, UPDATE = "forward", "to input", "weights", "update"
-OF_WEIGHTS = ("descend", "bias gradient", "turn")
+OF_WEIGHTS = ("descend", "bias gradient", "keep", "turn")
 
 
 def seconds_by_part(plan: LanePlan, images_NCHW: Array, labels_N: Array, rest: Key) -> dict[Key, float]:
@@ -29,17 +29,17 @@ def seconds_by_part(plan: LanePlan, images_NCHW: Array, labels_N: Array, rest: K
     seeds = np.append(np.arange(len(plan.network.dropouts)), 0)
     logits = np.empty((len(images_NCHW), plan.network.stages[-1].out.channels), np.float32)
     batch = Batch(images_NCHW, labels_N, seeds, logits, np.empty(len(labels_N)))
-    work = len(labels_N) * plan.work
+    work, groups = len(labels_N) * plan.work, -(-len(labels_N) // plan.lanes)
 
     def run(table: Table) -> None:
         lane_program.run(work, table, plan.lanes, plan.memory, batch)
 
-    seen = {key: _timed(partial(run, table)) for key, table in _parts(plan, rest).items()}
+    seen = {key: _timed(partial(run, table)) for key, table in _parts(plan, groups, rest).items()}
     return seen | {("(optimiser)", UPDATE): _timed(partial(plan.update, 0.0))}
 
 
-def _parts(plan: LanePlan, rest: Key) -> dict[Key, Table]:
-    """The tables of operations, in the order of the network."""
+def _parts(plan: LanePlan, groups: int, rest: Key) -> dict[Key, Table]:
+    """The tables of operations for a batch of so many groups, in the order of the network."""
     found: dict[int, Key] = {}
     kept: list[list[int]] = []
 
@@ -65,7 +65,8 @@ def _parts(plan: LanePlan, rest: Key) -> dict[Key, Table]:
     parts: dict[Key, list[list[int]]] = {}
     for op in operations:
         parts.setdefault(found.get(id(op), rest), []).append(op)
-    return {key: Table(rows) for key, rows in parts.items()}
+    pieces = {(stage.name, WEIGHTS): list(plan.network.gather(stage, groups)) for stage in plan.network.weighted}
+    return {key: Table(rows, pieces.get(key, ())) for key, rows in parts.items()}
 
 
 def _timed(run: Callable[[], object]) -> float:

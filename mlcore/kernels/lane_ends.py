@@ -74,9 +74,9 @@ def cross_entropy(op: Array, memory: Array, first: int, logits_NK: Array, labels
 
 
 @kernel
-def turn(op: Array, memory: Array) -> None:
+def turn(op: Array, memory: Array, factors: Array) -> None:
     """Images down, channels across: [channels, lanes] to rows of channels, `out_row` bytes apart."""
     for lane in range(op[LANES]):
         out, x = (op[OUT] + lane * op[OUT_ROW]) // FLOAT_BYTES, op[X] // FLOAT_BYTES + lane
         for channel in range(op[CHANNELS]):
-            memory[out + channel] = memory[x + channel * op[LANES]]
+            factors[out + channel] = memory[x + channel * op[LANES]]

@@ -19,13 +19,15 @@ from mlcore.kernels.lane_maps import (
     bias_gradient,
     clear_row,
     dropout_row,
+    keep,
     relu_row,
     respond_back_row,
     respond_row,
+    sum_groups,
     tanh_back_row,
     tanh_row,
 )
-from mlcore.kernels.lane_matrix import CORRELATE, DESCEND, correlate, descend
+from mlcore.kernels.lane_matrix import CORRELATE, DESCEND, GRADIENTS, GROUPS, correlate, descend
 from mlcore.kernels.lane_pool import WINDOWS, avg_pool, avg_pool_back, max_pool, max_pool_back
 from mlcore.kernels.micro import address_of
 
@@ -44,12 +46,13 @@ class Batch(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an operation works: a thread's activations (float32) and winners (uint8), a group's gradients and what
-    addresses count from (int64), a network's constants (float64), and a batch from its image `first` on."""
+    """Where an operation works: a thread's activations (float32) and winners (uint8), a group's gradients and factors,
+    what addresses count from (int64), a network's constants (float64), and a batch from its image `first` on."""
 
     own: Array
     winners: Array
     grads: Array
+    factors: Array
     bases: Array
     constants: Array
     batch: Batch
@@ -143,14 +146,24 @@ def _loss(op: Array, place: Place) -> None:
 
 @kernel
 def _turn(op: Array, place: Place) -> None:
-    turn(op, place.own)
+    turn(op, place.own, place.factors)
+
+
+@kernel
+def _keep(op: Array, place: Place) -> None:
+    keep(op, place.own, place.factors)
+
+
+@kernel
+def _sum(op: Array, place: Place) -> None:
+    sum_groups(op, place.bases[GROUPS], place.bases[GRADIENTS])
 
 
 def _example() -> tuple[Array, Place]:
     """Arguments of the types that all kernels are compiled for."""
     one, whole, real = np.zeros(1, np.float32), np.zeros(1, np.int64), np.zeros(1)
     batch = Batch(one.reshape(1, 1, 1, 1), whole, whole, one.reshape(1, 1), real)
-    return whole, Place(one, np.zeros(1, np.uint8), one, whole, real, batch, 0)
+    return whole, Place(one, np.zeros(1, np.uint8), one, one, whole, real, batch, 0)
 
 
 class Kind(NamedTuple):
@@ -181,6 +194,8 @@ def _kinds() -> dict[str, Kind]:
         "logits": (ENDS, _logits),
         "loss": (ENDS, _loss),
         "turn": (ENDS, _turn),
+        "keep": (RUNS, _keep),
+        "sum": (RUNS, _sum),
     }
     return {name: Kind(columns, Entry(body, example)) for name, (columns, body) in kinds.items()}
 
@@ -201,11 +216,14 @@ def operation(kind: str, **columns: int) -> list[int]:
 
 
 class Table:
-    """Operations, a row each, in their order. rows: int64 [operations, columns]."""
+    """Operations, a row each: what every group goes through in this order, then pieces of the batch's gradient.
 
-    def __init__(self, operations: Iterable[list[int]]) -> None:
-        self.rows = np.array(list(operations), np.int64)
-        self._kinds = sorted(set(self.rows[:, 0].tolist()))
+    rows, pieces: int64 [operations, columns].
+    """
+
+    def __init__(self, operations: Iterable[list[int]], pieces: Iterable[list[int]] = ()) -> None:
+        self.rows, self.pieces = (np.array(list(each), np.int64).reshape(-1, COLUMNS) for each in (operations, pieces))
+        self._kinds = sorted({*self.rows[:, 0].tolist(), *self.pieces[:, 0].tolist()})
         self._entries = np.zeros(len(KINDS), np.int64)
 
     def entries(self) -> Array:

@@ -51,6 +51,23 @@ def clear_row(op: Array, memory: Array) -> None:
 
 
 @kernel
+def keep(op: Array, memory: Array, factors: Array) -> None:
+    """A run of `count` floats into the factors, before another group comes by."""
+    start = op[OUT] // FLOAT_BYTES
+    factors[start : start + op[COUNT]] = _run(op, memory, X, X_CHANNEL, 0)
+
+
+@kernel
+def sum_groups(op: Array, x: int, out: int) -> None:
+    """What `height` groups made, `x_row` bytes apart, added in their order; `count` floats in whole sixteens."""
+    for i in range(0, op[COUNT] * FLOAT_BYTES, SIXTEEN_FLOATS):
+        so_far = load_at(x + op[X] + i)
+        for group in range(1, op[HEIGHT]):
+            so_far = plus(so_far, load_at(x + op[X] + i + group * op[X_ROW]))
+        store_at(out + op[OUT] + i, so_far)
+
+
+@kernel
 def relu_row(op: Array, memory: Array) -> None:
     """out = x where gate is above zero (or NaN), else zero: forward with x as the gate, back with the output."""
     for channel in range(op[CHANNELS]):

@@ -1,7 +1,9 @@
 """All multiplications of a network in lanes, a row of pixels at a time: rows of a table tell where the tiles go.
 
 An address in a table is a number of bytes from a base: the thread's activations, the weights, or the group's
-gradients. The columns of a row are named below; LAST_ ones are of the shorter tiles at the end, as `cover` cuts.
+gradients. Where the groups' gradients are brought together, it counts from the factors, the weights, the batch's
+gradient, and all groups'. The columns of a row are named below; LAST_ ones are of the shorter tiles at the end, as
+`cover` cuts.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 from mlcore.kernels.jit import kernel
 from mlcore.kernels.lane_tiles import LOOPS, run_dots, run_spread
 
-ACTIVATIONS, WEIGHTS, GRADIENTS = range(3)  # what addresses count from
+ACTIVATIONS, WEIGHTS, GRADIENTS, GROUPS = range(4)  # what addresses count from
+FACTORS = ACTIVATIONS  # there
 TILES = ("tile", "tile_last", "last_tile", "last_tile_last")  # by size of rows, then of columns
 
 CORRELATE = (

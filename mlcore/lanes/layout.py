@@ -9,6 +9,7 @@ Legend: G group of a convolution, O output of a group, C channel of a group, K L
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ from mlcore.kernels.native import this_machine
 from mlcore.kernels.simd import LANES
 from mlcore.tensor import Array
 
+PIECE = 1 << 12  # floats
 PAGE_PIXELS = 4096  # bytes from row to row at which the first cache holds only eight rows
 
 
@@ -114,7 +116,16 @@ class Slot:
 
     def of(self, flat: Array) -> Array:
         """The parameter's part of the weights, of the velocities, or of a group's gradients."""
-        return flat[self.start : self.start + int(np.prod(self.shape))].reshape(self.shape)
+        return flat[self.start : self.stop].reshape(self.shape)
+
+    @property
+    def stop(self) -> int:
+        return self.start + int(np.prod(self.shape))
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """(from, to) of what threads take at a time."""
+        for start in range(self.start, self.stop, PIECE):
+            yield start, min(self.stop, start + PIECE)
 
 
 @dataclass

@@ -41,12 +41,12 @@ class LanePlan:
             raise Unplannable("only SGD has a form in lanes")
         self.model, self.optimiser, self.batch = model, optimiser, batch
         self.lanes, self.network = group_images(), network(model, input_shape)
-        self.training, self.evaluation = self.network.table(training=True), self.network.table(training=False)
+        self.evaluation = self.network.evaluation()
+        self._training: dict[int, Table] = {}  # by the number of groups
         self.memory = _memory(self.network, -(-batch // self.lanes))
         self.velocity = np.zeros_like(self.memory.weights)
         self.spans, self.rates, self.decays = _spans(self.network, optimiser)
         self.work = 3 * model.macs(input_shape)
-        self._groups = 0
         self.take()
 
     def step(self, images_NCHW: Array, labels_N: Array, rate: float, rng: Rng) -> tuple[float, Array]:
@@ -58,8 +58,7 @@ class LanePlan:
     def forward(self, images_NCHW: Array, labels_N: Array, rng: Rng) -> tuple[float, Array]:
         """(mean loss, logits [N, K]); the gradients are made on the way, while all that they need is in the cache."""
         seeds = [*(dropout_seed(rng.child(name).generator()) for name in self.network.dropouts), rng.before]
-        self._groups = -(-len(labels_N) // self.lanes)
-        seen = self._run(self.training, images_NCHW, labels_N, np.array(seeds, np.int64))
+        seen = self._run(self.training(len(labels_N)), images_NCHW, labels_N, np.array(seeds, np.int64))
         return float(seen.losses.mean()), seen.logits
 
     def backward(self) -> None:
@@ -67,23 +66,26 @@ class LanePlan:
 
     def gradient(self, share: float) -> Array:
         """All gradients of the last `forward` in one array, of `share` times the loss; others may add to it."""
-        grads = self.memory.grads[: self._groups]
-        grads[0] = np.add.reduce(grads, axis=0)  # group after group
-        grads[0] *= np.float32(share)
-        self._groups = 1
-        gradient: Array = grads[0]
-        return gradient
+        self.memory.slope[:] *= np.float32(share)
+        return self.memory.slope
 
     def update(self, rate: float) -> None:
         """Move the weights by the gradients of the last `forward`, or by what became of `gradient`'s."""
         lane_program.update(
-            self.memory.weights, self.velocity, self.memory.grads[: self._groups], self.spans, rate * self.rates,
+            self.memory.weights, self.velocity, self.memory.slope, self.spans, rate * self.rates,
             self.decays, self.optimiser.momentum, self.optimiser.nesterov,
         )  # fmt: skip
 
     def logits(self, images_NCHW: Array) -> Array:
         """The network's output [N, K], as in evaluation; N may be any number."""
         return self._run(self.evaluation, images_NCHW, NOBODY, NOBODY).logits
+
+    def training(self, images: int) -> Table:
+        """The operations of a step of training with so many images."""
+        groups = -(-images // self.lanes)
+        if groups not in self._training:
+            self._training[groups] = self.network.training(groups)
+        return self._training[groups]
 
     def take(self) -> None:
         """Load weights and velocities from the model and the optimiser."""
@@ -112,7 +114,9 @@ class LanePlan:
     @property
     def buffer_bytes(self) -> int:
         """What activations and gradients take."""
-        return self.memory.activations.nbytes + self.memory.winners.nbytes + self.memory.grads.nbytes
+        memory = self.memory
+        own = memory.activations.nbytes + memory.winners.nbytes
+        return own + memory.grads.nbytes + memory.factors.nbytes + memory.slope.nbytes
 
     def _run(self, table: Table, images_NCHW: Array, labels_N: Array, seeds: Array) -> Batch:
         count = len(images_NCHW)
@@ -127,8 +131,10 @@ def _memory(made: Network, groups: int) -> Memory:
     return Memory(
         np.zeros((threads, made.arena.size // 4), np.float32),
         np.zeros((threads, made.winners.size), np.uint8),
-        np.zeros(made.parameters.size, np.float32),
         np.zeros((groups, made.parameters.size), np.float32),
+        np.zeros((groups, made.factors.size // 4), np.float32),
+        np.zeros(made.parameters.size, np.float32),
+        np.zeros(made.parameters.size, np.float32),
         np.array(made.constants),
     )
 
@@ -142,6 +148,5 @@ def _spans(made: Network, optimiser: SGD) -> tuple[Array, Array, Array]:
 
 def _pieces(made: Network) -> Iterator[tuple[str, int, int]]:
     for slot in made.parameters.slots:
-        end = slot.start + int(np.prod(slot.shape))
-        for start in range(slot.start, end, lane_program.UPDATE_BLOCK):
-            yield slot.name, start, min(end, start + lane_program.UPDATE_BLOCK)
+        for start, stop in slot.pieces():
+            yield slot.name, start, stop

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mlcore.kernels.lane_kinds import Table, operation
+from mlcore.kernels.lane_tiles import FLOAT_BYTES
 from mlcore.lanes.layout import Arena, Parameters, Plane
 from mlcore.lanes.stages import (
     AvgPoolStage,
     DropoutStage,
+    Groups,
     InputStage,
     MapStage,
     MaxPoolStage,
@@ -68,6 +70,7 @@ class Network:
     stages: list[Stage] = field(default_factory=list)
     arena: Arena = field(default_factory=Arena)
     winners: Arena = field(default_factory=Arena)
+    factors: Arena = field(default_factory=Arena)
     parameters: Parameters = field(default_factory=Parameters)
     constants: list[float] = field(default_factory=lambda: list(NO_DROPOUT))
     dropouts: list[str] = field(default_factory=list)
@@ -76,9 +79,18 @@ class Network:
     def weighted(self) -> Iterator[Weighted]:
         return (stage for stage in self.stages if isinstance(stage, ConvStage | LinearStage))
 
-    def table(self, training: bool) -> Table:
-        """The operations of a step of training, or of an evaluation."""
-        return Table(self.operations(training))
+    def training(self, groups: int) -> Table:
+        """The operations of a step of training with a batch of so many groups."""
+        pieces = (piece for stage in self.weighted for piece in self.gather(stage, groups))
+        return Table(self.operations(training=True), pieces)
+
+    def evaluation(self) -> Table:
+        """The operations of an evaluation."""
+        return Table(self.operations(training=False))
+
+    def gather(self, stage: Weighted, groups: int) -> Operations:
+        """Of a batch of so many groups, the pieces of a stage's gradient."""
+        return stage.gather(Groups(groups, self.parameters.size * FLOAT_BYTES, self.factors.size))
 
     def operations(self, training: bool) -> list[list[int]]:
         """The rows of the table."""
@@ -168,7 +180,7 @@ def _stage(made: Network, steps: Sequence[Step], place: int) -> Stage:
     if isinstance(layer, Conv2d):
         return ConvStage(name, layer, step.relu, pooled, x, x_grad, out, arena, made.parameters)
     if isinstance(layer, Linear):
-        return LinearStage(name, layer, step.relu, x, x_grad, out, arena, made.parameters)
+        return LinearStage(name, layer, step.relu, x, x_grad, out, arena, made.factors, made.parameters)
     if isinstance(layer, MaxPool2d) and layer.size <= MOST_WINDOW:
         if isinstance(before, ConvStage) and before.pooled:
             return PooledStage(before, name, layer, out, arena, made.winners)

@@ -7,9 +7,12 @@ that the one before has laid out.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from mlcore.kernels.lane_kinds import operation
+from mlcore.kernels.lane_tiles import FLOAT_BYTES
+from mlcore.kernels.simd import LANES
 from mlcore.lanes.layout import Arena, Plane, Slot
 from mlcore.layers import AvgPool2d, MaxPool2d
 from mlcore.tensor import Array
@@ -34,11 +37,23 @@ class Stage(Protocol):
         """From the gradient of the output make that of the input, and of the parameters."""
 
 
+@dataclass(frozen=True)
+class Groups:
+    """How many groups a batch has; bytes from one's gradients, and factors, to the next one's."""
+
+    count: int
+    grads_bytes: int
+    factors_bytes: int
+
+
 class Weighted(Stage, Protocol):
     """A stage with parameters: `weight` and `bias` tell where."""
 
     weight: Slot
     bias: Slot
+
+    def gather(self, groups: Groups) -> Operations:
+        """Bring together what the groups left of the gradient, piece by piece."""
 
     def to_lanes(self, weight: Array, there: Array) -> None:
         """Put a weight of the library's layout into its slot."""
@@ -236,6 +251,15 @@ def runs(row: int, **planes: Plane) -> dict[str, int]:
     columns |= {f"{name}_channel": plane.channel_bytes for name, plane in planes.items()}
     any_plane = planes["out"]
     return columns | {"channels": any_plane.channels, "count": any_plane.count}
+
+
+def sums(slot: Slot, groups: Groups) -> Operations:
+    """Add up what the groups made of a parameter's gradient."""
+    for start, stop in slot.pieces():
+        yield operation(
+            "sum", x=start * FLOAT_BYTES, x_row=groups.grads_bytes, height=groups.count, out=start * FLOAT_BYTES,
+            count=-(-(stop - start) // LANES) * LANES,
+        )  # fmt: skip
 
 
 def bias_gradient(grad: Plane, out: Plane, relu: bool, bias: Slot) -> list[int]:

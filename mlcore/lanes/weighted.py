@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 from mlcore.kernels.lane_kinds import operation
-from mlcore.kernels.lane_matrix import ACTIVATIONS, GRADIENTS, WEIGHTS
+from mlcore.kernels.lane_matrix import ACTIVATIONS, FACTORS, GRADIENTS, WEIGHTS
 from mlcore.kernels.lane_tiles import FLOAT_BYTES
 from mlcore.kernels.native import this_machine
 from mlcore.lanes import layout
 from mlcore.lanes.layout import Arena, Parameters, Plane
-from mlcore.lanes.stages import MaxPoolStage, Operations, bias_gradient
+from mlcore.lanes.stages import Groups, MaxPoolStage, Operations, bias_gradient, sums
 from mlcore.layers import Conv2d, Linear
 from mlcore.tensor import Array
 
@@ -77,6 +77,10 @@ class ConvStage:
         if self.x_grad is not None:
             for row in range(self.x.height):
                 yield from self._row_back(row, self.x_grad)
+
+    def gather(self, groups: Groups) -> Operations:
+        yield from sums(self.weight, groups)
+        yield from sums(self.bias, groups)
 
     def to_lanes(self, weight: Array, there: Array) -> None:
         there[:] = layout.conv_to_lanes(weight, self.layer.groups)
@@ -161,11 +165,15 @@ class ConvStage:
 
 
 class LinearStage:
-    """A fully connected layer, perhaps with ReLU. Its output is a plane of one pixel."""
+    """A fully connected layer, perhaps with ReLU. Its output is a plane of one pixel.
+
+    A group leaves two factors, its inputs and the gradients of its outputs; the weights' gradient is their product over
+    all images, made once: it is larger than both, and would come from another thread's cache.
+    """
 
     def __init__(
         self, name: str, layer: Linear, relu: bool, x: Plane, x_grad: Plane | None, out: Plane, arena: Arena,
-        parameters: Parameters,
+        factors: Arena, parameters: Parameters,
     ) -> None:  # fmt: skip
         self.name, self.layer, self.relu, self.x, self.x_grad, self.out = name, layer, relu, x, x_grad, out
         self.pitch = layout.linear_pitch(layer.outputs)
@@ -175,7 +183,8 @@ class LinearStage:
         self.order = x.canonical_order()
         self.out_grad = arena.plane(layer.outputs, 1, 1)
         self.lanes = out.pixel // FLOAT_BYTES
-        self.turned = arena.take(self.lanes * self.pitch * FLOAT_BYTES)
+        self.kept = factors.take(layer.inputs * x.pixel)
+        self.turned = factors.take(self.lanes * self.pitch * FLOAT_BYTES)
 
     def last_needed(self, row: int) -> int:
         return self.x.height - 1
@@ -191,20 +200,26 @@ class LinearStage:
         )  # fmt: skip
 
     def backward(self) -> Operations:
-        layer, grad, turned_row = self.layer, self.out_grad, self.pitch * FLOAT_BYTES
+        layer, x, grad, row = self.layer, self.x, self.out_grad, self.pitch * FLOAT_BYTES
         yield bias_gradient(grad, self.out, self.relu, self.bias)
-        yield operation(
-            "turn", x=grad.offset, out=self.turned, out_row=turned_row, channels=layer.outputs, lanes=self.lanes
-        )
-        yield operation(
-            "correlate", outer=1, middle=1, inner=self.lanes,
-            a_base=ACTIVATIONS, a=self.x.offset, a_inner=FLOAT_BYTES, a_row=self.x.pixel,
-            b=self.turned, b_inner=turned_row, b_pixel=grad.pixel,
-            c_base=GRADIENTS, c=self.weight.bytes, c_row=turned_row, c_pixel=grad.pixel,
-            bias_base=WEIGHTS, bias=self.zero, **layout.spread_tiles(layer.inputs, -(-layer.outputs // self.lanes)),
-        )  # fmt: skip
+        yield operation("keep", x=x.offset, out=self.kept, count=layer.inputs * self.lanes)
+        yield operation("turn", x=grad.offset, out=self.turned, out_row=row, channels=layer.outputs, lanes=self.lanes)
         if self.x_grad is not None:
             yield from self._input_back(self.x_grad)
+
+    def gather(self, groups: Groups) -> Operations:
+        row, pixel = self.pitch * FLOAT_BYTES, self.out.pixel
+        rows = max(1, layout.PIECE // self.pitch)
+        for first in range(0, self.layer.inputs, rows):
+            count = min(rows, self.layer.inputs - first)
+            yield operation(
+                "correlate", outer=groups.count, middle=1, inner=self.lanes,
+                a_base=FACTORS, a=self.kept + first * pixel, a_outer=groups.factors_bytes, a_inner=FLOAT_BYTES,
+                a_row=pixel, b=self.turned, b_outer=groups.factors_bytes, b_inner=row, b_pixel=pixel,
+                c_base=GRADIENTS, c=self.weight.bytes + first * row, c_row=row, c_pixel=pixel,
+                bias_base=WEIGHTS, bias=self.zero, **layout.spread_tiles(count, -(-self.layer.outputs // self.lanes)),
+            )  # fmt: skip
+        yield from sums(self.bias, groups)
 
     def to_lanes(self, weight: Array, there: Array) -> None:
         there[:, : self.layer.outputs] = weight[:, self.order].T

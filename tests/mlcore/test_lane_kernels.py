@@ -14,7 +14,7 @@ from mlcore.kernels.lane_kinds import Batch, Table
 from mlcore.kernels.lane_program import Memory
 from mlcore.lanes.layout import Arena, Parameters, Plane, group_images
 from mlcore.lanes.program import PooledStage
-from mlcore.lanes.stages import AvgPoolStage, MaxPoolStage, ResponseStage, Stage
+from mlcore.lanes.stages import AvgPoolStage, Groups, MaxPoolStage, ResponseStage, Stage
 from mlcore.lanes.weighted import ConvStage, LinearStage
 from mlcore.layers import AvgPool2d, Conv2d, Linear, MaxPool2d
 from mlcore.rng import Rng
@@ -27,10 +27,14 @@ GROUP = 16  # images given; the rest of the group are zeros
 class Bench:
     """Memory for one group, and a way to put images into planes, run operations and look."""
 
-    def __init__(self, arena: Arena, winners: Arena, parameters: Parameters, constants: tuple[float, ...] = ()) -> None:
-        memory = [np.zeros((1, size), kind) for size, kind in ((arena.size // 4, np.float32), (winners.size, np.uint8))]
-        flat = np.zeros(parameters.size, np.float32)
-        self.memory = Memory(memory[0], memory[1], flat, np.zeros((1, flat.size), np.float32), np.array(constants))
+    def __init__(
+        self, arena: Arena, winners: Arena, parameters: Parameters, constants: tuple[float, ...] = (), factors: int = 0
+    ) -> None:
+        floats = [np.zeros((1, size // 4), np.float32) for size in (arena.size, 4 * parameters.size, factors)]
+        flat = [np.zeros(parameters.size, np.float32) for _ in range(2)]
+        own, grads, kept = floats
+        self.groups = Groups(1, grads.nbytes, kept.nbytes)
+        self.memory = Memory(own, np.zeros((1, winners.size), np.uint8), grads, kept, *flat, np.array(constants))
 
     def put(self, plane: Plane, x_NCHW: Array) -> None:
         self._pixels(plane)[:, :, :, : len(x_NCHW)] = x_NCHW.transpose(2, 1, 3, 0)
@@ -38,10 +42,10 @@ class Bench:
     def look(self, plane: Plane, images: int) -> Array:
         return np.ascontiguousarray(self._pixels(plane)[:, :, :, :images].transpose(3, 1, 0, 2))
 
-    def run(self, operations: Iterable[list[int]]) -> None:
+    def run(self, operations: Iterable[list[int]], pieces: Iterable[list[int]] = ()) -> None:
         one = np.zeros((1, 1, 1, 1), np.float32)
         batch = Batch(one, np.zeros(1, np.int64), np.zeros(1, np.int64), one[0, 0], np.zeros(1))
-        lane_program.run(0, Table(operations), group_images(), self.memory, batch)
+        lane_program.run(0, Table(operations, pieces), group_images(), self.memory, batch)
 
     def forward(self, stage: Stage) -> None:
         self.run(operation for row in range(stage.out.height) for operation in stage.forward(row, True))
@@ -88,13 +92,13 @@ def test_a_convolution_in_lanes_equals_its_slow_twin(
 
     grad = normal(want.shape, seed=1)
     bench.put(stage.out_grad, grad)
-    bench.run(stage.backward())
+    bench.run(stage.backward(), stage.gather(bench.groups))
     slope = reference.relu_backward(grad, want) if relu else grad
     grad_x = reference.conv2d_grad_input(slope, layer.weight.data, x.shape, *settings)
     grad_weight, grad_bias = reference.conv2d_grad_weight(slope, x, layer.weight.data.shape, *settings)
     assert_close(bench.look(back, GROUP), grad_x, "gradient of the input")
-    assert_close(stage.from_lanes(stage.weight.of(bench.memory.grads[0])), grad_weight, "gradient of the weights")
-    assert_close(stage.bias.of(bench.memory.grads[0]), grad_bias, "gradient of the bias")
+    assert_close(stage.from_lanes(stage.weight.of(bench.memory.slope)), grad_weight, "gradient of the weights")
+    assert_close(stage.bias.of(bench.memory.slope), grad_bias, "gradient of the bias")
 
 
 @odd_shapes
@@ -102,10 +106,10 @@ def test_a_convolution_in_lanes_equals_its_slow_twin(
 def test_a_linear_layer_in_lanes_equals_its_slow_twin(inputs: int, outputs: int, gaps: bool) -> None:
     x, layer = normal((GROUP, inputs, 1, 1)), Linear(inputs, outputs, Rng(1))
     layer.bias.data[:] = normal((outputs,), seed=2)
-    arena, parameters = Arena(), Parameters()
+    arena, factors, parameters = Arena(), Arena(), Parameters()
     source, back = arena.plane(inputs, 1, 1), arena.plane(inputs, 1, 1, int(gaps))
-    stage = LinearStage("l", layer, False, source, back, arena.plane(outputs, 1, 1), arena, parameters)
-    bench = Bench(arena, Arena(), parameters)
+    stage = LinearStage("l", layer, False, source, back, arena.plane(outputs, 1, 1), arena, factors, parameters)
+    bench = Bench(arena, Arena(), parameters, factors=factors.size)
     bench.put(source, x)
     stage.to_lanes(layer.weight.data, stage.weight.of(bench.memory.weights))
     stage.bias.of(bench.memory.weights)[:] = layer.bias.data
@@ -115,12 +119,12 @@ def test_a_linear_layer_in_lanes_equals_its_slow_twin(inputs: int, outputs: int,
 
     grad = normal((GROUP, outputs), seed=3)
     bench.put(stage.out_grad, grad[:, :, None, None])
-    bench.run(stage.backward())
+    bench.run(stage.backward(), stage.gather(bench.groups))
     grad_weight, grad_bias = reference.linear_grad_weight(grad, x[:, :, 0, 0])
     grad_x = reference.linear_grad_input(grad, layer.weight.data)
     assert_close(bench.look(back, GROUP)[:, :, 0, 0], grad_x, "gradient of the input")
-    assert_close(stage.from_lanes(stage.weight.of(bench.memory.grads[0])), grad_weight, "gradient of the weights")
-    assert_close(stage.bias.of(bench.memory.grads[0]), grad_bias, "gradient of the bias")
+    assert_close(stage.from_lanes(stage.weight.of(bench.memory.slope)), grad_weight, "gradient of the weights")
+    assert_close(stage.bias.of(bench.memory.slope), grad_bias, "gradient of the bias")
 
 
 @st.composite
