@@ -115,8 +115,14 @@ def _trial(target: Target, receipt: Receipt) -> str:
     value = "-" if own is None or receipt.kind == "control" else _plain(target).shown(own)
     expected = f" ({EXPECTED.get(name_of(receipt), 'chance expected')})" if receipt.kind == "control" else ""
     failed = "" if receipt.passed else " **failed**"
-    cells = (f"{name}{expected}{failed}", value, error, moved, f"{receipt.wall_s:.0f} s", f"`{receipt.id[:12]}`")
+    cells = (f"{name}{expected}{failed}", value, error, moved, _time(receipt), f"`{receipt.id[:12]}`")
     return f"| {' | '.join(cells)} |"
+
+
+def _time(receipt: Receipt) -> str:
+    """Of a training that was interrupted, a receipt has the time of its last sitting only."""
+    whole = "test_error_pct" not in receipt.values or "train_wall_s" in receipt.values or receipt.kind == "control"
+    return f"{receipt.wall_s:.0f} s" if whole else f"{receipt.wall_s:.0f} s since it was resumed"
 
 
 def _plain(target: Target) -> Target:

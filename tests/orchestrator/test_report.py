@@ -42,6 +42,13 @@ def test_every_seed_and_control_stands_in_the_result_with_its_receipt() -> None:
     assert text.count("(chance expected)") == 3
 
 
+def test_the_time_of_a_resumed_training_is_not_taken_for_the_whole() -> None:
+    found = [trained(0, 1.0, train_wall_s=5.0), trained(1, 1.0)]
+    verdict = verdicts.verdict(target(), OFFICIAL, change(), found)
+    text = report.results([target()], {"t1": verdict}, found)
+    assert text.count("| 0 s |") == text.count("| 0 s since it was resumed |") == 1
+
+
 def test_a_missed_target_and_a_failed_receipt_are_shouted() -> None:
     found = [*seeds(5.0, 5.0, 5.0), receipt("zero-steps: x", kind="control", passed=False, id="f")]
     verdict = verdicts.verdict(target(), OFFICIAL, change(), found[:-1])
