@@ -16,6 +16,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from mlcore.kernels.jit import SharedKernel, kernel
+from mlcore.kernels.response import to_minus_beta
 
 COST = 16  # what handling one value costs, in multiplications
 
@@ -79,55 +80,83 @@ def _planes(x_NCHW: Array) -> Array:
 
 
 # Below, x is [N, C, H * W], or within maps [N * C, H, W]: neighbours along the second axis, or the second and third.
+# Sums are made in rows of `pitch`, with zeros left and right of them within maps, so that all loops are long.
 
 
 @SharedKernel
 def _forward(x: Array, size: int, within: bool, k: Any, factor: Any, beta: Any, out: Array, s: Array) -> None:
+    margin = size // 2 if within else 0
     for n in prange(x.shape[0]):
-        s[n] = _neighbourhood(x[n] * x[n], size, within)
+        space = _space(x[n], margin)
         for c in range(x.shape[1]):
-            for i in range(x.shape[2]):
-                total = k + factor * s[n, c, i]
-                s[n, c, i] = total
-                out[n, c, i] = x[n, c, i] * total ** (-beta)
+            inner, row = _inner(space[0], x.shape[2], margin, c), x[n, c]
+            for i in range(row.size):
+                inner[i] = row[i] * row[i]
+        sums = _neighbourhood(space, x.shape[2] + 2 * margin, size, margin)
+        for c in range(x.shape[1]):
+            inner, row, total, powers = _inner(sums, x.shape[2], margin, c), x[n, c], s[n, c], out[n, c]
+            for i in range(row.size):
+                total[i] = k + factor * inner[i]
+                powers[i] = total[i]
+            to_minus_beta(powers, beta)
+            for i in range(row.size):
+                powers[i] *= row[i]
 
 
 @SharedKernel
 def _backward(grad: Array, x: Array, s: Array, size: int, within: bool, factor: Any, beta: Any, grad_x: Array) -> None:
-    twice = x.dtype.type(2)
+    margin = size // 2 if within else 0
+    twice = x.dtype.type(2) * factor * beta
     for n in prange(x.shape[0]):
-        damped = grad[n] * s[n] ** (-beta)
-        around = _neighbourhood(damped * x[n] / s[n], size, within)
-        grad_x[n] = damped - twice * factor * beta * x[n] * around
+        space = _space(x[n], margin)
+        for c in range(x.shape[1]):
+            inner, damped, total = _inner(space[0], x.shape[2], margin, c), grad_x[n, c], s[n, c]
+            damped[:] = total
+            to_minus_beta(damped, beta)
+            for i in range(damped.size):
+                damped[i] *= grad[n, c, i]
+                inner[i] = damped[i] * x[n, c, i] / total[i]
+        sums = _neighbourhood(space, x.shape[2] + 2 * margin, size, margin)
+        for c in range(x.shape[1]):
+            inner, row, damped = _inner(sums, x.shape[2], margin, c), x[n, c], grad_x[n, c]
+            for i in range(row.size):
+                damped[i] -= twice * row[i] * inner[i]
 
 
 @kernel
-def _neighbourhood(values: Array, size: int, within: bool) -> Array:
-    """For each value the sum over its neighbours."""
-    sums = np.zeros_like(values)
-    _sum_around(values, size, sums)
-    if not within:
-        return sums
-    windows = np.zeros_like(values)
-    _sum_beside(sums, size, windows)
-    return windows
+def _space(x: Array, margin: int) -> Array:
+    """Room for the values of [rows, width] in rows with margins, and for two steps of their sums."""
+    return np.zeros((3, x.shape[0] * (x.shape[1] + 2 * margin)), x.dtype)
 
 
 @kernel
-def _sum_around(values: Array, size: int, sums: Array) -> None:
-    """sums[c] += the rows of the `size` channels (or lines) around c, in their order."""
+def _inner(values: Array, width: int, margin: int, row: int) -> Array:
+    """A row without its margins."""
+    start = row * (width + 2 * margin) + margin
+    inner: Array = values[start : start + width]
+    return inner
+
+
+@kernel
+def _neighbourhood(space: Array, pitch: int, size: int, margin: int) -> Array:
+    """For each value the sum over its neighbours: along its row, if rows have margins, and in the rows around."""
+    values, beside = space[0], space[1]
+    sums: Array = space[2]
+    if margin > 0:
+        _add_shifted(values, size, 1, beside)
+        _add_shifted(beside, size, pitch, sums)
+    else:
+        _add_shifted(values, size, pitch, sums)
+    return sums
+
+
+@kernel
+def _add_shifted(values: Array, size: int, distance: int, sums: Array) -> None:
+    """sums[i] += the `size` values around i that are `distance` apart, in their order."""
     half = size // 2
-    for c in range(values.shape[0]):
-        for other in range(max(0, c - half), min(values.shape[0], c + half + 1)):
-            for i in range(values.shape[1]):
-                sums[c, i] += values[other, i]
-
-
-@kernel
-def _sum_beside(values: Array, size: int, sums: Array) -> None:
-    """sums[:, i] += the `size` columns around i, in their order."""
-    half, width = size // 2, values.shape[1]
-    for row in range(values.shape[0]):
-        for step in range(-half, half + 1):
-            for i in range(max(0, -step), min(width, width - step)):
-                sums[row, i] += values[row, i + step]
+    for step in range(-half, half + 1):
+        shift = step * distance
+        first, count = max(0, -shift), max(0, values.size - abs(shift))
+        to, part = sums[first : first + count], values[first + shift : first + shift + count]
+        for i in range(count):
+            to[i] += part[i]

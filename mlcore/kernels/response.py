@@ -85,13 +85,14 @@ def _over_neighbours(padded: Array, size: int, sums: Array) -> None:
 @kernel
 def to_minus_beta(sums: Array, beta: float) -> None:
     """s ^ -0.75 is two square roots and a division; other powers take the long way."""
+    kind = sums.dtype.type
     if beta == 0.75:
-        one = np.float32(1)
+        one = kind(1)
         for c in range(sums.size):
             root = np.sqrt(sums[c])
             sums[c] = one / (root * np.sqrt(root))
         return
-    power = np.float32(-beta)
+    power = kind(-beta)
     for c in range(sums.size):
         sums[c] = sums[c] ** power
 
