@@ -50,7 +50,7 @@ class Edit(Arguments):
 
 class Search(Arguments):
     pattern: str = Field(min_length=1, max_length=1000, description="Python regular expression, matched line by line")
-    glob: str = Field(default="**", max_length=1000, description="which files, such as mlcore/**/*.py")
+    glob: str = Field(default="**", max_length=1000, description="which files, such as mlcore/**/*.py; *, ** and ?")
     limit: int = Field(default=100, ge=1, le=1000)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import prompts
+from orchestrator import planfile, prompts
 from orchestrator.attempt import allowed
 from orchestrator.library import load
 from orchestrator.records import Agent, Skill
@@ -54,6 +54,38 @@ def test_other_skills_are_in_context_by_name_and_description_alone() -> None:
     for each in others:
         assert f"`{each.name}`: {each.description}" in shown
         assert each.body not in shown
+
+
+@pytest.mark.parametrize(
+    ("writes", "may", "ending"),
+    [
+        (
+            ("a.py", "b.py"),
+            "You may write only: a.py, b.py.",
+            "- When the task is done, end your turn with a few plain",
+        ),
+        ((), "You may write nothing.", "- When you have seen enough, answer in the form that you are asked for"),
+    ],
+)
+def test_whoever_only_looks_is_not_told_to_report_a_task(writes: tuple[str, ...], may: str, ending: str) -> None:
+    words = {"agent": one(()), "skill": needing(()), "others": (), "writes": writes, "commands": ()}
+    shown = prompts.render("system.md.j2", words)
+    assert may in shown
+    assert ending in shown.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("accept", "words"),
+    [
+        (("x", "y"), "Accepted when: x; y. The gate runs this, also what is not among your commands."),
+        ((), "Accepted when: the gate's checks pass."),
+    ],
+)
+def test_a_brief_says_who_runs_what_a_task_is_accepted_by(accept: tuple[str, ...], words: str) -> None:
+    plan, advice = planfile.load(ROOT, "plans/ablation.md"), "Be quick."
+    task = plan.tasks[0].model_copy(update={"accept": accept})
+    said = {"task": task, "plan": plan, "targets": (), "advice": advice, "feedback": ""}
+    assert f"\n{words}\n\nFrom the agent above you:\n\n{advice}\n" in prompts.render("brief.md.j2", said)
 
 
 def test_a_skill_gives_its_body_when_it_is_opened(tmp_path: Path) -> None:

@@ -66,6 +66,15 @@ def test_a_request_is_a_file_for_machines_and_one_for_people(tmp_path: Path) -> 
     for words in ("Be good.", "Mend it.", "`read`: Read a file.", f"orchestrate mailbox answer {name}", '"calls"'):
         assert words in text
     assert name.startswith("r-1-a-1-0-")
+    assert "new since" not in text
+
+
+def test_whoever_answers_again_sees_where_the_new_part_begins(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Mend it."}, {"role": "assistant", "content": "How?"}]
+    box, name = posted(tmp_path, request(turn=1, messages=(*talk, {"role": "user", "content": "Well."})))
+    _, new = box.show(name).split("# user (new since the last reply)")
+    assert "Well." in new
+    assert "Mend it." not in new
 
 
 def test_a_reply_is_awaited_taken_and_filed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.sandbox.base import Limits
 from orchestrator.sandbox.unsafe import UnsandboxedSandbox
-from orchestrator.tools import ToolContext, ToolResult
+from orchestrator.tools import ToolContext, ToolResult, call_all
 from orchestrator.tools.commands import fits
 from orchestrator.tools.staging import scrub, staged
 from tests.orchestrator.sandbox_helpers import context_for, files_of, use, worktree_at
@@ -85,6 +85,15 @@ def test_a_command_sees_the_worktree_and_tells_how_it_ended(tmp_path: Path) -> N
     assert result.is_error
     assert lines[1].startswith("[exit code 3 after ")
     assert lines[2:] == [str(context.worktree), "a", "[stderr]", "oops"]
+
+
+def test_a_command_runs_on_what_the_writes_before_it_in_the_turn_have_made(tmp_path: Path) -> None:
+    write = ("write", {"path": "src/a.py", "content": "new\n"})
+    edit = ("edit", {"path": "src/b.py", "old": "b", "new": "c"})
+    show = ("run", {"argv": ["sh", "-c", "cat src/a.py src/b.py"]})
+    context = context_for(worktree_at(tmp_path, FILES))
+    results = call_all([show, write, edit, show], context, frozenset({"write", "edit", "run"}))
+    assert [each.content.splitlines()[2:] for each in (results[0], results[3])] == [["a", "b"], ["new", "c"]]
 
 
 def test_permitted_changes_come_back_and_others_do_not(tmp_path: Path) -> None:
