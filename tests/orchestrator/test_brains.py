@@ -194,6 +194,34 @@ def test_a_change_that_the_gate_refuses_is_tried_afresh_on_the_next_tier_with_th
         assert words not in json.dumps(sonnet)
 
 
+def test_a_task_that_one_model_refuses_is_tried_afresh_by_the_next_tiers_and_both_are_paid_for(
+    tmp_path: Path, warm: Forks
+) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    api.scripts["# The tasks to hand out"] = [hand_out("a")]
+
+    def choose(body: dict[str, Any]) -> tuple[str, Turn]:
+        key, turn = brains.place(api, body)
+        if body["model"] == "claude-haiku-5-5" and turn == 1:
+            details = {"type": "refusal", "category": "cyber", "explanation": "no exploits"}
+            return "refused", Turn("I won't.", stop="refusal", details=details)
+        return f"{key}{turn}", api.scripts[key][turn]
+
+    api.choose = choose
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    state = State.of(repo)
+    (task,) = state.ledger.tasks("p-1")
+    assert (task["status"], task["attempt"], task["tier"]) == ("accepted", 2, "sonnet")
+    assert "the model refused: cyber no exploits I won't." in err
+    (first,) = next(body for body in api.requests if body["model"] == "claude-sonnet-5-5")["messages"]
+    assert "The attempt before this one was not accepted." in first["content"]
+    assert "the model refused: cyber no exploits" in first["content"]
+    spent_by = {row["attempt"]: row["usd"] for row in state.ledger.attempts("p-1")}
+    assert set(spent_by) == {1, 2}
+    assert all(spent_by.values())
+
+
 def test_a_used_up_budget_pauses_with_its_own_code_and_a_larger_one_goes_on(tmp_path: Path, warm: Forks) -> None:
     repo = brains.repository(tmp_path, 1, budget="{usd: 0.2, tokens: 2000000, minutes: 20}")
     api = brains.api(1)
