@@ -66,8 +66,8 @@ class Turn:
 @dataclass(frozen=True)
 class Fault:
     """status: an error answer. cut: bytes of the stream before the connection ends; reset: it ends with a reset.
-    silent: no answer for so many seconds. drips: the stream's bytes one by one, so many seconds apart. event: an `error`
-    event in a stream that had begun."""
+    silent: no answer for so many seconds. drips: the stream's bytes one by one, so many seconds apart. event: an
+    `error` event in a stream that had begun."""
 
     status: int = 0
     kind: str = "api_error"

@@ -314,7 +314,7 @@ def test_a_local_server_without_a_list_of_models_is_used_all_the_same(tmp_path: 
 
 
 def test_a_recorded_run_replays_to_the_same_pull_request_without_any_service(tmp_path: Path, warm: Forks) -> None:
-    first, second, other = (brains.repository(tmp_path / name, 2) for name in ("one", "two", "three"))
+    first, second, other, reviewed = (brains.repository(tmp_path / str(number), 2) for number in range(4))
     api = brains.api()
     places = {"argv": ["grep", "-m1", "worktrees", "/proc/self/mountinfo"]}  # prints where the worktree is
     api.scripts["# Task `a`"].insert(3, Turn("Where am I?", (("run", places),)))
@@ -338,6 +338,12 @@ def test_a_recorded_run_replays_to_the_same_pull_request_without_any_service(tmp
     assert code == 3
     assert "call 2 of a/1 is the first that differs from the recording" in err
     assert "newer" in err
+    lines = recording.read_text().split("\n")
+    changed = [line.replace("+a two", "+a three") if "# Review task `a`" in line else line for line in lines]
+    recording.write_text("\n".join(changed))
+    code, err = run(warm, reviewed, None, *replayed)
+    assert code == 3
+    assert "call 1 of a/1/review is the first that differs from the recording: '+a two' instead of '+a three'" in err
 
 
 def test_a_task_may_not_be_handed_to_somebody_who_cannot_do_it(tmp_path: Path, warm: Forks) -> None:
