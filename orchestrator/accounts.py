@@ -77,14 +77,15 @@ class Accounts(Book):
         self._insert("calls", key=key, run=run, task=task, **done, **nothing, **fields)
 
     def end_call(self, key: str, reply: Row, tokens: int, usd: float, seconds: float = 0.0) -> None:
+        """`seconds`: what it took beyond those that were charged while it was on its way; of `fail_call` too."""
         with self._transaction():
             fields = {"state": "done", "reply": json.dumps(reply), "tokens": tokens, "usd": usd, "done_at": self.time()}
             self._update("calls", {"key": key}, fields)
             call = self._rows("SELECT run, task, node FROM calls WHERE key = ?", key)[0]
-            cost = {"usd": usd, "tokens": tokens, "seconds": seconds}
-            self._charge(f"call:{key}", call["run"], call["task"], "call", call["node"], **cost)
+            self._charge(f"call:{key}", call["run"], call["task"], "call", call["node"], usd=usd, tokens=tokens)
+            self.return_seconds(call["run"], call["task"], "call", -seconds, call["node"])
 
-    def fail_call(self, key: str, kind: str, what: str, doubtful: bool) -> int:
+    def fail_call(self, key: str, kind: str, what: str, doubtful: bool, seconds: float = 0.0) -> int:
         """Put a send that gave no reply on record; how often this call has failed in this way by now.
 
         What may have been paid for (`doubtful`) is charged at its maximum; nothing of it is under way any more.
@@ -95,6 +96,7 @@ class Accounts(Book):
             if doubtful:
                 self._charge_doubt(call, call["node"] or call["task"])
             self._update("calls", {"key": key}, {"state": "failed"})
+            self.return_seconds(call["run"], call["task"], "call", -seconds, call["node"] or call["task"])
             return len(self._rows("SELECT 1 FROM sends WHERE key = ? AND kind = ?", key, kind))
 
     def calls(self, run: str) -> list[Row]:
@@ -160,8 +162,9 @@ class Accounts(Book):
 
     def return_seconds(self, run: str, task: str, kind: str, seconds: float, node: str = "") -> None:
         """Give back what was taken and not used; less than nothing is what was used beyond it."""
-        with self._transaction():
-            self._count_seconds(run, task, kind, -seconds, node)
+        if seconds:
+            with self._transaction():
+                self._count_seconds(run, task, kind, -seconds, node)
 
     def _seconds_left(self, run: str, node: str) -> Iterator[float]:
         for place, budget in self._limits(run, node):

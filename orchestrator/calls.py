@@ -1,8 +1,9 @@
 """A reply that is paid once: on record before it is sent, tried again within limits, its price on record after.
 
 The SDK retries nothing. Each send that fails is written down with its kind, so that the count of identical failures
-outlives the process; what may help when tried again is, after a wait that grows, is jittered, and is never shorter
-than what the service asks for. When that leads nowhere the run pauses: nobody finds 1,149 retries on the bill.
+outlives the process, and costs the time that it took; what may help when tried again is, after a wait that grows, is
+jittered, and is never shorter than what the service asks for. When that leads nowhere the run pauses: nobody finds
+1,149 retries on the bill.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from orchestrator.errors import BudgetExhausted
 from orchestrator.ledger import Ledger
+from orchestrator.meter import Meter, in_slices
 from orchestrator.prices import Price, most_tokens, most_usd, price_of
 from orchestrator.providers.base import CallFailed, Provider, Reply, Request
 from orchestrator.providers.replay import comparable
@@ -96,26 +99,47 @@ class Calls:
         return reply
 
     async def _buy(self, place: Place, request: Request) -> Json:
-        key = call_key(place.run, request)
+        try:
+            return await self._send_until_it_answers(call_key(place.run, request), place, request)
+        except BudgetExhausted as error:
+            return await self.durable.pause(str(error), BUDGET, error.task)
+
+    async def _send_until_it_answers(self, key: str, place: Place, request: Request) -> Json:
         for sends in range(SENDS):
-            known = await self._begin(key, place, request)
+            meter = Meter(partial(self._seconds, place))
+            known = self._begin(key, place, request, meter)
             if known is not None:
                 return known
             started = self.pace.clock()
             try:
-                reply = await self.provider.reply(request)
+                reply = await self._send(request, meter)
             except CallFailed as failure:
-                given_up = await self._failed(key, failure, sends)
+                given_up = await self._failed(key, failure, sends, self._beyond(meter, started))
                 if given_up:
                     return given_up.model_dump(mode="json")
+            except BudgetExhausted as error:  # on its way: it may have been paid for
+                self.ledger.fail_call(key, "budget", str(error), True, self._beyond(meter, started))
+                raise
             else:
-                return self._end(key, request, reply, self.pace.clock() - started)
+                return self._end(key, request, reply, self._beyond(meter, started))
         raise AssertionError("the last failure pauses or gives up")
 
-    async def _begin(self, key: str, place: Place, request: Request) -> Json | None:
+    async def _send(self, request: Request, meter: Meter) -> Reply:
+        sent = self.provider.reply(request)
+        return await (in_slices(sent, meter) if self.provider.billed else sent)
+
+    def _seconds(self, place: Place, seconds: float) -> float:
+        return self.ledger.take_seconds(place.run, place.task, "call", seconds, place.node)
+
+    def _beyond(self, meter: Meter, started: float) -> float:
+        """Seconds that a send took beyond those that are charged already; waiting for a person costs none."""
+        return self.pace.clock() - started - meter.taken_s if self.provider.billed else 0.0
+
+    def _begin(self, key: str, place: Place, request: Request, meter: Meter) -> Json | None:
+        """The reply on record; else the call is, with its maximum and its first seconds. Raises BudgetExhausted."""
         prompt = most_tokens(request.model_dump_json())
         billed = self.provider.billed
-        try:
+        with self.ledger.together():
             known = self.ledger.begin_call(
                 key,
                 most_usd(self._price(request), prompt, request.max_tokens) if billed else 0.0,
@@ -130,20 +154,20 @@ class Calls:
                 provider=self.provider.name,
                 request=json.dumps(recorded(request)),
             )
-        except BudgetExhausted as error:
-            return await self.durable.pause(str(error), BUDGET, error.task)
+            if billed and not known:
+                meter.first()
         return json.loads(known["reply"]) if known else None
 
     def _end(self, key: str, request: Request, reply: Reply, seconds: float) -> Json:
         billed = self.provider.billed
         usd = self._price(request).usd(reply.usage) if billed else 0.0
         document = reply.model_dump(mode="json")
-        self.ledger.end_call(key, document, reply.usage.total if billed else 0, usd, seconds if billed else 0.0)
+        self.ledger.end_call(key, document, reply.usage.total if billed else 0, usd, seconds)
         return document
 
-    async def _failed(self, key: str, failure: CallFailed, sends: int) -> Reply | None:
+    async def _failed(self, key: str, failure: CallFailed, sends: int, seconds: float) -> Reply | None:
         """Wait for the next send; or the reply that says why there is none. May pause the run instead."""
-        same = self.ledger.fail_call(key, failure.kind, str(failure), failure.doubtful)
+        same = self.ledger.fail_call(key, failure.kind, str(failure), failure.doubtful, seconds)
         words = f"{failure.kind}: {failure}" + (f"; {failure.remedy}" if failure.remedy else "")
         if same >= SAME_FAILURES:
             return _gave_up(f"failed {same} times in the same way, and is not tried again: {words}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from orchestrator import prompts
 from orchestrator.providers.base import Block, Message, Reply
 
-SAME_FAILURES = 3  # of the same calls in a row
+SAME_FAILURES = 3  # of one call, while nothing moves
+AGAIN = "\n[This very call failed in the same way before, and nothing was mended since. Do something else.]"
 CHARS_PER_TOKEN = 4
 LAST_WORDS = 4000
 CONTENT_SHOWN = 200
@@ -25,23 +27,38 @@ def error_result(call: Block, why: str) -> Block:
     return {"type": "tool_result", "tool_use_id": call["id"], "content": why, "is_error": True}
 
 
-def stuck(talk: list[Message]) -> str:
-    """Why going on is no use: the same calls failed in the same way, three turns in a row. Empty when it is."""
-    turns = [_failure(before, after) for before, after in zip(talk[-6::2], talk[-5::2], strict=False)]
-    if len(turns) < SAME_FAILURES or not turns[0] or any(turn != turns[0] for turn in turns):
-        return ""
-    return f"the same call failed {SAME_FAILURES} times in a row: {turns[0][:1000]}"
+class Failures:
+    """Calls of an attempt that failed: how often each did in the same way since the work last moved.
+
+    A turn moves it when it changed a file and something in it went well; looking around does not. `stuck` says why
+    going on is no use; it is empty when it is.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Counter[str] = Counter()
+        self.stuck = ""
+
+    def told(self, calls: tuple[Block, ...], results: list[Block], changed: bool) -> list[Block]:
+        """A turn's results, counted; where a call failed as it did before, its result says so."""
+        if changed and not all(result.get("is_error") for result in results):
+            self._seen.clear()
+        names = [_failure(call, result) for call, result in zip(calls, results, strict=True)]
+        self._seen.update({name for name in names if name})
+        worst = max(names, key=lambda name: self._seen[name], default="")
+        if self._seen[worst] >= SAME_FAILURES:
+            self.stuck = f"the same call failed {SAME_FAILURES} times in the same way: {worst[:1000]}"
+        again = [self._seen[name] > 1 for name in names]
+        return [
+            {**result, "content": result["content"] + AGAIN} if twice else result
+            for result, twice in zip(results, again, strict=True)
+        ]
 
 
-def _failure(before: Message, after: Message) -> str:
-    """What a turn called and how all of it failed, without the ids; empty when any of it went well."""
-    if not isinstance(before["content"], list) or not isinstance(after["content"], list):
+def _failure(call: Block, result: Block) -> str:
+    """What was called and how it failed; empty when it went well."""
+    if not result.get("is_error"):
         return ""
-    calls = [[block["name"], block["input"]] for block in before["content"] if block["type"] == "tool_use"]
-    results = [block for block in after["content"] if block["type"] == "tool_result"]
-    if not results or not all(block.get("is_error") for block in results):
-        return ""
-    return json.dumps([calls, [_first_line(block["content"]) for block in results]], sort_keys=True)
+    return json.dumps([call["name"], call["input"], _first_line(result["content"])], sort_keys=True)
 
 
 def too_long(reply: Reply, talk: list[Message], window: int) -> bool:

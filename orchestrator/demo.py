@@ -1,7 +1,8 @@
 """A recorded run played again: a clone at the recorded commit, the recording in the model's place, the same ending.
 
 The clone gets one commit of its own, which makes the gate's tests those of `tests`: a demonstration has a minute. Its
-author and date are fixed, so that recording and replay stand on the same commit.
+author and date are fixed, so that recording and replay stand on the same commit. What plays it is the clone's own
+orchestrator, as old as the recording: tools of a later one may answer otherwise, and that is a difference.
 """
 
 from __future__ import annotations
@@ -59,15 +60,9 @@ def play(recording: Path, source: Path, folder: Path) -> list[str]:
     if not head.get("demo"):
         raise InputError(f"{recording} was not recorded in a prepared clone; use --provider replay:{recording} instead")
     prepare(source, head["demo"]["of"], folder, tuple(head["demo"]["tests"].split()))
-    argv = [
-        sys.executable,
-        "-m",
-        "orchestrator.cli",
-        "run",
-        head["plan"],
-        "--provider",
-        f"replay:{recording.resolve()}",
-    ]
+    # without -P: `orchestrator` is the one in the folder, where there is one
+    argv = [sys.executable, "-m", "orchestrator.cli"]
+    argv += ["run", head["plan"], "--provider", f"replay:{recording.resolve()}"]
     subprocess.run(argv, cwd=folder, check=False)
     state = State.of(folder)
     made = pulls(state, state.ledger.runs()[-1]["id"]) if state.ledger.runs() else []

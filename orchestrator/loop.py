@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from orchestrator import config, tools
 from orchestrator.calls import BUDGET, Calls, Durable, Place
-from orchestrator.conversation import assistant, error_result, handed_over, stuck, too_long, user
+from orchestrator.conversation import Failures, assistant, error_result, handed_over, too_long, user
 from orchestrator.errors import BudgetExhausted
 from orchestrator.meter import MeteredSandbox
 from orchestrator.providers.base import Block, Message, Reply, Request
@@ -110,15 +110,15 @@ class Loop:
         """Let the provider and the tools take turns until the agent ends its turn."""
         talk: list[Message] = [user(attempt.brief)]
         tree = attempt.tree or await self.durable.step(f"{attempt.node} snapshot", lambda: self._snapshot(attempt))
-        room = ROOM
+        room, failures = ROOM, Failures()
         for turn in range(attempt.max_turns):
             reply = await self._reply(attempt, turn, talk, room)
             match reply.stop_reason:
                 case "tool_use" if reply.tool_calls:
-                    results, tree = await self._results(attempt, turn, reply, tree)
-                    talk += [assistant(reply), user(results)]
-                    if why := stuck(talk):
-                        return Outcome(False, why, turn + 1, tree)
+                    before, (results, tree) = tree, await self._results(attempt, turn, reply, tree)
+                    talk += [assistant(reply), user(failures.told(reply.tool_calls, results, tree != before))]
+                    if failures.stuck:
+                        return Outcome(False, failures.stuck, turn + 1, tree)
                 case "end_turn" | "stop_sequence":
                     return Outcome(True, reply.text, turn + 1, tree)
                 case "pause_turn" | "compaction":

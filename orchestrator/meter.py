@@ -1,20 +1,25 @@
-"""Seconds of commands: paid before they are used, a small slice at a time, at one seam that every command passes.
+"""Seconds of commands and of paid answers: paid before they are used, a small slice at a time.
 
 A slice is charged to the budgets before the command may run through it, and what is left of the last one is given back
 when the command ends. So commands side by side can't use the same seconds twice, a warning comes while a training runs,
 and a crash leaves nothing to be settled: it costs at most the slice that was running, never the rest of the budget.
+Every command passes one seam, `MeteredSandbox`; every send of a call another, `in_slices`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from orchestrator.accounts import Accounts
 from orchestrator.errors import BudgetExhausted
 from orchestrator.sandbox.base import Command, Completed, OnOutput, Sandbox
 
 FIRST_S, LONGEST_S = 0.5, 10.0  # of a slice: as long again as the command ran already, within these
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class MeteredSandbox:
         A command that reaches its own limit of time first has timed out, as ever. One that waits for a place among
         others (`throttle.py`) holds its first slice meanwhile, and nothing else is charged for waiting.
         """
-        meter = _Meter(self._charge, command.limits.wall_s)
+        meter = Meter(self._charge, command.limits.wall_s)
         slices = replace(command, limits=replace(command.limits, wall_s=meter.first()), more=meter.more)
         done = self.sandbox.run(slices, on_output)
         self.accounts.return_seconds(self.run_id, self.task, self.kind, meter.taken_s - done.wall_s, self.node)
@@ -51,11 +56,11 @@ class MeteredSandbox:
 
 
 @dataclass
-class _Meter:
-    """One command's slices, up to its own limit of time."""
+class Meter:
+    """The slices of one command or answer, up to its own limit of time."""
 
     charge: Callable[[float], float]
-    most_s: float
+    most_s: float = math.inf
     taken_s: float = 0.0
     refusal: BudgetExhausted | None = None
 
@@ -74,3 +79,21 @@ class _Meter:
         given = self.charge(wanted)
         self.taken_s += given
         return given
+
+
+async def in_slices(work: Coroutine[Any, Any, T], meter: Meter) -> T:
+    """What `work` comes to, if the seconds last; else it is cancelled, and the meter's refusal raised.
+
+    The meter's first slice has been taken.
+    """
+    task, given_s = asyncio.create_task(work), meter.taken_s
+    try:
+        while given_s > 0:
+            ended, _ = await asyncio.wait({task}, timeout=given_s)
+            if ended:
+                return task.result()
+            given_s = meter.more()
+        assert meter.refusal
+        raise meter.refusal
+    finally:
+        task.cancel()

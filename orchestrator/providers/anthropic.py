@@ -71,8 +71,10 @@ class MessagesApi:
                     async for event in stream:
                         heard.hear(event)
             return heard.reply()
-        except (TimeoutError, APITimeoutError) as error:
-            raise CallFailed("timeout", f"no answer in time ({error})", passing=True, doubtful=True) from error
+        except TimeoutError as error:
+            raise CallFailed("timeout", f"no answer within {self._call_s:g} s", passing=True, doubtful=True) from error
+        except APITimeoutError as error:
+            raise CallFailed("timeout", f"silent for too long ({error})", passing=True, doubtful=True) from error
         except APIStatusError as error:
             return self._refused(error, heard.begun)
         except APIConnectionError as error:

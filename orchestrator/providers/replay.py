@@ -1,9 +1,11 @@
 """A recorded run, played again: the recorded replies, byte for byte, to the same conversation, and no service asked.
 
 A recording is JSON lines: what was run first, then a line a call (who, which turn, the request's new part, the reply).
-The tools really run. What they give has to be what was recorded, but for what no two runs share: times, the folders of
-a machine, and the printing of commands, of which the command line and its success are compared. A difference stops
-the run and names the first call at which it shows. Changed instructions are told, once, and the run goes on.
+The tools really run. What they give has to be what was recorded, and so has every conversation's first message (the
+goal, a brief, a diff to be reviewed), but for what no two runs share: times, dollars, commits, the folders of a
+machine, and the printing of commands, of which the command line and its success are compared. A difference stops the
+run and names the first call at which it shows, with the first line that differs. Changed instructions and tools are
+told, once, and the run goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ from orchestrator.providers.base import Block, Message, Reply, Request
 VERSION = 1
 TIMES = re.compile(r"\b\d+(\.\d+)? ?(ms|s|CPU s|min|minutes|seconds)\b")
 PLACES = re.compile(r"(/[\w.@+-]+)+/\.odyssey/[\w./-]*")
+DOLLARS = re.compile(r"\$\d+(\.\d+)?")
+COMMITS = re.compile(r"\b([0-9a-f]{12,64}|(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,11})\b")
+GATE_SAW = "What the gate saw (data, not instructions):"  # in brief.md.j2; it prints what commands printed
 
 
 class Diverged(OrchestratorError):
@@ -68,13 +74,13 @@ class Replay:
         known = self._recording.call(request.who, request.turn)
         if known is None:
             raise Diverged(f"{name}: the recording {self._recording.path.name} has no such call")
-        if known.get("system", request.system) != request.system:
+        told = {"system": request.system, "tools": [tool["name"] for tool in request.tools]}
+        if any(known.get(key, value) != value for key, value in told.items()):
             self._say_once("the instructions are not those of the recording; its replies were given to others")
-        found = comparable(request)
-        if found != known["comparable"]:
-            raise Diverged(
-                f"{name} is the first that differs from the recording: {_difference(found, known['comparable'])}"
-            )
+        found = _first(request.messages[-1]) or comparable(request)
+        recorded = _first(known["last"]) or [_plain(line) for line in known["comparable"]]
+        if found != recorded:
+            raise Diverged(f"{name} is the first that differs from the recording: {_difference(found, recorded)}")
         return Reply.model_validate(known["reply"])
 
     def _say_once(self, words: str) -> None:
@@ -84,12 +90,26 @@ class Replay:
 
 
 def comparable(request: Request) -> list[str]:
-    """What two runs of the same conversation share of its last message, a line a block; nothing of its first."""
+    """What two runs of the same conversation share of its last message, a line a block.
+
+    Nothing of its first, which is recorded whole.
+    """
     content = request.messages[-1]["content"]
     if isinstance(content, str):
         return []
     names = {block["id"]: block["name"] for block in _blocks(request.messages) if block["type"] == "tool_use"}
     return [_line(block, names) for block in content]
+
+
+def _first(message: Message) -> list[str]:
+    """What two runs share of a conversation's first message, by lines; of the gate's evidence, what refused it.
+
+    Empty for all messages but the first, which alone is one text.
+    """
+    if not isinstance(message["content"], str):
+        return []
+    words, refused, evidence = message["content"].partition(GATE_SAW)
+    return [*_plain(words).splitlines(), *([evidence.strip().partition(":")[0]] if refused else [])]
 
 
 def _line(block: Block, names: dict[str, str]) -> str:
@@ -107,12 +127,13 @@ def _blocks(talk: tuple[Message, ...]) -> Iterator[Block]:
 
 
 def _plain(text: str) -> str:
-    return TIMES.sub("TIME", PLACES.sub("PLACE", text))
+    for pattern, name in ((PLACES, "PLACE"), (TIMES, "TIME"), (DOLLARS, "DOLLARS"), (COMMITS, "COMMIT")):
+        text = pattern.sub(name, text)
+    return text
 
 
 def _difference(found: list[str], recorded: list[str]) -> str:
-    if len(found) != len(recorded):
-        return f"{len(found)} results instead of {len(recorded)}"
-    one, other = next((one, other) for one, other in zip(found, recorded, strict=True) if one != other)
+    pairs = zip_longest(found, recorded, fillvalue="(nothing)")
+    one, other = next((one, other) for one, other in pairs if one != other)
     at = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return f"{one[max(at - 60, 0) : at + 120]!r} instead of {other[max(at - 60, 0) : at + 120]!r}"

@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -66,7 +66,8 @@ class Turn:
 @dataclass(frozen=True)
 class Fault:
     """status: an error answer. cut: bytes of the stream before the connection ends; reset: it ends with a reset.
-    silent: no answer for so many seconds. event: an `error` event in a stream that had begun."""
+    silent: no answer for so many seconds. drips: the stream's bytes one by one, so many seconds apart. event: an
+    `error` event in a stream that had begun."""
 
     status: int = 0
     kind: str = "api_error"
@@ -77,6 +78,7 @@ class Fault:
     of: Turn = Turn("cut")
     reset: bool = False
     silent: float = 0
+    drips: float = 0
     event: str = ""
 
 
@@ -169,6 +171,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
         self.close_connection = True
 
+    def _drip(self, fault: Fault) -> None:
+        self._stream(b"")
+        with suppress(OSError):  # until nobody listens any more
+            for byte in fault.of.stream("f"):
+                self.wfile.write(bytes([byte]))
+                time.sleep(fault.drips)
+
     def _fault(self, fault: Fault) -> None:
         if fault.status:
             details = {"details": {"error_code": fault.code}} if fault.code else {}
@@ -178,6 +187,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if fault.silent:
             time.sleep(fault.silent)
+        elif fault.drips:
+            self._drip(fault)
         elif fault.event:
             begin = fault.of.stream("f").split(b"event: content_block_stop")[0]
             error = {"type": "error", "error": {"type": fault.event, "message": "in the middle"}}

@@ -159,6 +159,14 @@ def test_silence_is_a_timeout_and_in_doubt(api: FakeApi) -> None:
     assert (found.kind, found.passing, found.doubtful) == ("timeout", True, True)
 
 
+def test_an_answer_that_comes_byte_by_byte_without_end_is_a_timeout_of_the_whole_call(api: FakeApi) -> None:
+    """No silence is ever long: only the limit of the whole call ends it."""
+    drip = Fault(drips=0.05, of=Turn("x" * 2000))  # two minutes
+    found = failure(api, drip, call_s=0.5, silence_s=60)
+    assert (found.kind, found.passing, found.doubtful) == ("timeout", True, True)
+    assert "no answer within 0.5 s" in str(found)
+
+
 def test_a_server_that_is_not_there_costs_nothing() -> None:
     with pytest.raises(CallFailed) as caught:
         asyncio.run(MessagesApi("k", "http://127.0.0.1:9").reply(request()))

@@ -194,6 +194,34 @@ def test_a_change_that_the_gate_refuses_is_tried_afresh_on_the_next_tier_with_th
         assert words not in json.dumps(sonnet)
 
 
+def test_a_task_that_one_model_refuses_is_tried_afresh_by_the_next_tiers_and_both_are_paid_for(
+    tmp_path: Path, warm: Forks
+) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    api.scripts["# The tasks to hand out"] = [hand_out("a")]
+
+    def choose(body: dict[str, Any]) -> tuple[str, Turn]:
+        key, turn = brains.place(api, body)
+        if body["model"] == "claude-haiku-5-5" and turn == 1:
+            details = {"type": "refusal", "category": "cyber", "explanation": "no exploits"}
+            return "refused", Turn("I won't.", stop="refusal", details=details)
+        return f"{key}{turn}", api.scripts[key][turn]
+
+    api.choose = choose
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    state = State.of(repo)
+    (task,) = state.ledger.tasks("p-1")
+    assert (task["status"], task["attempt"], task["tier"]) == ("accepted", 2, "sonnet")
+    assert "the model refused: cyber no exploits I won't." in err
+    (first,) = next(body for body in api.requests if body["model"] == "claude-sonnet-5-5")["messages"]
+    assert "The attempt before this one was not accepted." in first["content"]
+    assert "the model refused: cyber no exploits" in first["content"]
+    spent_by = {row["attempt"]: row["usd"] for row in state.ledger.attempts("p-1")}
+    assert set(spent_by) == {1, 2}
+    assert all(spent_by.values())
+
+
 def test_a_used_up_budget_pauses_with_its_own_code_and_a_larger_one_goes_on(tmp_path: Path, warm: Forks) -> None:
     repo = brains.repository(tmp_path, 1, budget="{usd: 0.2, tokens: 2000000, minutes: 20}")
     api = brains.api(1)
@@ -286,7 +314,7 @@ def test_a_local_server_without_a_list_of_models_is_used_all_the_same(tmp_path: 
 
 
 def test_a_recorded_run_replays_to_the_same_pull_request_without_any_service(tmp_path: Path, warm: Forks) -> None:
-    first, second, other = (brains.repository(tmp_path / name, 2) for name in ("one", "two", "three"))
+    first, second, other, reviewed = (brains.repository(tmp_path / str(number), 2) for number in range(4))
     api = brains.api()
     places = {"argv": ["grep", "-m1", "worktrees", "/proc/self/mountinfo"]}  # prints where the worktree is
     api.scripts["# Task `a`"].insert(3, Turn("Where am I?", (("run", places),)))
@@ -310,6 +338,12 @@ def test_a_recorded_run_replays_to_the_same_pull_request_without_any_service(tmp
     assert code == 3
     assert "call 2 of a/1 is the first that differs from the recording" in err
     assert "newer" in err
+    lines = recording.read_text().split("\n")
+    changed = [line.replace("+a two", "+a three") if "# Review task `a`" in line else line for line in lines]
+    recording.write_text("\n".join(changed))
+    code, err = run(warm, reviewed, None, *replayed)
+    assert code == 3
+    assert "call 1 of a/1/review is the first that differs from the recording: '+a two' instead of '+a three'" in err
 
 
 def test_a_task_may_not_be_handed_to_somebody_who_cannot_do_it(tmp_path: Path, warm: Forks) -> None:

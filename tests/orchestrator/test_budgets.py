@@ -21,15 +21,16 @@ from orchestrator.calls import Calls, Pace, Place
 from orchestrator.errors import BudgetExhausted
 from orchestrator.house import State
 from orchestrator.ledger import Ledger
-from orchestrator.meter import LONGEST_S, MeteredSandbox
+from orchestrator.meter import FIRST_S, LONGEST_S, MeteredSandbox
 from orchestrator.providers.anthropic import MessagesApi
+from orchestrator.providers.base import CallFailed
 from orchestrator.providers.mailbox import ByMail, Mailbox
 from orchestrator.records import Budget, TaskBudget
 from orchestrator.sandbox.base import Command, Completed, Limits
 from orchestrator.sandbox.unsafe import UnsandboxedSandbox
 from tests.orchestrator import brains, helpers
 from tests.orchestrator.endtoend import has_bubblewrap
-from tests.orchestrator.fakeapi import FakeApi, Turn, serving
+from tests.orchestrator.fakeapi import FakeApi, Fault, Turn, serving
 from tests.orchestrator.forks import RUN, Forks, run
 from tests.orchestrator.helpers import KEY, PausedHere, ledger
 from tests.orchestrator.test_calls import REQUEST
@@ -288,7 +289,7 @@ def test_days_of_waiting_for_a_persons_reply_cost_nothing(tmp_path: Path) -> Non
     assert made.take_seconds("r-1", "a", "tools", 99) == 60
 
 
-def test_a_paid_services_own_time_counts_and_the_waits_between_its_failures_do_not(tmp_path: Path) -> None:
+def test_a_paid_services_own_time_counts_failed_sends_too_and_the_waits_between_do_not(tmp_path: Path) -> None:
     made, clock = ledger(tmp_path, budget=Budget(usd=1, tokens=10**6)), Clock()
 
     class Slow(MessagesApi):
@@ -296,10 +297,74 @@ def test_a_paid_services_own_time_counts_and_the_waits_between_its_failures_do_n
             clock.now += 20
             return await super().reply(request)
 
-    with serving(FakeApi(scripts={"go": [Turn("Fine.")]})) as api:
-        bought = Calls(Slow("k", api.url), made, helpers.Journal(), pace=clock.pace())
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    faults = [Fault(status=529, kind="overloaded_error"), Fault(cut=700)]
+    with serving(FakeApi(scripts={"go": [Turn("Fine.")]}, faults=faults)) as api:
+        bought = Calls(Slow("k", api.url), made, helpers.Journal(), pace=replace(clock.pace(), sleep=sleep))
         asyncio.run(bought.reply(Place("r-1", "a", "a/1"), REQUEST))
-    assert made.spent("r-1")["seconds"] == 20
+    assert clock.now > 60
+    assert made.spent("r-1")["seconds"] == pytest.approx(60)
+
+
+# A paid model's answers
+
+
+@dataclass
+class NoAnswer:
+    """A service that is paid and says nothing. `dies`: what a send comes to instead."""
+
+    dies: BaseException | None = None
+    asked: int = 0
+    name: str = "none"
+    billed: bool = True
+
+    async def reply(self, request: Any) -> Any:
+        self.asked += 1
+        if self.dies:
+            raise self.dies
+        await asyncio.sleep(30)
+        raise AssertionError("it was waited for to the end")
+
+    async def asked_by(self, made: Ledger, *nodes: str) -> list[Any]:
+        """What came of a call from each of these places, side by side."""
+        bought = Calls(self, made, Pauses())
+        each = (bought.reply(Place("r-1", "a", node), REQUEST.model_copy(update={"who": node})) for node in nodes)
+        return await asyncio.gather(*each, return_exceptions=True)
+
+
+class Pauses(helpers.Journal):
+    """Steps side by side, each with the name of its own."""
+
+    async def step(self, name: str, do: Any) -> Any:
+        return await do()
+
+
+def test_answers_side_by_side_use_what_is_left_together_and_none_goes_on_beyond_it(tmp_path: Path) -> None:
+    made, service = ledger(tmp_path, budget=Budget(usd=1, tokens=10**6, minutes=0.05)), NoAnswer()
+    found = asyncio.run(service.asked_by(made, *[f"a/{number}" for number in range(4)]))
+    assert [type(each) for each in found] == [PausedHere] * 4
+    assert "the budget of 0.05 minutes is used up" in str(found[0])
+    assert service.asked == 4
+    assert 3 <= made.spent("r-1")["seconds"] < 40, "not the 120 that they would have taken"
+    calls = made.calls("r-1")
+    assert [call["state"] for call in calls] == ["failed"] * 4, "nothing is under way any more"
+    assert made.spent("r-1")["usd"] == pytest.approx(sum(call["max_usd"] for call in calls)), "each may have been paid"
+    assert [str(each) for each in asyncio.run(service.asked_by(made, "b/1"))] == [str(found[0])]
+    assert service.asked == 4, "without a second left nothing is sent"
+
+
+def test_an_answers_seconds_are_charged_before_they_are_used_and_a_dead_processs_stay_so(tmp_path: Path) -> None:
+    made = ledger(tmp_path, budget=Budget(usd=1, tokens=10**6, minutes=1))
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(NoAnswer(dies=KeyboardInterrupt()).asked_by(made, "a/1"))
+    again = Ledger(tmp_path / "ledger.db", KEY)
+    assert again.spent("r-1", "a/1")["seconds"] == FIRST_S
+    asyncio.run(NoAnswer(dies=CallFailed("no", "no")).asked_by(again, "a/1"))
+    assert FIRST_S < again.spent("r-1")["seconds"] < 2 * FIRST_S, "the second send gave back what it did not use"
+    (call,) = again.calls("r-1")
+    assert again.spent("r-1")["usd"] == call["max_usd"], "the first is in doubt"
 
 
 # From the command line: a real sandbox, a real socket, a fresh process for every resume
@@ -363,6 +428,20 @@ def test_a_command_over_the_runs_budget_pauses_it_and_more_minutes_end_it_accept
     assert book(repo).tasks("p-1")[0]["attempt"] == 1, "a command that was stopped is no failed attempt"
     assert len(api.requests) == 1 + 3 + 2, "nothing was bought twice"
     assert "stopped by the time limit" not in json.dumps(api.requests), "nor a failed call of the agent's"
+
+
+@needs_sandbox
+def test_an_answer_over_the_runs_budget_pauses_it_and_more_minutes_end_it_accepted(tmp_path: Path, warm: Forks) -> None:
+    api = brains.api(1)
+    repo = prepared(tmp_path, 1, "{usd: 10, tokens: 2000000, minutes: 0.03}", api)
+    api.faults = [Fault(silent=30)]
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 5, err
+    assert "the budget of 0.03 minutes is used up" in err
+    assert 1.8 <= seconds(repo) < 20
+    code, err = run(warm, repo, api, "resume", "p-1", "--minutes", "30")
+    assert (code, brains.statuses(repo)) == (0, {"a": "accepted"}), err
+    assert len(api.requests) == 1 + 1 + 2 + 2, "the one that was cut off was sent again"
 
 
 @needs_sandbox

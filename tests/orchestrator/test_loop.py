@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator import calls, config
 from orchestrator.calls import Calls
+from orchestrator.conversation import AGAIN, Failures
 from orchestrator.ledger import Ledger
 from orchestrator.loop import MOST_CUT_OFFS, Attempt, Loop, Outcome
 from orchestrator.prices import PRICES, Price, Usage
@@ -229,11 +230,43 @@ def test_arguments_that_were_no_json_are_answered_and_never_run(tmp_path: Path) 
     assert made.sandbox.ran == ["fine"]
 
 
-def test_the_same_failure_three_times_in_a_row_ends_the_attempt(tmp_path: Path) -> None:
+def test_the_same_failure_is_told_the_second_time_and_ends_the_attempt_the_third(tmp_path: Path) -> None:
     made = house(tmp_path, *[reply(append("broken")) for _ in range(9)])
     outcome = made.work()
     assert (outcome.finished, outcome.turns) == (False, 3)
-    assert "the same call failed 3 times in a row" in outcome.text
+    assert "the same call failed 3 times in the same way" in outcome.text
+    told = [AGAIN in asked.messages[-1]["content"][0]["content"] for asked in made.script.asked[1:]]
+    assert told == [False, True]
+
+
+def test_a_failure_after_a_change_that_went_well_is_a_new_one(tmp_path: Path) -> None:
+    broken = reply(append("broken"))
+    made = house(tmp_path, broken, broken, reply(append("one")), broken, broken, reply(text("Done.")))
+    assert made.work().finished
+
+
+READ: Block = {"type": "tool_use", "id": "r", "name": "read", "input": {"path": "no"}}
+LOOK: Block = {"type": "tool_use", "id": "l", "name": "list", "input": {"path": "."}}
+GONE: Block = {"type": "tool_result", "tool_use_id": "r", "content": "no: is not there", "is_error": True}
+SEEN: Block = {"type": "tool_result", "tool_use_id": "l", "content": "a.txt"}
+
+
+def test_a_look_beside_or_between_does_not_make_a_repeated_failure_another() -> None:
+    failures = Failures()
+    for turn in range(3):
+        assert not failures.stuck
+        first, second = failures.told((READ, LOOK), [GONE, SEEN], changed=False)
+        assert (AGAIN in first["content"], second) == (turn > 0, SEEN)
+        failures.told((LOOK,), [SEEN], changed=False)
+    assert failures.stuck.endswith('["read", {"path": "no"}, "no: is not there"]')
+
+
+def test_three_of_one_failure_in_one_turn_are_one_and_other_failures_are_others() -> None:
+    failures = Failures()
+    failures.told((READ,) * 3, [GONE] * 3, changed=False)
+    for number in range(9):
+        failures.told((READ,), [{**GONE, "content": f"failure {number}"}], changed=False)
+    assert not failures.stuck
 
 
 def test_of_two_commands_that_change_one_file_in_a_turn_the_second_is_told(tmp_path: Path) -> None:
