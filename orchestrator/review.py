@@ -95,7 +95,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
         allowed=LOOKS & frozenset(reviewer.tools),
         tools=replace(worked.tools, writes=(), commands=(), skills={}),
         max_turns=TURNS,
-        agent=reviewer.name,
+        chain=(reviewer.name,),
         helper=NAME if level == 1 else f"{NAME}-{level}",
         answer_schema=closed(Review.model_json_schema()),
     )

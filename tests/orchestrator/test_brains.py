@@ -86,7 +86,7 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 STEPS = {
-    "odyssey-5": [
+    "odyssey-6": [
         "@plan/chief reply 0", "begin",
         "a/1 reply 0", "a/1 tools 0", "a/1 reply 1", "a/1 tools 1", "a/1 reply 2", "a/1 tools 2", "a/1 reply 3",
         "freeze",
