@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, prompts
+from orchestrator import config, prompts, sections
 from orchestrator.globs import narrows
 from orchestrator.house import Run, State
 from orchestrator.library import PEOPLE_TOOLS
@@ -32,7 +32,7 @@ def prepare(run: Run, task: Task, number: int, tier: Tier, worktree: Path, feedb
     agent, skill = run.library.agents[assignment.agent], run.skill(task.id)
     words = {"agent": agent, "skill": skill, "task": task, "plan": run.plan, "feedback": feedback}
     words |= {"writes": task.writes, "commands": skill.commands, "targets": run.plan.targets_of(task)}
-    words |= {"others": others(run, agent, skill), "advice": assignment.brief}
+    words |= {"others": others(run, agent, skill), "advice": assignment.brief, "prose": sections.prose(run.plan, task)}
     return Attempt(
         run=run.id,
         task=task.id,
