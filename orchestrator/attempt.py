@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, prompts
+from orchestrator import config, prompts, sections
 from orchestrator.globs import narrows
 from orchestrator.house import Run, State
 from orchestrator.library import PEOPLE_TOOLS
@@ -31,7 +32,7 @@ def prepare(run: Run, task: Task, number: int, tier: Tier, worktree: Path, feedb
     agent, skill = run.library.agents[assignment.agent], run.skill(task.id)
     words = {"agent": agent, "skill": skill, "task": task, "plan": run.plan, "feedback": feedback}
     words |= {"writes": task.writes, "commands": skill.commands, "targets": run.plan.targets_of(task)}
-    words |= {"others": others(run, agent, skill), "advice": assignment.brief}
+    words |= {"others": others(run, agent, skill), "advice": assignment.brief, "prose": sections.prose(run.plan, task)}
     return Attempt(
         run=run.id,
         task=task.id,
@@ -44,19 +45,23 @@ def prepare(run: Run, task: Task, number: int, tier: Tier, worktree: Path, feedb
         tools=reach(run, task, skill, number, worktree),
         worktree=worktree,
         max_turns=run.settings.max_turns,
-        agent=agent.name,
+        chain=assignment.chain,
     )
 
 
 def allowed(agent: Agent, skill: Skill) -> frozenset[str]:
     """An agent's tools, as far as the skill that it works by has them; and a look at its other skills."""
     tools = frozenset(agent.tools) & frozenset(skill.tools) if skill.tools else frozenset(agent.tools)
-    return (tools - PEOPLE_TOOLS) | ({"skill"} if len(agent.skills) > 1 else frozenset())
+    return (tools - PEOPLE_TOOLS) | ({"skill"} if {*agent.skills} - {skill.name} else frozenset())
 
 
 def others(run: Run, agent: Agent, skill: Skill) -> tuple[Skill, ...]:
     """An agent's skills beside the one that it works by: in context by name and description, their body on request."""
     return tuple(run.library.skills[name] for name in agent.skills if name != skill.name)
+
+
+def bodies(skills: Iterable[Skill]) -> dict[str, str]:
+    return {each.name: each.body for each in skills}
 
 
 def brain(run: Run, task: Task, number: int, tier: Tier, feedback: str) -> Provider | None:
@@ -120,7 +125,7 @@ def reach(run: Run, task: Task, skill: Skill, number: int, worktree: Path) -> To
         outputs=run.state.path("outputs", run.id, task.id, str(number)),
         limits=Limits(wall_s=settings.command_minutes * 60, memory_bytes=int(settings.memory_gb * 2**30)),
         on_output=lambda text: run.say(task.id, "output", text),
-        skills={each.name: each.body for each in others(run, agent, skill)},
+        skills=bodies(others(run, agent, skill)),
     )
 
 

@@ -310,7 +310,8 @@ def _show_plan(checkout: Checkout, state: State, path: str, write: bool, as_json
     from orchestrator.lint import read_plan
 
     loaded, library, assignments = read_plan(checkout.root, path)
-    estimates = views.estimates(state, library, assignments)
+    depth = planner.depth(loaded, library).why
+    estimates = views.estimates(state, loaded, library, assignments)
     if write:
         text = planfile.set_block(loaded.text, "tree", planner.tree(loaded, assignments.values()))
         (checkout.root / path).write_text(text)
@@ -319,9 +320,9 @@ def _show_plan(checkout: Checkout, state: State, path: str, write: bool, as_json
             {**each.model_dump(mode="json"), **estimates[each.task], "budget": documents.budget(loaded.task(each.task))}
             for each in assignments.values()
         ]
-        print(documents.document("plan", plan=path, sha256=loaded.sha256, tasks=tasks))
+        print(documents.document("plan", plan=path, sha256=loaded.sha256, depth=depth, tasks=tasks))
     else:
-        print(views.plan(loaded, assignments, estimates))
+        print(views.plan(loaded, depth, assignments, estimates))
 
 
 def _display(as_json: bool) -> Any:

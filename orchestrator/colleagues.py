@@ -1,8 +1,9 @@
 """Calls that ask another agent: `delegate` hands a part of the work down, `escalate` takes a blocker one level up.
 
-A sub-agent works in the same worktree, with no tool that its superior has not, on a budget that is a part of what the
-run has left, within its superior's. A blocker is a typed event; how often one may be raised is limited, and nobody can
-change the plan.
+A sub-agent works in the same worktree, with no tool that its superior has not (but a look at skills of its own), on a
+budget that is a part of what the run has left, within its superior's, who is told what it changed. A blocker goes to
+whoever handed the work down, who may pass it on, level by level, until a person is left. Each level's word is a typed
+event; how many an attempt may raise, its sub-agents' included, is limited, and nobody can change the plan.
 One that is not cleared up ends the task, whatever its author would do next: no dearer tier is tried in its stead.
 """
 
@@ -11,25 +12,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from orchestrator import prompts
-from orchestrator.attempt import allowed
+from orchestrator.attempt import allowed, bodies, others
 from orchestrator.calls import Place
 from orchestrator.conversation import error_result
 from orchestrator.hierarchy import closed
 from orchestrator.house import Run
 from orchestrator.loop import Attempt, Loop, Outcome
 from orchestrator.providers.base import Block, Request
-from orchestrator.records import Budget, Record, Task, TaskBudget
+from orchestrator.records import Budget, FileChange, Record, Task, TaskBudget
 from orchestrator.review import is_review
 from orchestrator.tools.base import Arguments
 
 MAX_DEPTH = 2  # sub-agents beneath sub-agents
 SHARE = 0.5  # of what is left, at most, for one sub-agent
-MAX_BLOCKERS = 2  # an attempt
+MAX_BLOCKERS = 2  # an attempt, with all its sub-agents
+MOST_FILES = 40  # that one answer lists
 PERSON = "a person"  # above the chief
 Json = Any
 
@@ -45,12 +48,12 @@ class Escalate(Arguments):
 
 
 class Decision(Record):
-    decision: Literal["answer", "person", "stop"]
+    decision: Literal["answer", "up", "person", "stop"]
     text: str = Field(min_length=1, max_length=4000)
 
 
 class Blocker(Record):
-    """One blocker on its way up, and what came back."""
+    """One blocker at one level of its way up, and what came back. `source`: whoever raised it."""
 
     task: str
     attempt: int
@@ -101,13 +104,12 @@ class Team:
         people = self._below(attempt)
         if people:
             words = (
-                f"Hand a part of the work to one below you: {', '.join(people)}. It works in your copy; then you go on."
+                f"Hand a part of the work to one below you: {', '.join(people)}. It works in your copy; "
+                "then you go on, and answer for what it changed."
             )
             specs.append(_spec("delegate", words, Delegate))
-        if self._above(attempt):
-            words = f"Tell {self._above(attempt)}, who is above you, what stops you. At most {MAX_BLOCKERS} times."
-            specs.append(_spec("escalate", words, Escalate))
-        return specs
+        words = f"Tell {self._above(attempt)[0]}, who is above you, what stops you. At most {MAX_BLOCKERS} times."
+        return [*specs, _spec("escalate", words, Escalate)]
 
     async def ask(self, attempt: Attempt, turn: int, call: Block) -> Block:
         if call["name"] not in {spec["name"] for spec in self.specs(attempt)}:
@@ -135,13 +137,16 @@ class Team:
         self.run.ledger.limit(self.run.id, sub.node, self._share(attempt))
         self.run.say(self.task.id, "delegated", f"{attempt.agent} to {wanted.agent}: {wanted.brief}")
         outcome: Outcome = await self.loop().work(sub)
+        changed = _listed(self.run.repository.changed(attempt.tree, outcome.tree))
         if not outcome.finished:
-            return error_result(call, f"{wanted.agent} did not finish: {outcome.text}")
-        return {"type": "tool_result", "tool_use_id": call["id"], "content": f"{wanted.agent} says: {outcome.text}"}
+            return error_result(call, f"{wanted.agent} did not finish: {outcome.text}\n\n{changed}")
+        words = f"{wanted.agent} says: {outcome.text}\n\n{changed}"
+        return {"type": "tool_result", "tool_use_id": call["id"], "content": words}
 
     def _sub_attempt(self, attempt: Attempt, turn: int, call: Block, wanted: Delegate) -> Attempt:
         agent, skill = self.run.library.agents[wanted.agent], self.run.skill(self.task.id)
-        words = {"agent": agent, "skill": skill, "others": (), "writes": self.task.writes, "commands": skill.commands}
+        more = others(self.run, agent, skill)
+        words = {"agent": agent, "skill": skill, "others": more, "writes": self.task.writes, "commands": skill.commands}
         helper = f"{turn}-{call['id'][-12:]}-{wanted.agent}"
         return replace(
             attempt,
@@ -149,8 +154,9 @@ class Team:
             model=self.run.settings.models[agent.model],
             system=prompts.render("system.md.j2", words),
             brief=wanted.brief,
-            allowed=allowed(agent, skill) & attempt.allowed,
-            agent=agent.name,
+            allowed=allowed(agent, skill) & (attempt.allowed | {"skill"}),
+            tools=replace(attempt.tools, skills=bodies(more)),
+            chain=(*attempt.chain, agent.name),
             helper=f"{attempt.helper}/{helper}" if attempt.helper else helper,
         )
 
@@ -166,44 +172,56 @@ class Team:
 
     # Up
 
-    def _above(self, attempt: Attempt) -> str:
-        chain = self.run.assignments[self.task.id].chain
-        if attempt.helper or attempt.agent not in chain:
-            return ""
-        place = chain.index(attempt.agent)
-        return chain[place - 1] if place else PERSON
+    def _above(self, attempt: Attempt) -> tuple[str, ...]:
+        """Who may be asked, the nearest first."""
+        return (*attempt.chain[-2::-1], PERSON)
 
     async def _escalate(self, attempt: Attempt, turn: int, call: Block, wanted: Escalate) -> Block:
-        """The answer from one level up. Raises Blocked when there is none."""
-        key = f"{attempt.key} blockers"
-        raised = await self.loop().durable.step(f"{attempt.node} blocker {turn}", lambda: self._count(key, turn))
+        """The answer of the nearest level above that gives one. Raises Blocked when there is none."""
+        step = self.loop().durable.step
+        raised = await step(f"{attempt.node} blocker {turn}", lambda: self._count(attempt, turn, call))
         if raised > MAX_BLOCKERS:
             return error_result(
                 call, f"escalate: {MAX_BLOCKERS} blockers were raised; end your turn and say what stops you"
             )
-        decided = await self._decision(attempt, turn, wanted)
-        blocker = Blocker(
-            task=self.task.id, attempt=attempt.number, source=attempt.agent, target=self._above(attempt),
-            what=wanted.what, needs=wanted.needs, decision=decided.decision, text=decided.text,
-        )  # fmt: skip
-        self.run.say(self.task.id, "blocker", blocker.model_dump_json())
-        if decided.decision != "answer":
-            raise Blocked(blocker)
-        words = f"{blocker.target} decides ({decided.decision}): {decided.text}"
-        return {"type": "tool_result", "tool_use_id": call["id"], "content": words}
+        said: list[str] = []
+        for level, above in enumerate(self._above(attempt), 1):
+            name = f"blocker-{raised}" + (f"-{level}" if level > 1 else "")
+            decided = await self._decision(attempt, name, above, wanted, said)
+            blocker = Blocker(
+                task=self.task.id, attempt=attempt.number, source=attempt.agent, target=above,
+                what=wanted.what, needs=wanted.needs, decision=decided.decision, text=decided.text,
+            )  # fmt: skip
+            await step(f"{attempt.node} blocker {turn} at {above}", partial(self._note, blocker))
+            if decided.decision == "answer":
+                words = f"{above} decides (answer): {decided.text}"
+                return {"type": "tool_result", "tool_use_id": call["id"], "content": words}
+            if decided.decision != "up":
+                raise Blocked(blocker)
+            said.append(f"{above}: {decided.text}")
+        raise AssertionError("a person passes nothing on")
 
-    async def _count(self, key: str, turn: int) -> int:
-        """How many blockers this attempt has raised, this one included; the same turn counts once."""
-        self.run.ledger.begin(f"{key}/{turn}")
+    async def _count(self, attempt: Attempt, turn: int, call: Block) -> int:
+        """How many blockers this attempt has raised, this one included; the same call counts once."""
+        key = f"{attempt.run}/{attempt.task}/{attempt.number} blockers"
+        self.run.ledger.begin(f"{key}/{attempt.helper}/{turn}/{call['id']}")
         return self.run.ledger.begun(key)
 
-    async def _decision(self, attempt: Attempt, turn: int, wanted: Escalate) -> Decision:
-        if self._above(attempt) == PERSON:
-            return Decision(decision="person", text=f"nobody is above {attempt.agent}")
-        above = self.run.library.agents[self._above(attempt)]
-        words = {"author": attempt.agent, "task": self.task, "what": wanted.what, "needs": wanted.needs}
+    async def _note(self, blocker: Blocker) -> None:
+        self.run.say(self.task.id, "blocker", blocker.model_dump_json())
+
+    async def _decision(self, attempt: Attempt, name: str, asked: str, wanted: Escalate, said: list[str]) -> Decision:
+        """What this level decides. `said`: the words with which those between passed it on."""
+        if asked == PERSON:
+            return Decision(decision="person", text="; ".join(said) or f"nobody is above {attempt.agent}")
+        above, node = self.run.library.agents[asked], f"{attempt.node}/{name}"
+        words = {
+            "author": attempt.agent, "task": self.task, "what": wanted.what, "needs": wanted.needs, "said": said,
+            "brief": attempt.brief if attempt.helper else self.run.assignments[self.task.id].brief,
+            "next": self._above(attempt)[len(said) + 1],
+        }  # fmt: skip
         request = Request(
-            who=f"{attempt.node}/blocker-{turn}",
+            who=node,
             turn=0,
             tier=above.model,
             model=self.run.settings.models[above.model],
@@ -211,12 +229,24 @@ class Team:
             messages=({"role": "user", "content": prompts.render("blocker.md.j2", words)},),
             answer_schema=closed(Decision.model_json_schema()),
         )
-        node = f"{attempt.node}/blocker-{turn}"
         reply = await self.loop().calls.reply(Place(attempt.run, attempt.task, node, attempt.number), request)
         try:
             return Decision.model_validate(reply.answer)
         except (ValueError, ValidationError):
             return Decision(decision="person", text=f"{above.name} gave no answer that can be used")
+
+
+def _listed(files: tuple[FileChange, ...]) -> str:
+    """What a sub-agent changed, a line a file, for whoever answers for it."""
+    if not files:
+        return "It changed no file."
+    lines = [f"- {each.status} {each.path}{_size(each)}" for each in files[:MOST_FILES]]
+    lines += [f"- and {len(files) - MOST_FILES} more"] if len(files) > MOST_FILES else []
+    return "\n".join(["It changed these files; you answer for them, so read them before you end your turn:", *lines])
+
+
+def _size(file: FileChange) -> str:
+    return f" (+{file.added} -{file.removed})" if file.added >= 0 else " (binary)"
 
 
 def _spec(name: str, words: str, arguments: type[Arguments]) -> dict[str, Any]:

@@ -24,16 +24,17 @@ Name = Annotated[str, typer.Argument(help="the request's name, or the beginning 
 def mailbox_list(
     as_json: AsJson = False,
 ) -> None:
-    """Requests that wait for a reply, oldest first."""
+    """Requests that wait for a reply, oldest first; those of a comparison with the run that asks."""
     from orchestrator import documents
 
-    names = [name for box in _mailboxes() for name in box.open()]
+    waiting = [(name, asker) for asker, box in _mailboxes() for name in box.open()]
     if as_json:
-        print(documents.document("mailbox list", requests=names))
+        askers = [{"request": name, "asker": asker or None} for name, asker in waiting]
+        print(documents.document("mailbox list", requests=[name for name, _ in waiting], askers=askers))
         return
-    for name in names:
-        print(name)
-    if not names:
+    for name, asker in waiting:
+        print(f"{name}\t{asker}".rstrip())
+    if not waiting:
         print("no request is waiting", file=sys.stderr)
 
 
@@ -228,21 +229,23 @@ def _layer(name: str) -> Any:
     return name
 
 
-def _mailboxes() -> list[Mailbox]:
-    """This repository's, and those of the runs that `compare` makes in repositories of their own."""
+def _mailboxes() -> list[tuple[str, Mailbox]]:
+    """This repository's, and those of the runs that `compare` makes in repositories of their own, by who asks there."""
     from orchestrator.config import STATE_FOLDER
-    from orchestrator.providers.mailbox import Mailbox
+    from orchestrator.providers.mailbox import ASKER, Mailbox
 
     folder = here()[1].folder
     compared = sorted(folder.glob(f"compare/*/repo/{STATE_FOLDER}/mailbox"))
-    return [Mailbox(place) for place in (folder / "mailbox", *compared)]
+    askers = [place.parents[2] / ASKER for place in compared]
+    told = [path.read_text() if path.exists() else "compare" for path in askers]
+    return [("", Mailbox(folder / "mailbox")), *zip(told, map(Mailbox, compared), strict=True)]
 
 
 def _named(name: str) -> tuple[Mailbox, str]:
     """Where the open request lies that a name, or its beginning, stands for. Raises NotFound."""
     from orchestrator.errors import NotFound
 
-    waiting = [(box, each) for box in _mailboxes() for each in box.open()]
+    waiting = [(box, each) for _, box in _mailboxes() for each in box.open()]
     found = [(box, each) for box, each in waiting if each == name]
     found = found or [(box, each) for box, each in waiting if each.startswith(name)]
     if not found or len({each for _, each in found}) > 1:

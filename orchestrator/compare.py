@@ -32,6 +32,7 @@ from orchestrator.intervals import Interval
 from orchestrator.ledger import Ledger
 from orchestrator.lint import read_plan
 from orchestrator.providers.base import Reply
+from orchestrator.providers.mailbox import ASKER
 from orchestrator.records import TIERS
 from orchestrator.review import is_review
 from orchestrator.workspace import Checkout, git
@@ -108,6 +109,7 @@ class Experiment:
         said = f"seed {seed}, {name}"
         if not kept.exists():
             self.tell(f"{said}: running in {place / 'repo'}")
+            (place / ASKER).write_text(f"compare {self.plan}, {said}")
             found = self._run(place / "repo", whole, seed, said)
             kept.with_suffix(".new").write_text(json.dumps(found.__dict__))
             kept.with_suffix(".new").rename(kept)

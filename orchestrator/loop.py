@@ -34,7 +34,8 @@ MOST_CUT_OFFS = 20  # of one turn: a person may stop a run often, but what bring
 class Attempt:
     """One try at a task: who answers, with which tools, where.
 
-    helper: a sub-agent's place beneath the attempt, "" for the agent itself. window: tokens of conversation after which
+    chain: the agents from level 0 down to this one, a sub-agent's superiors among them. helper: a sub-agent's place
+    beneath the attempt, "" for the agent itself. window: tokens of conversation after which
     it is handed over to a fresh one, None for the tier's. answer_schema: the shape of its last word, where it is not
     prose. tree: the worktree as it is now, when that is known.
     """
@@ -50,11 +51,15 @@ class Attempt:
     tools: ToolContext
     worktree: Path
     max_turns: int
-    agent: str = ""
+    chain: tuple[str, ...] = ()
     helper: str = ""
     window: int | None = None
     answer_schema: dict[str, Any] | None = None
     tree: str = ""
+
+    @property
+    def agent(self) -> str:
+        return self.chain[-1] if self.chain else ""
 
     @property
     def node(self) -> str:
@@ -156,7 +161,7 @@ class Loop:
         )
         answers, tree = {block["tool_use_id"]: block for block in done["results"]}, done["tree"]
         for call in asked:
-            answers[call["id"]] = await self.colleagues.ask(attempt, turn, call)
+            answers[call["id"]] = await self.colleagues.ask(replace(attempt, tree=tree), turn, call)
             tree = await self.durable.step(f"{attempt.node} after {call['id']}", lambda: self._snapshot(attempt))
         return [answers[call["id"]] for call in reply.tool_calls], tree
 

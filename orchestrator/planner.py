@@ -1,19 +1,32 @@
 """Plan -> tree of tasks, walked down the hierarchy of agents: who does what, with which skill, on which tiers.
 
 The chief hands each section to the agent one step below that reaches every skill the section needs; from there each
-task goes down the shortest chain to an agent that holds its skill, and among equals to the most junior. Nothing here
-calls a model: the same plan and library give the same tree, and executors never plan again.
+task goes down the shortest chain to an agent that holds its skill, and among equals to the most junior. In a small plan
+(SMALL) the chief hands each task to that same agent at once. Nothing here calls a model: the same plan and library give
+the same tree, and executors never plan again.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator import router
+from orchestrator import risk, router
 from orchestrator.errors import InputError, Problem
 from orchestrator.library import Library
 from orchestrator.records import Agent, Assignment, Plan, Skill, Task
+
+# A plan within all of these has two levels; over any of them, leads stand between the chief and those who do the tasks.
+SMALL = {"task": 4, "section": 3, "level of risk": 2}
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How deep a plan is handed down without a model, and why, with its numbers."""
+
+    small: bool
+    why: str
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class Estimate:
 def assign(plan: Plan, library: Library) -> tuple[Assignment, ...]:
     """One Assignment a task, in the plan's order. Raises InputError for a task that no agent can be given."""
     leads = {section: _lead(library, _of_section(plan, section)) for section in plan.sections}
-    problems, assignments = [], []
+    problems, assignments, deep = [], [], depth(plan, library)
     for task in plan.tasks:
         chain = _chain(library, leads[task.section], task)
         if chain is None:
@@ -37,16 +50,33 @@ def assign(plan: Plan, library: Library) -> tuple[Assignment, ...]:
                 Problem(plan.path, task.line, f"{who} can't be reached from level 0", "mend `delegates_to`")
             )
         else:
-            assignments.append(_assignment(task, chain, library))
+            chain = chain[:1] + chain[1:][-1:] if deep.small else chain
+            assignments.append(_assignment(task, chain, library, deep.why))
     if problems:
         raise InputError(problems)
     return tuple(assignments)
 
 
+def depth(plan: Plan, library: Library) -> Depth:
+    """Two levels for a small plan; as many as it takes to go by a lead for a larger one."""
+    risks = {risk.expected(task.writes, library.skills[task.skill].risk) for task in plan.tasks}
+    sizes = {"task": len(plan.tasks), "section": len(plan.sections), "level of risk": len(risks)}
+    numbers, limits = _counted(sizes), _counted(SMALL)
+    over = _counted({name: most for name, most in SMALL.items() if sizes[name] > most})
+    if over:
+        return Depth(False, f"leads between the chief and those who do the tasks: {numbers}; over {over}")
+    return Depth(True, f"two levels, the chief and those who do the tasks: {numbers}; small is up to {limits}")
+
+
+def _counted(sizes: Mapping[str, int]) -> str:
+    plurals = {name: re.sub(r"^\w+", r"\g<0>s", name) for name in sizes}
+    return ", ".join(f"{size} {name if size == 1 else plurals[name]}" for name, size in sizes.items())
+
+
 def handed(task: Task, chain: tuple[str, ...], library: Library, brief: str) -> Assignment:
     """An assignment that the hierarchy made, with the words of whoever handed it down."""
     why = f"handed down by {chain[-2]}"
-    return _assignment(task, chain, library).model_copy(update={"brief": brief, "why": why})
+    return _assignment(task, chain, library, "").model_copy(update={"brief": brief, "why": why})
 
 
 def tree(plan: Plan, assignments: Iterable[Assignment]) -> str:
@@ -65,19 +95,25 @@ def tree(plan: Plan, assignments: Iterable[Assignment]) -> str:
     return "\n".join(lines)
 
 
-def estimate(assignment: Assignment, skill: Skill, measured_minutes: Mapping[str, float]) -> Estimate:
-    """A procedure costs no dollars; minutes come from earlier runs where there were any, else from the skill."""
+def estimate(
+    assignment: Assignment, skill: Skill, measured_minutes: Mapping[str, float], review_minutes: float = 0.0
+) -> Estimate:
+    """A procedure costs no dollars; minutes come from earlier runs where there were any, else from the skills.
+
+    review_minutes: of all who will read the change. What earlier runs took holds theirs already.
+    """
     usd = 0.0 if assignment.tiers[0] == "procedure" else float("nan")
     if skill.name in measured_minutes:
         return Estimate(usd, measured_minutes[skill.name], "earlier runs")
-    return Estimate(usd, skill.minutes, "the skill's own figure")
+    where = "the skill's own figure" + (" and its reviews'" if review_minutes else "")
+    return Estimate(usd, skill.minutes + review_minutes, where)
 
 
 def _of_section(plan: Plan, section: str) -> list[Task]:
     return [task for task in plan.tasks if task.section == section]
 
 
-def _assignment(task: Task, chain: tuple[str, ...], library: Library) -> Assignment:
+def _assignment(task: Task, chain: tuple[str, ...], library: Library, deep: str) -> Assignment:
     skill, agent = library.skills[task.skill], library.agents[chain[-1]]
     why = "pinned in the plan" if task.agent else f"the most junior agent with `{skill.name}` on the shortest chain"
     return Assignment(
@@ -87,7 +123,7 @@ def _assignment(task: Task, chain: tuple[str, ...], library: Library) -> Assignm
         skill=skill.name,
         tiers=router.permitted(task, skill, agent),
         writes=task.writes,
-        why=why,
+        why=f"{why}; {deep}",
     )
 
 

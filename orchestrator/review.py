@@ -15,14 +15,17 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from orchestrator import prompts
+from orchestrator import risk as risks
 from orchestrator.hierarchy import closed
+from orchestrator.library import Library
 from orchestrator.loop import Attempt, Loop
 from orchestrator.providers.base import json_in
-from orchestrator.records import RISK_LEVELS, Agent, Judgement, Plan, Record, Risk, RiskLevel, Skill, Task
+from orchestrator.records import RISK_LEVELS, Agent, Assignment, Judgement, Plan, Record, Risk, RiskLevel, Skill, Task
 
 LOOKS = frozenset({"read", "list", "search"})
 DIFF_CHARS = 60_000
 TURNS = 20
+SKILL = "review-change"
 NAME = "review"  # of a reviewer's conversation, or its beginning
 # How many of the levels above its author read a change of this risk, from whoever handed it down; None: all of them.
 LEVELS: dict[RiskLevel, int | None] = {"low": 1, "medium": 2, "high": None}
@@ -69,9 +72,16 @@ def is_review(helper: str) -> bool:
     return helper.startswith(NAME)
 
 
-def readers(chain: tuple[str, ...], risk: Risk) -> tuple[str, ...]:
+def readers(chain: tuple[str, ...], risk: RiskLevel) -> tuple[str, ...]:
     """Who reads a change of the last one of the chain, in order: from whoever handed it down up to the chief."""
-    return chain[-2::-1][: LEVELS[risk.level]]
+    return chain[-2::-1][: LEVELS[risk]]
+
+
+def expected(task: Task, assignment: Assignment, library: Library) -> int:
+    """How many will read the task's change, by the risk of what it may write; a procedure's change nobody does."""
+    if assignment.tiers[0] == "procedure" or SKILL not in library.skills:
+        return 0
+    return len(readers(assignment.chain, risks.expected(task.writes, library.skills[assignment.skill].risk)))
 
 
 def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, model: str, level: int) -> Attempt:
@@ -95,7 +105,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
         allowed=LOOKS & frozenset(reviewer.tools),
         tools=replace(worked.tools, writes=(), commands=(), skills={}),
         max_turns=TURNS,
-        agent=reviewer.name,
+        chain=(reviewer.name,),
         helper=NAME if level == 1 else f"{NAME}-{level}",
         answer_schema=closed(Review.model_json_schema()),
     )

@@ -6,8 +6,10 @@ files decides for the change.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from orchestrator.globs import matches
-from orchestrator.records import RISK_LEVELS, Change, FileChange, Risk, RiskLevel
+from orchestrator.records import RISK_LEVELS, Change, Risk, RiskLevel
 
 # What guards the system: never merged without a person, whatever wrote it.
 GUARDED = (
@@ -40,17 +42,22 @@ def assess(change: Change, floor: RiskLevel) -> Risk:
     """The risk and its reasons, one a file, highest first. `floor` is the skill's own."""
     reasons = [(floor, f"{floor}: floor of the skill")]
     for file in change.files:
-        level, why = _of_file(file)
+        level, why = _of_path(file.path)
         reasons.append((level, f"{level}: {file.path} ({why})"))
     if change.lines > LARGE_LINES:
         reasons.append(("medium", f"medium: {change.lines} changed lines, over {LARGE_LINES}"))
     reasons.sort(key=lambda item: -RISK_LEVELS.index(item[0]))
-    guarded = any(matches(file.path, GUARDED) or _of_file(file) == UNKNOWN for file in change.files)
+    guarded = any(matches(file.path, GUARDED) or _of_path(file.path) == UNKNOWN for file in change.files)
     return Risk(level=reasons[0][0], guarded=guarded, reasons=tuple(text for _, text in reasons))
 
 
-def _of_file(file: FileChange) -> tuple[RiskLevel, str]:
+def expected(writes: Iterable[str], floor: RiskLevel) -> RiskLevel:
+    """What a change of all that a task may write would be, its globs read as paths: to plan by, not to judge."""
+    return max((floor, *(_of_path(path)[0] for path in writes)), key=RISK_LEVELS.index)
+
+
+def _of_path(path: str) -> tuple[RiskLevel, str]:
     for level, globs, why in LEVELS:
-        if matches(file.path, globs):
+        if matches(path, globs):
             return level, why
     return UNKNOWN

@@ -34,7 +34,6 @@ from orchestrator.schedule import ENDED, PAUSED, Schedule
 
 MAX_REBASES = 5
 REVIEWED = ("accepted", "unmeasured", "missed")
-REVIEW_SKILL = "review-change"
 
 
 @dataclass(frozen=True)
@@ -188,13 +187,15 @@ class Runner:
     ) -> Judgement:
         """Each level above reads the change and what those below it found, as far up as the risk by now deserves."""
         run, assignment = self._run, self._run.assignments[task.id]
-        skill = run.library.skills.get(REVIEW_SKILL)
+        skill = run.library.skills.get(review.SKILL)
         if len(assignment.chain) < 2 or skill is None or not change.files:
             return judgement
         diff = run.repository.diff(change.base, change.commit)
         asked = Reviewing(run.plan, task, assignment.brief, assignment.agent, outcome.text, diff)
         loop, level = Loop(self._calls(task.id, provider), run.repository, self._engine), 0
-        while judgement.outcome in REVIEWED and (above := review.readers(assignment.chain, judgement.risk)[level:]):
+        while judgement.outcome in REVIEWED and (
+            above := review.readers(assignment.chain, judgement.risk.level)[level:]
+        ):
             reviewer, level = run.library.agents[above[0]], level + 1
             asked = replace(asked, found=judgement.review)
             reading = review.attempt(asked, reviewer, skill, worked, run.settings.models[reviewer.model], level)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from orchestrator import planner
+from orchestrator import planner, review
 from orchestrator import report as reports
 from orchestrator.book import now
 from orchestrator.config import Settings
@@ -17,30 +17,39 @@ from orchestrator.planfile import load
 from orchestrator.records import Assignment, Plan, PullRequest, Receipt, Verdict
 
 
-def estimates(state: State, library: Library, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
-    """Dollars and minutes a task, from earlier runs where there were any."""
+def estimates(
+    state: State, loaded: Plan, library: Library, assignments: Mapping[str, Assignment]
+) -> dict[str, dict[str, Any]]:
+    """Dollars, minutes and reviews a task, from earlier runs where there were any."""
     measured = _measured_minutes(state, assignments)
     found = {}
     for task, assignment in assignments.items():
-        estimate = planner.estimate(assignment, library.skills[assignment.skill], measured)
+        reviews = review.expected(loaded.task(task), assignment, library)
+        reading = reviews * library.skills[review.SKILL].minutes if reviews else 0.0
+        estimate = planner.estimate(assignment, library.skills[assignment.skill], measured, reading)
         usd = None if math.isnan(estimate.usd) else estimate.usd
-        found[task] = {"usd": usd, "minutes": round(estimate.minutes, 2), "minutes_from": estimate.minutes_from}
+        minutes = {"minutes": round(estimate.minutes, 2), "minutes_from": estimate.minutes_from}
+        found[task] = {"usd": usd, **minutes, "reviews": reviews}
     return found
 
 
-def plan(loaded: Plan, assignments: Mapping[str, Assignment], costs: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [f"{loaded.title} ({loaded.path})", "", planner.tree(loaded, assignments.values()), ""]
+def plan(
+    loaded: Plan, depth: str, assignments: Mapping[str, Assignment], costs: Mapping[str, Mapping[str, Any]]
+) -> str:
+    lines = [f"{loaded.title} ({loaded.path})", "", depth, planner.tree(loaded, assignments.values()), ""]
     for task, cost in costs.items():
         if loaded.task(task).done:
             lines.append(f"{task:<24} ticked: `orchestrate run` leaves it alone, but for --again")
             continue
         dollars = "$?" if cost["usd"] is None else f"${cost['usd']:.2f}"
         own = f"; at most {budget}" if (budget := loaded.task(task).budget) else ""
-        lines.append(f"{task:<24} {dollars:>7} {cost['minutes']:6.1f} min  (from {cost['minutes_from']}){own}")
+        read = f", {_reviews(cost['reviews'])}" if cost["reviews"] else ""
+        lines.append(f"{task:<24} {dollars:>7} {cost['minutes']:6.1f} min{read}  (from {cost['minutes_from']}){own}")
     todo = [cost for task, cost in costs.items() if not loaded.task(task).done]
     total = sum(cost["minutes"] for cost in todo)
     unknown = any(cost["usd"] is None for cost in todo)
-    lines.append(f"{'together':<24} {'$?' if unknown else '$0.00':>7} {total:6.1f} min")
+    read = f", {_reviews(reviews)}" if (reviews := sum(cost["reviews"] for cost in todo)) else ""
+    lines.append(f"{'together':<24} {'$?' if unknown else '$0.00':>7} {total:6.1f} min{read}")
     whole = loaded.budget
     lines.append(f"{'budget':<24} {f'${whole.usd:.2f}':>7} {whole.minutes:6.1f} min, {whole.tokens} tokens")
     for target in loaded.targets:
@@ -115,6 +124,10 @@ def _standing(run: Mapping[str, Any]) -> str:
     if run["status"] == "running" and not run["at_work"]:
         return f"interrupted; go on with `orchestrate resume {run['id']}`"
     return str(run["status"])
+
+
+def _reviews(count: int) -> str:
+    return f"{count} review{'s' if count > 1 else ''}"
 
 
 def _ago(at: str) -> str:

@@ -27,6 +27,7 @@ from orchestrator.providers.shape import misfits
 from orchestrator.records import Record
 
 POLL_S = 0.5
+ASKER = "asker.txt"  # beside the repository of a run that `compare` makes: which run of which comparison it is
 
 
 class Call(Record):

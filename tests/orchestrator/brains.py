@@ -56,7 +56,9 @@ def files(tasks: int = 2, budget: str = "{usd: 10, tokens: 2000000, minutes: 20}
     body = "".join(
         TASK.format(id="abcd"[number], needs=needs[number]).replace("  - needs: \n", "") for number in range(tasks)
     )
-    made["plans/p.md"] = f"---\ntitle: Notes\nbudget: {budget}\n---\n# Notes\n\nNotes are good.\n\n## First\n{body}"
+    front = f"title: Notes\nbudget: {budget}\n"
+    prose = "# Notes\n\nNotes are good.\n\n## First\n\nA note holds its name.\n"
+    made["plans/p.md"] = f"---\n{front}---\n{prose}{body}"
     return made
 
 

@@ -38,7 +38,9 @@ def test_a_plan_ends_with_reviewed_pull_requests_and_what_they_cost(tmp_path: Pa
     assert spent(repo)["tokens"] == 7 * 120
     models = [request["model"] for request in api.requests]
     assert models == ["claude-opus-5-5"] + ["claude-haiku-5-5"] * 4 + ["claude-opus-5-5"] * 2
-    assert "Write a, and nothing else." in json.dumps(api.requests[1]["messages"])
+    brief = api.requests[1]["messages"][0]["content"]
+    assert "From the agent above you:\n\nWrite a, and nothing else." in brief
+    assert "section First.\n\nThe plan says of this section:\n\nA note holds its name.\n\nAccepted when:" in brief
     assert "look" in api.requests[2]["messages"][1]["content"][0]["text"]
 
 
@@ -86,7 +88,7 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 STEPS = {
-    "odyssey-5": [
+    "odyssey-6": [
         "@plan/chief reply 0", "begin",
         "a/1 reply 0", "a/1 tools 0", "a/1 reply 1", "a/1 tools 1", "a/1 reply 2", "a/1 tools 2", "a/1 reply 3",
         "freeze",

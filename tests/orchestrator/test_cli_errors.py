@@ -164,6 +164,7 @@ def test_planning_shows_who_does_what_and_changes_nothing_unless_asked(root: Pat
     done = orchestrate(root, "plan", "plans/p.md")
     assert done.returncode == 0
     assert "- worker" in done.stdout
+    assert "\ntwo levels, the chief and those who do the tasks: " in done.stdout
     assert "`a` Do the first (tune; procedure, then haiku" in done.stdout
     assert git(root, "status", "--porcelain") == ""
     assert orchestrate(root, "plan", "plans/p.md", "--write").returncode == 0

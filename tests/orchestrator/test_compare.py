@@ -231,6 +231,9 @@ def test_a_comparison_by_mail_is_asked_from_here_goes_on_where_it_was_cut_off_an
     found = answered(repo, process, at_most=2)
     while not (waiting := repo.json("mailbox", "list")["requests"]):
         assert process.poll() is None
+    asker = "compare plans/p.md, seed 0, whole"
+    assert repo.json("mailbox", "list")["askers"] == [{"request": waiting[0], "asker": asker}]
+    assert repo.run("mailbox", "list").stdout == f"{waiting[0]}\t{asker}\n"
     shown = repo.run("mailbox", "show", waiting[0])
     process.terminate()
     _, told = process.communicate(timeout=60)

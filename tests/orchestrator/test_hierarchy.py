@@ -106,7 +106,8 @@ def test_a_delegation_that_cannot_be_used_is_asked_for_once_more_and_then_the_pl
     assert reason in mended.says.asked[1].messages[0]["content"]
     assert mended.assignments["b"].chain == ("chief", "worker")
     given_up = office(tmp_path / "given up", answer, answer)
-    assert given_up.assignments["b"].chain == ("chief", "lead", "worker")
+    assert given_up.assignments["b"].chain == ("chief", "worker")
+    assert given_up.assignments["b"].why.endswith("small is up to 4 tasks, 3 sections, 2 levels of risk")
     assert "the planner's stands" in given_up.told[0]
 
 
@@ -170,10 +171,21 @@ def test_a_review_that_cannot_be_used_makes_the_change_a_persons_business() -> N
 def test_reviews_climb_from_whoever_handed_the_task_down_as_far_as_the_risk_deserves(
     level: Any, who: list[str]
 ) -> None:
-    risk = Risk(level=level, guarded=False, reasons=())
-    assert [*review.readers(("chief", "a", "b", "c", "author"), risk)] == who
-    assert review.readers(("chief", "author"), risk) == ("chief",)
-    assert review.readers(("chief",), risk) == ()
+    assert [*review.readers(("chief", "a", "b", "c", "author"), level)] == who
+    assert review.readers(("chief", "author"), level) == ("chief",)
+    assert review.readers(("chief",), level) == ()
+
+
+def test_the_reviews_that_a_task_will_have_follow_from_what_it_may_write_and_who_is_above(tmp_path: Path) -> None:
+    made = office(tmp_path, handed(a="lead", b="worker"), handed(a="worker"))
+    library, tasks = load(tmp_path), plan(brains.files()["plans/p.md"]).tasks
+    assert [review.expected(task, made.assignments[task.id], library) for task in tasks] == [2, 1]  # an unknown path
+    prose = tasks[0].model_copy(update={"writes": ("docs/a.md",)})
+    assert review.expected(prose, made.assignments["a"], library) == 1
+    free = made.assignments["a"].model_copy(update={"tiers": ("procedure", "haiku")})
+    assert review.expected(tasks[0], free, library) == 0
+    nobody = replace(library, skills={"note": library.skills["note"]})
+    assert review.expected(tasks[0], made.assignments["a"], nobody) == 0
 
 
 def test_each_level_adds_its_findings_and_a_blocker_at_the_top_sends_all_of_them_back() -> None:

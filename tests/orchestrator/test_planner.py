@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import library as lib
-from orchestrator import planner
+from orchestrator import planner, views
 from orchestrator.errors import InputError
+from orchestrator.house import State
 from orchestrator.library import Library
+from orchestrator.lint import read_plan
 from orchestrator.records import Agent, Assignment
-from tests.orchestrator.helpers import BODY, FRONT, PLAN, ROOT, agent, library, plan, skill, small_library
+from tests.orchestrator import brains
+from tests.orchestrator.helpers import BODY, FRONT, PLAN, ROOT, agent, library, plan, skill, small_library, write
 
 SKILLS = ("tune", "write")
+THIRD = "".join(f"- [ ] `{name}` Do {name}\n  - skill: tune\n  - writes: r.toml\n" for name in ("x", "y", "z"))
+LARGE = f"{PLAN}{THIRD}"
 
 
 def by_task(text: str, made: Library | None = None) -> dict[str, Assignment]:
@@ -26,24 +32,69 @@ def body(old: str, new: str) -> str:
     return f"---\n{FRONT}---\n{BODY.replace(old, new, 1)}"
 
 
+def large(old: str, new: str) -> str:
+    return body(old, new) + THIRD
+
+
 def test_a_task_goes_down_the_shortest_chain_to_the_most_junior_who_can() -> None:
-    found = by_task(PLAN)
+    found = by_task(LARGE)
     assert found["a"].chain == ("chief", "left", "junior")
     assert found["a"].agent == "junior"
     assert found["a"].writes == ("r.toml",)
 
 
+def test_a_small_plan_has_two_levels_and_the_same_people_and_says_why_with_its_numbers() -> None:
+    small, large = by_task(PLAN), by_task(LARGE)
+    assert [small[name].chain for name in "ab"] == [("chief", "junior")] * 2
+    assert [(small[name].agent, small[name].tiers) for name in "ab"] == [
+        (large[name].agent, large[name].tiers) for name in "ab"
+    ]
+    assert small["a"].why == (
+        "the most junior agent with `tune` on the shortest chain; two levels, the chief and those who do the tasks: "
+        "2 tasks, 1 section, 1 level of risk; small is up to 4 tasks, 3 sections, 2 levels of risk"
+    )
+
+
+MORE = "\n- [ ] `{0}` Do {0}\n  - skill: tune\n  - writes: {1}\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("".join(MORE.format(name, "r.toml") for name in "cde"), "5 tasks, 1 section, 1 level of risk; over 4 tasks"),
+        (
+            "".join(f"\n## {name}\n{MORE.format(name, 'r.toml')}" for name in "cde"),
+            "5 tasks, 4 sections, 1 level of risk; over 4 tasks, 3 sections",
+        ),
+        (
+            MORE.format("c", "docs/c.md") + MORE.format("d", "mlcore/d.py"),
+            "4 tasks, 1 section, 3 levels of risk; over 2 levels of risk",
+        ),
+    ],
+)
+def test_a_plan_that_is_over_one_measure_of_a_small_one_goes_by_leads(more: str, why: str) -> None:
+    found = by_task(PLAN + more)["a"]
+    assert found.chain == ("chief", "left", "junior")
+    assert found.why.endswith(f"leads between the chief and those who do the tasks: {why}")
+
+
+def test_a_plan_at_the_edge_of_small_is_small() -> None:
+    edge = f"\n## Second\n{MORE.format('c', 'r.toml')}\n## Third\n{MORE.format('d', 'docs/d.md')}"
+    deep = planner.depth(plan(PLAN + edge), small_library())
+    assert (deep.small, "4 tasks, 3 sections, 2 levels of risk; small" in deep.why) == (True, True)
+
+
 def test_a_pinned_agent_does_its_task() -> None:
     found = by_task(body("- skill: tune\n", "- skill: tune\n  - agent: worker\n"))
-    assert found["a"].chain == ("chief", "left", "worker")
-    assert found["a"].why == "pinned in the plan"
+    assert found["a"].chain == ("chief", "worker")
+    assert found["a"].why.startswith("pinned in the plan; two levels")
     assert found["b"].agent == "junior"
 
 
 def test_a_section_goes_to_the_lead_who_reaches_the_most_of_it() -> None:
     made = small_library()
     made = Library({**made.agents, "chief": agent("chief", 0, "right", "left")}, made.skills)
-    found = by_task(body("skill: tune", "skill: write"), made)
+    found = by_task(large("skill: tune", "skill: write"), made)
     assert found["a"].chain == ("chief", "left", "worker")  # `right` comes first, but reaches only this one
     assert found["b"].chain[1] == "left"
 
@@ -51,7 +102,7 @@ def test_a_section_goes_to_the_lead_who_reaches_the_most_of_it() -> None:
 def test_what_a_sections_lead_cannot_reach_goes_by_another() -> None:
     made = small_library()
     made = Library({**made.agents, "worker": agent("worker", 2, skills=("tune",))}, made.skills)
-    assert by_task(body("skill: tune", "skill: write"), made)["a"].chain == ("chief", "right", "writer")
+    assert by_task(large("skill: tune", "skill: write"), made)["a"].chain == ("chief", "right", "writer")
 
 
 def test_the_ladder_begins_with_the_procedure_and_climbs_from_the_agents_own_model() -> None:
@@ -88,7 +139,7 @@ def libraries(draw: st.DrawFn) -> Library:
 @settings(max_examples=100, deadline=None)
 @given(libraries())
 def test_chains_follow_delegation_and_are_the_same_every_time(made: Library) -> None:
-    text = body("skill: tune", "skill: write")
+    text = large("skill: tune", "skill: write")
     try:
         found = planner.assign(plan(text), made)
     except InputError:
@@ -100,6 +151,8 @@ def test_chains_follow_delegation_and_are_the_same_every_time(made: Library) -> 
         assert all(
             below in made.agents[above].delegates_to for above, below in zip(each.chain, each.chain[1:], strict=False)
         )
+    small = planner.assign(plan(body("skill: tune", "skill: write")), made)
+    assert [each.chain for each in small] == [("chief", each.agent)[-len(each.chain) :] for each in found[:2]]
 
 
 def test_a_wide_and_deep_hierarchy_is_searched_in_no_time() -> None:
@@ -112,8 +165,8 @@ def test_a_wide_and_deep_hierarchy_is_searched_in_no_time() -> None:
 
 
 def test_the_tree_shows_each_agent_once_above_its_tasks() -> None:
-    assignments = planner.assign(plan(), small_library())
-    assert planner.tree(plan(), assignments).splitlines() == [
+    assignments = planner.assign(plan(LARGE), small_library())
+    assert planner.tree(plan(LARGE), assignments).splitlines()[:5] == [
         "- chief",
         "  - left",
         "    - junior",
@@ -126,8 +179,24 @@ def test_a_procedure_costs_nothing_and_minutes_come_from_earlier_runs_when_there
     first, made = planner.assign(plan(), small_library())[0], small_library()
     assert planner.estimate(first, made.skills["tune"], {}) == planner.Estimate(0.0, 5.0, "the skill's own figure")
     assert planner.estimate(first, made.skills["tune"], {"tune": 2.0}).minutes == 2.0
+    read = planner.estimate(first, made.skills["tune"], {}, 20.0)
+    assert (read.minutes, read.minutes_from) == (25.0, "the skill's own figure and its reviews'")
+    assert planner.estimate(first, made.skills["tune"], {"tune": 2.0}, 20.0).minutes == 2.0  # theirs are in it
     pinned = first.model_copy(update={"tiers": ("opus",)})
     assert math.isnan(planner.estimate(pinned, made.skills["tune"], {}).usd)
+
+
+def test_the_estimate_counts_who_will_read_what_a_model_does_and_says_how_deep_the_plan_goes(tmp_path: Path) -> None:
+    write(tmp_path, brains.files(2))
+    loaded, made, assignments = read_plan(tmp_path, "plans/p.md")
+    costs = views.estimates(State.of(tmp_path), loaded, made, assignments)
+    work, reading = made.skills["note"].minutes, made.skills["review-change"].minutes
+    assert [(cost["reviews"], cost["minutes"]) for cost in costs.values()] == [(1, work + reading)] * 2
+    why = planner.depth(loaded, made).why
+    lines = views.plan(loaded, why, assignments, costs).splitlines()
+    assert lines[2:5] == [why, "- chief", "  - worker"]
+    assert f"{work + reading:.1f} min, 1 review  (from the skill's own figure and its reviews')" in lines[-4]
+    assert lines[-2].endswith(f"{2 * (work + reading):.1f} min, 2 reviews")
 
 
 def test_the_repositorys_plan_is_handed_out_the_same_way_twice() -> None:
