@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+WHICH = {"tool": 0, "git": 1}  # the argument that says which tool or command it is
+
 
 def boundaries() -> list[tuple[Any, str, str]]:
     from orchestrator import publish, tools
@@ -76,7 +78,7 @@ def around(function: Callable[..., Any], name: str, passed: Counter, is_async: b
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        told = f"git {args[1]}" if name == "git" else name
+        told = f"{name} {args[WHICH[name]]}" if name in WHICH else name
         passed(f"before {told}")
         result = function(*args, **kwargs)
         passed(f"after {told}")
