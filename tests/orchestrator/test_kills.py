@@ -115,14 +115,18 @@ def test_killed_at_forty_boundaries_one_after_the_other_a_run_ends_as_if_nothing
     assert len(api.requests) - bought_again(api) == passed.count("before send")
 
 
+PARTS = 10  # of which each takes minutes, on a busy machine many
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path, part: int) -> None:
     api = scripted()
     with serving(api), forks() as made:
         made.url = api.url
         expected, passed = undisturbed(made, tmp_path / "whole")
-        for kill, name in enumerate(passed):
+        for kill, name in [*enumerate(passed)][part::PARTS]:
             api.requests.clear()
             repo = brains.repository(tmp_path / "cut")
             assert run(made, repo, kill)["code"] == -9, name
