@@ -27,7 +27,7 @@ from tests.orchestrator.forks import RUN, Forks, forks
 from tests.orchestrator.zygote import boundaries
 
 pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
-# How many boundaries the nth process may pass: after some that get nowhere (a call has six, two tools have six) one that
+# How many boundaries the nth process may pass: after some that get nowhere (a call has six, two tools too) one that
 # does. Each dies earlier at a boundary of a name at which none has died yet.
 AFTER = (4, 13, 1, 16, 2, 11, 0, 21, 7)
 TOOLS = {f"tool {name}" for name in ("read", "list", "write", "search", "edit", "run")}
