@@ -75,13 +75,13 @@ class Ledger(Accounts):
         (row,) = self._rows("SELECT why_tier FROM tasks WHERE run = ? AND id = ?", run, task)
         return str(row["why_tier"] or "")
 
-    def inputs(self, plan: str) -> dict[str, str]:
-        """The hashes of inputs with which each task of a plan was last accepted, as JSON."""
+    def accepted(self, plan: str) -> dict[str, Row]:
+        """By which run each task of a plan was last accepted, and the hashes of its inputs then, as JSON."""
         sql = (
-            "SELECT tasks.id id, tasks.inputs inputs FROM tasks JOIN runs ON runs.id = tasks.run WHERE runs.plan = ? "
+            "SELECT tasks.id id, run, inputs FROM tasks JOIN runs ON runs.id = tasks.run WHERE runs.plan = ? "
             "AND tasks.status = 'accepted' AND tasks.inputs IS NOT NULL ORDER BY runs.rowid"
         )
-        return {row["id"]: row["inputs"] for row in self._rows(sql, plan)}
+        return {row["id"]: row for row in self._rows(sql, plan)}
 
     # Delegations: planned once
 

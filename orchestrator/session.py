@@ -31,7 +31,7 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
     settings, _ = config.load(base, flags)
     plan, library, assignments = read_plan(base, plan_path)
     hashes = inputs.of_plan(plan, library, base)
-    stale = _stale(state, plan, hashes)
+    stale = inputs.stale(state, plan, hashes, checkout.commit)
     for task_id, parts in stale.items():
         hear(task_id, "stale", f"is done again: changed since it was done: {', '.join(parts)}")
     todo = {task.id for task in plan.tasks if again or not task.done or task.id in stale}
@@ -56,16 +56,6 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
     )
     _record(run, todo, hashes)
     return run
-
-
-def _stale(state: State, plan: Plan, hashes: dict[str, inputs.Hashes]) -> dict[str, list[str]]:
-    """Ticked tasks of which something changed since they were accepted here; one without record stands."""
-    before = state.ledger.inputs(plan.path)
-    return {
-        task.id: parts
-        for task in plan.tasks
-        if task.done and task.id in before and (parts := inputs.changed(json.loads(before[task.id]), hashes[task.id]))
-    }
 
 
 def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:

@@ -91,7 +91,7 @@ def run(
         env=clean_env(env),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

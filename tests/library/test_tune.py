@@ -250,7 +250,7 @@ def test_a_trial_that_outlasts_the_budget_is_stopped_and_journaled(tmp_path: Pat
     (tmp_path / "recipe.toml").write_text(RECIPE)
     program = tmp_path / "bin" / "mlcore"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\nexec sleep 20\n")
+    program.write_text("#!/bin/sh\nexec sleep 300\n")
     program.chmod(0o755)
     journal = trials.Journal(tmp_path / "journal.jsonl")
     journal.add("first", trials.Trial({}, 4, 1, "finished", 1.0, "mnist", 0.1, 0.02))
@@ -259,20 +259,20 @@ def test_a_trial_that_outlasts_the_budget_is_stopped_and_journaled(tmp_path: Pat
         patch.setenv("PATH", str(program.parent), prepend=os.pathsep)
         trial = trainer.train({"a.b": 1}, 4, 1)
     assert (trial.status, trial.error) == ("out of time", math.inf)
-    assert 0.2 < trial.wall_s < 10
+    assert 0.2 < trial.wall_s < 100
 
 
 def test_sigterm_ends_the_search_and_its_training(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE)
-    env = clean_env(fake_mlcore(tmp_path / "bin") | {"FAKE_SECONDS": "15"})
+    env = clean_env(fake_mlcore(tmp_path / "bin") | {"FAKE_SECONDS": "300"})
     child = subprocess.Popen([sys.executable, script("tune-recipe"), *WORDS], cwd=tmp_path, env=env, stderr=-3)
     while child.poll() is None and not calls(tmp_path / "bin"):
         time.sleep(0.01)
     began = time.monotonic()
     child.terminate()
-    assert child.wait(10) == 143
+    assert child.wait(100) == 143
     with trials.locked(next(tmp_path.glob("runs/tune-*/lock"))):
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 200
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-c", "from mlcore.cli import main; main()", *map(str, arguments)]
 
 
-def mlcore(*arguments: str | Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+def mlcore(*arguments: str | Path, timeout: float = 400, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `mlcore ...`; env on top of this process's own."""
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=timeout, env={**os.environ, **env}, check=False

@@ -1,7 +1,6 @@
 """The commands as a person or a script meets them."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +61,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_answers_at_once_and_names_every_command() -> None:
+    import resource
     import subprocess
 
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     for name in COMMANDS:
         assert f"\n  {name} " in done.stdout
     assert "Exit codes" in done.stdout
-    assert min(times) < 1.0  # 0.12 s alone; the tests share the cores
+    assert min(times) < 1.0  # of the processor's time, whatever else it does: 0.12 s by itself
 
 
 def test_help_shows_each_commands_line_whole() -> None:

@@ -100,11 +100,11 @@ def test_what_is_no_picture_is_refused_with_its_kind(content: bytes, kind: str) 
 
 
 def test_a_bomb_is_refused_by_its_header_in_no_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(100):
         with pytest.raises(PictureError, match="9000x9000"):
             decode(bomb())
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert decode(jpeg(1, 100, 100), most_pixels=10_000).shape == (100, 100, 3)
     with pytest.raises(PictureError, match="max_pixels"):
         decode(jpeg(1, 100, 101), most_pixels=10_000)

@@ -197,13 +197,13 @@ def stopped(tmp_path: Path, number: int) -> int:
         "train", tmp_path / "long.toml", *OVERRIDES, "--data", surrogate_folder(), "--out", out, "-q", "--no-pictures"
     )
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
         if any(int(path.stem[5:]) > 0 for path in (out / "checkpoints").glob("step-*.json")):
             process.send_signal(number)
             break
         time.sleep(0.001)
-    _, talk = process.communicate(timeout=60)
+    _, talk = process.communicate(timeout=150)
     assert (number == signal.SIGKILL) or "mlcore train --resume" in talk
     return process.returncode
 

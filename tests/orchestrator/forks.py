@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ class Forks:
     url: str = ""
     service: bool = False  # whether the server at `url` is taken for the service itself, or for a local one
 
-    def run(self, repo: Path, argv: Sequence[str], kill: int = -1) -> dict[str, Any]:
+    def run(self, repo: Path, argv: Sequence[str], kill: int = -1, at: Collection[str] = ()) -> dict[str, Any]:
         """What the fork came to: its exit code, the boundaries that it passed, what it said."""
         env = {"ANTHROPIC_API_KEY": "k"} | ({} if self.service else {"ANTHROPIC_BASE_URL": self.url})
         assert self.process.stdin is not None
@@ -31,6 +31,7 @@ class Forks:
             "cwd": str(repo),
             "argv": list(argv),
             "kill": kill,
+            "at": list(at),
             "env": env,
             "service": self.url if self.service else "",
         }

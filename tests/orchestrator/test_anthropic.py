@@ -155,7 +155,7 @@ def test_a_failure_says_whether_to_try_again_and_whether_it_may_have_cost(
 
 
 def test_silence_is_a_timeout_and_in_doubt(api: FakeApi) -> None:
-    found = failure(api, Fault(silent=0.4), silence_s=0.05)
+    found = failure(api, Fault(silent=60), silence_s=0.5)
     assert (found.kind, found.passing, found.doubtful) == ("timeout", True, True)
 
 

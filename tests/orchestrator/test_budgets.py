@@ -373,7 +373,7 @@ def test_an_answers_seconds_are_charged_before_they_are_used_and_a_dead_processs
 needs_sandbox = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
 ROOMY = "{usd: 10, tokens: 2000000, minutes: 20}"
 CALL = ("before intent", "after intent", "before send", "after send", "before paid", "after paid")  # see zygote.py
-UNTIL_JUNIOR = (*CALL, *CALL, "before tool", "after tool", *CALL)  # the chief hands out, the worker hands on
+UNTIL_JUNIOR = (*CALL, *CALL, "before tools", "after tools", *CALL)  # the chief hands out, the worker hands on
 HANGS_ONCE = "test -e {0}/begun || { touch {0}/begun; sleep 20; exit 1; }"
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ def orchestrate(root: Path, *argv: str, **env: str) -> subprocess.CompletedProce
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "ODYSSEY_", "MLCORE_"))}
     kept |= {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(root / ".odyssey/none"), **env}
     argv = (sys.executable, "-m", "orchestrator.cli", *argv)
-    return subprocess.run(argv, cwd=root, env=kept, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, cwd=root, env=kept, capture_output=True, text=True, timeout=300, check=False)
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
@@ -180,13 +180,14 @@ def test_git_variables_of_a_hook_that_started_us_choose_nothing(root: Path, tmp_
 
 
 def test_help_names_every_exit_code_and_answers_at_once(tmp_path: Path) -> None:
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = orchestrate(tmp_path, "--help", COLUMNS="200")
-    seconds = time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert done.returncode == 0
     for code, meaning in EXIT_CODES.items():
         assert f"{code:<4} {meaning}" in done.stdout
-    assert seconds < 3  # 0.3 s on a machine with nothing else to do
+    assert seconds < 2  # of the processor's time, whatever else it does: 0.3 by itself
     assert list(tmp_path.iterdir()) == []
 
 

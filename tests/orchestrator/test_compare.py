@@ -236,13 +236,13 @@ def test_a_comparison_by_mail_is_asked_from_here_goes_on_where_it_was_cut_off_an
     assert repo.run("mailbox", "list").stdout == f"{waiting[0]}\t{asker}\n"
     shown = repo.run("mailbox", "show", waiting[0])
     process.terminate()
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert (process.returncode, shown.returncode) == (143, 0), told
     assert f"mailbox show {waiting[0]}" in told
 
     process = repo.start(*argv)
     found += answered(repo, process)
-    out, told = process.communicate(timeout=60)
+    out, told = process.communicate(timeout=300)
     content = json.loads(out)
 
     assert process.returncode == 0, told

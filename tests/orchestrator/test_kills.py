@@ -1,4 +1,5 @@
-"""Killed at any boundary (before and after each send, tool, commit, merge and record), a run goes on where it was.
+"""Killed at any boundary (before and after each send, tool, commit, merge and record), a run goes on where it was, and
+so does a merge.
 
 The server counts what it is asked. No call whose reply was on record is bought again; one that was on its way when the
 process died is, and is charged. What comes out is, to the id of its tree, what an undisturbed run makes; only the
@@ -12,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,26 @@ import pytest
 from orchestrator.house import State
 from tests.orchestrator import brains, helpers
 from tests.orchestrator.endtoend import has_bubblewrap
-from tests.orchestrator.fakeapi import FakeApi, serving
+from tests.orchestrator.fakeapi import FakeApi, Turn, serving
 from tests.orchestrator.forks import RUN, Forks, forks
+from tests.orchestrator.zygote import boundaries
 
 pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
-# How many boundaries the nth process may pass: two that get nowhere (a call has six), then one that does.
-AFTER = (0, 2, 6, 1, 3, 7, 4, 5, 6)
+# How many boundaries the nth process may pass: after some that get nowhere (a call has six, two tools too) one that
+# does. Each dies earlier at a boundary of a name at which none has died yet.
+AFTER = (4, 13, 1, 16, 2, 11, 0, 21, 7)
+TOOLS = {f"tool {name}" for name in ("read", "list", "write", "search", "edit", "run")}
+BOUNDARIES = {name for _, _, name in boundaries()} - {"tool", "git", "status"} | TOOLS  # git and status: see MERGING
 ON_ITS_WAY = ("after intent", "before send", "after send", "before paid")
+MERGE = ("pr", "merge", "2")
+MERGING = ("git fetch", "git merge", "status")
 COST = re.compile(r"\$[\d.]+, [\d.]+ min")
 
 
-def run(made: Forks, repo: Path, kill: int = -1) -> dict[str, Any]:
+def run(made: Forks, repo: Path, kill: int = -1, at: Collection[str] = ()) -> dict[str, Any]:
     """Start the run, or go on with it; what the fork came to."""
     begun = (repo / ".odyssey/ledger.db").exists() and State.of(repo).ledger.runs()
-    return made.run(repo, ["resume", "p-1"] if begun else RUN, kill)
+    return made.run(repo, ["resume", "p-1"] if begun else RUN, kill, at)
 
 
 def outcome(repo: Path) -> dict[str, Any]:
@@ -71,6 +79,17 @@ def bought_again(api: FakeApi) -> int:
     return sum(count - 1 for count in Counter(json.dumps(each, sort_keys=True) for each in api.requests).values())
 
 
+def scripted() -> FakeApi:
+    """What brains.py says, but that the last tools of a task begin with an edit that shows if it was done twice."""
+    api = brains.api()
+    for name in "ab":
+        said = api.scripts[f"# Task `{name}`"]
+        write, run = said[1].calls[0], said[2].calls[0]
+        edit = ("edit", {"path": f"notes/{name}.md", "old": "\n", "new": "!\n"})
+        said[1:3] = [Turn("I write.", (write, ("search", {"pattern": name}))), Turn("I check.", (edit, run))]
+    return api
+
+
 def undisturbed(made: Forks, folder: Path) -> tuple[dict[str, Any], list[str]]:
     done = run(made, brains.repository(folder))
     assert done["code"] == 0, done["err"]
@@ -78,32 +97,36 @@ def undisturbed(made: Forks, folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def test_killed_at_forty_boundaries_one_after_the_other_a_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    api = brains.api()
+    api = scripted()
     with serving(api), forks() as made:
         made.url = api.url
         expected, passed = undisturbed(made, tmp_path / "whole")
         api.requests.clear()
         repo = brains.repository(tmp_path / "cut")
         deaths: list[str] = []
-        while (done := run(made, repo, kill=AFTER[len(deaths) % len(AFTER)]))["code"] == -9:
+        while (done := run(made, repo, AFTER[len(deaths) % len(AFTER)], set(passed) - {*deaths}))["code"] == -9:
             deaths.append(done["passed"][-1])
 
     assert len(deaths) >= 40, "the run was over before it could be killed often enough"
-    assert {"send", "paid", "tool", "commit", "merge"} <= {name.partition(" ")[2] for name in deaths}
+    assert set(deaths) == {f"{side} {name}" for side in ("before", "after") for name in BOUNDARIES}
     assert done["code"] == 0, done["err"]
     assert outcome(repo) == expected
     assert bought_again(api) == deaths.count("after send") + deaths.count("before paid") <= doubts(repo)
     assert len(api.requests) - bought_again(api) == passed.count("before send")
 
 
+PARTS = 10  # of which each takes minutes, on a busy machine many
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path) -> None:
-    api = brains.api()
+@pytest.mark.parametrize("part", range(PARTS))
+def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path, part: int) -> None:
+    api = scripted()
     with serving(api), forks() as made:
         made.url = api.url
         expected, passed = undisturbed(made, tmp_path / "whole")
-        for kill, name in enumerate(passed):
+        for kill, name in [*enumerate(passed)][part::PARTS]:
             api.requests.clear()
             repo = brains.repository(tmp_path / "cut")
             assert run(made, repo, kill)["code"] == -9, name
@@ -115,3 +138,38 @@ def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path) 
                 assert doubts(repo) == 0, (kill, name)
             shutil.rmtree(repo)
     assert len(passed) >= 40
+
+
+def merged(repo: Path) -> dict[str, Any]:
+    """What a merge leaves behind: the branch and what it came from, the checkout's files, every pull request."""
+    history = helpers.git(repo, "log", "--first-parent", "--format=%P %T %s")
+    pulls = State.of(repo).ledger.pulls()
+    return {
+        "history": history,
+        "checkout": (helpers.git(repo, "symbolic-ref", "HEAD"), helpers.git(repo, "status", "--porcelain")),
+        "pulls": [(pull.number, pull.status, pull.approved_by) for pull in pulls],
+    }
+
+
+def test_a_merge_killed_around_each_of_its_effects_lands_once_when_it_is_asked_for_again(tmp_path: Path) -> None:
+    api, whole, cut = brains.api(), brains.repository(tmp_path / "whole"), tmp_path / "cut"
+    with serving(api), forks() as made:
+        made.url = api.url
+        for argv in (RUN, ("pr", "approve", "1"), ("pr", "approve", "2")):
+            assert (done := made.run(whole, argv))["code"] == 0, done["err"]
+        shutil.copytree(whole, tmp_path / "before", symlinks=True)
+        passed = made.run(whole, MERGE)["passed"]
+        expected = merged(whole)
+        effects = [number for number, name in enumerate(passed) if name.partition(" ")[2] in MERGING]
+        assert [passed[number] for number in effects] == [
+            "before git fetch", "after git fetch", "before git merge", "after git merge",
+            "before status", "after status", "before status", "after status",
+        ]  # fmt: skip
+        for number in effects:
+            shutil.copytree(tmp_path / "before", cut, symlinks=True)
+            assert made.run(cut, MERGE, number)["code"] == -9
+            done = made.run(cut, MERGE)
+            assert done["code"] == (0 if number < effects[-1] else 2), done["err"]  # in the end it was merged already
+            assert merged(cut) == expected, passed[number]
+            shutil.rmtree(cut)
+    assert [status for _, status, _ in expected["pulls"]] == ["merged", "merged"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -129,12 +130,13 @@ def test_a_cut_off_file_gives_what_is_whole_or_a_typed_error(tmp_path: Path) -> 
 def test_five_hundred_pages_take_seconds_and_pages_without_text_are_named(tmp_path: Path) -> None:
     dense = [*TITLE, *column(72, 720, *[f"{FILLER} {n}" for n in range(50)])]
     content = pdf(*[dense if n != 300 else [] for n in range(1, 501)])
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     paper = read(tmp_path, content)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert paper.count == 500
     assert paper.unread == (300,)
     assert claims.candidates(paper) == ()
-    assert time.monotonic() - started < 60  # some 3 s with nothing else to do
+    assert 0 < after.ru_utime - before.ru_utime < 20  # of the processor's time: some 3 s with nothing else to do
 
 
 # Claims
@@ -191,9 +193,9 @@ def test_any_text_gives_bounded_candidates_that_fit_into_a_plan(lines: list[str]
 
 @pytest.mark.parametrize("evil", ["error " * 20_000, "1.5 " * 20_000, "9" * 100_000, "a-" * 50_000, "Fig. " * 20_000])
 def test_text_made_to_be_slow_is_read_in_no_time(evil: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     claims.candidates(Paper("p.pdf", (Page(1, (evil[:60_000], "The error is 1.5%.")),), (), 1))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 # Drafts and decisions
@@ -374,9 +376,9 @@ def test_a_colleague_may_read_the_paper_by_mail(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path / "none")}
     with subprocess.Popen(argv, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as asking:
         box = Mailbox(State.of(tmp_path).path("mailbox"))
-        wait_until(lambda: bool(box.open()), 60)
+        wait_until(lambda: bool(box.open()), 300)
         box.answer(box.open()[0], json.dumps({"answer": {"claims": [QUOTED]}}))
-        out, _ = asking.communicate(timeout=60)
+        out, _ = asking.communicate(timeout=300)
     assert json.loads(out)["candidates"][0]["quote"] == QUOTED["quote"]
 
 

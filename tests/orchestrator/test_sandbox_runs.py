@@ -61,8 +61,8 @@ def test_the_wall_clock_ends_the_whole_tree(tier: str) -> None:
     done = shell(f"sleep {mark} & sleep {mark}", limits=Limits(wall_s=0.4), sandbox=sandbox_of(tier))
     assert done.timed_out
     assert done.exit_code == -signal.SIGKILL
-    assert done.wall_s < 10
-    assert alive(mark, within_s=2) == []
+    assert done.wall_s < 70
+    assert alive(mark, within_s=30) == []
 
 
 def test_a_daemon_is_dead_when_the_command_is_over() -> None:
@@ -82,7 +82,7 @@ def test_cpu_time_and_memory_of_descendants_are_counted() -> None:
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_cpu_seconds_are_limited(tier: str) -> None:
-    done = shell("while :; do :; done", limits=Limits(wall_s=60, cpu_s=1), sandbox=sandbox_of(tier))
+    done = shell("while :; do :; done", limits=Limits(wall_s=300, cpu_s=1), sandbox=sandbox_of(tier))
     assert done.exit_code < 0
     assert not done.timed_out
     assert done.cpu_s < 5
@@ -146,12 +146,17 @@ def test_numba_runs_on_several_threads_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_output_is_streamed_as_it_comes(tier: str) -> None:
-    heard: list[tuple[float, str]] = []
-    command = Command(("/bin/sh", "-c", "echo one; sleep 0.5; echo two >&2"), Path("/"))
-    sandbox_of(tier).run(command, lambda text: heard.append((time.monotonic(), text)))
-    assert [text for _, text in heard] == ["one\n", "two\n"]
-    assert heard[1][0] - heard[0][0] > 0.2
+def test_output_is_streamed_as_it_comes(tier: str, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def hear(text: str) -> None:
+        heard.append(text)
+        (tmp_path / "go").touch()
+
+    script = "echo one; until test -e go; do sleep 0.02; done; echo two >&2"
+    command = Command(("/bin/sh", "-c", script), tmp_path, (writable(tmp_path),), limits=Limits(wall_s=60))
+    assert not sandbox_of(tier).run(command, hear).timed_out, "nothing was heard before its end"
+    assert heard == ["one\n", "two\n"]
 
 
 def test_a_flood_of_output_keeps_head_and_tail() -> None:
@@ -189,7 +194,7 @@ def test_an_error_of_the_listener_ends_the_tree_first() -> None:
     command = Command(("/bin/sh", "-c", f"echo heard; sleep {mark}"), Path("/"))
     with pytest.raises(RuntimeError, match="heard"):
         real_sandbox().run(command, fail)
-    assert alive(mark, within_s=5) == []
+    assert alive(mark, within_s=30) == []
 
 
 def test_a_limit_shorter_than_the_launch_still_holds() -> None:
@@ -197,7 +202,7 @@ def test_a_limit_shorter_than_the_launch_still_holds() -> None:
         mark = f"77.{random.randrange(10**9):09d}"
         done = shell(f"sleep {mark}", limits=Limits(wall_s=wall_s))
         assert done.timed_out
-        assert done.wall_s < 5
+        assert done.wall_s < 70
         assert alive(mark, within_s=0) == []
 
 
@@ -241,22 +246,22 @@ def test_stop_all_ends_commands_of_every_thread() -> None:
 import threading, time
 from pathlib import Path
 from orchestrator.sandbox.base import Command, Limits
-from orchestrator.sandbox.process import stop_all
+from orchestrator.sandbox.process import _live, stop_all
 from orchestrator.sandbox.bubblewrap import BubblewrapSandbox, find_bwrap
 sandbox = BubblewrapSandbox(find_bwrap())
 command = Command({command.argv!r}, Path("/"), limits=Limits(wall_s=60))
 done = []
 threads = [threading.Thread(target=lambda: done.append(sandbox.run(command).exit_code)) for _ in range(3)]
 for thread in threads: thread.start()
-time.sleep(0.7)
+while len(_live) < 3: time.sleep(0.01)
 print(stop_all())
-for thread in threads: thread.join(20)
+for thread in threads: thread.join(60)
 print(done)
 """
     real_sandbox()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "3\n[-9, -9, -9]\n"
-    assert alive(mark, within_s=2) == []
+    assert alive(mark, within_s=30) == []
     assert stop_all() == 0
 
 
@@ -290,20 +295,20 @@ def test_kill_9_of_the_orchestrator_leaves_no_survivor(after_s: float) -> None:
     with orchestrate(mark) as process:
         time.sleep(after_s)
         process.kill()
-    assert alive(mark, within_s=5) == []
+    assert alive(mark, within_s=30) == []
 
 
 def test_ctrl_c_leaves_no_survivor() -> None:
     real_sandbox()
     mark = f"44.{random.randrange(10**9):09d}"
     with orchestrate(mark) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not any("setsid" not in line and line.startswith("sleep") for line in alive(mark, 0)):
             assert time.monotonic() < deadline, "it never ran"
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) != 0
-    assert alive(mark, within_s=2) == []
+        assert process.wait(40) != 0  # the command would take 44
+    assert alive(mark, within_s=30) == []
 
 
 def test_results_say_which_tier_they_come_from() -> None:

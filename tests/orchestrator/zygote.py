@@ -1,9 +1,10 @@
 """Runs `orchestrate` again and again in forks of one warm process, and kills a fork at the boundary that it is told.
 
-Reads lines of JSON {"cwd", "argv", "kill", "env", "service"}; answers {"code", "passed": [boundaries in order], "err"}.
-A boundary is a call that has an effect, from before and from after: a send, a tool, a commit, a merge, a record. `kill`
-is the number of the boundary at which the fork gets SIGKILL; -1 lets it end by itself. `service`: the address at which
-the fork believes Anthropic to be.
+Reads lines of JSON {"cwd", "argv", "kill", "at", "env", "service"}; answers {"code", "passed": [boundaries in order],
+"err"}. A boundary is a call that has an effect, from before and from after: a send, a turn's tools and each of them, a
+commit, a merge, a record; of `orchestrate pr merge` each command to git and each record. `kill` is the number of the
+boundary at which the fork gets SIGKILL, -1 lets it end by itself; a boundary whose name is in `at` kills it earlier.
+`service`: the address at which the fork believes Anthropic to be.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+WHICH = {"tool": 0, "git": 1}  # the argument that says which tool or command it is
+
 
 def boundaries() -> list[tuple[Any, str, str]]:
     from orchestrator import publish, tools
-    from orchestrator.forge.local import LocalForge
+    from orchestrator.forge import local
     from orchestrator.ledger import Ledger
     from orchestrator.providers.anthropic import MessagesApi
     from orchestrator.workspace import Repository
@@ -30,29 +34,34 @@ def boundaries() -> list[tuple[Any, str, str]]:
         (MessagesApi, "reply", "send"),
         (Ledger, "begin_call", "intent"),
         (Ledger, "end_call", "paid"),
-        (tools, "call_all", "tool"),
+        (tools, "call_all", "tools"),
+        (tools, "_whole", "tool"),
         (Repository, "commit_snapshot", "commit"),
         (Ledger, "add_receipt", "receipt"),
-        (LocalForge, "open", "pull request"),
+        (local.LocalForge, "open", "pull request"),
         (Repository, "set_branch", "merge"),
         (publish, "publish", "publish"),
+        (local, "git", "git"),
+        (Ledger, "set_pull", "status"),
     ]
 
 
 class Counter:
     """Counts boundaries into a file that outlives the process, and dies at the one that was asked for."""
 
-    def __init__(self, log: Path, kill: int) -> None:
+    def __init__(self, log: Path, kill: int, at: list[str]) -> None:
         self._file = log.open("w")
-        self._kill = kill
+        self._kill, self._at = kill, at
         self._count = 0
+        self._lock = threading.Lock()  # a turn's tools run side by side
 
     def __call__(self, name: str) -> None:
-        self._file.write(name + "\n")
-        self._file.flush()
-        if self._count == self._kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._count += 1
+        with self._lock:
+            self._file.write(name + "\n")
+            self._file.flush()
+            if self._count == self._kill or name in self._at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._count += 1
 
 
 def around(function: Callable[..., Any], name: str, passed: Counter, is_async: bool) -> Callable[..., Any]:
@@ -69,9 +78,10 @@ def around(function: Callable[..., Any], name: str, passed: Counter, is_async: b
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        passed(f"before {name}")
+        told = f"{name} {args[WHICH[name]]}" if name in WHICH else name
+        passed(f"before {told}")
         result = function(*args, **kwargs)
-        passed(f"after {name}")
+        passed(f"after {told}")
         return result
 
     return call
@@ -85,7 +95,7 @@ def child(job: dict[str, Any], log: Path, err: Path) -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    passed = Counter(log, job["kill"])
+    passed = Counter(log, job["kill"], job["at"])
     for owner, attribute, name in boundaries():
         setattr(owner, attribute, around(getattr(owner, attribute), name, passed, name == "send"))
     if job["service"]:
