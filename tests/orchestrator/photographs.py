@@ -18,12 +18,15 @@ FOLDER = "imagenette2-160"
 
 
 def jpeg(number: int, side: int = 60) -> bytes:
-    """Of a colour of its own, with a bright spot: its place tells the class."""
+    """Of a colour of its own, with a bright spot: its place tells the class. Patches make pictures of a class differ, or
+    one untrained network in 300 guesses three classes right."""
     rng = np.random.default_rng(number)
     row, column = divmod(number % CLASSES, 4)
     pixels = rng.integers(20, 100, 3) + rng.integers(0, 40, (side, side + 12, 3))
+    patches = rng.integers(-45, 46, (side // 15, (side + 12) // 12, 1))
+    pixels += patches.repeat(15, axis=0).repeat(12, axis=1)
     pixels[row * 16 + 8 : row * 16 + 20, column * 12 + 12 : column * 12 + 24] += 110
-    pixels = pixels.astype(np.uint8)
+    pixels = pixels.clip(0, 255).astype(np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=75)
     return stream.getvalue()
