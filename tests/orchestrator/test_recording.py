@@ -57,15 +57,24 @@ def test_a_shipped_recording_ends_in_the_same_pull_request(tmp_path: Path, recor
 
 
 @playable
-def test_a_changed_byte_of_the_shipped_recording_is_found_at_its_call(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("within", "was", "becomes", "call"),
+    [
+        ('"comparable": ["read: ', "Learning-rate", "Mearning-rate", "call 2 of warmup-cosine/1"),
+        ('"content": "# The plan: ', "never begins at 0", "mostly begins at 0", "call 1 of @plan/chief-architect"),
+        ("From the agent above you:", "Add the schedule", "Mend the schedule", "call 1 of warmup-cosine/1"),
+    ],
+    ids=["what a tool gave", "the plan", "a brief"],
+)
+def test_a_change_in_the_shipped_recording_is_found_at_its_call(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], within: str, was: str, becomes: str, call: str
 ) -> None:
     text = (ROOT / "plans/recordings/warmup.jsonl").read_text()
-    place = text.index("Learning-rate", text.index('"comparable": ["read: '))
+    place = text.index(was, text.index(within))
     changed = tmp_path / "changed.jsonl"
-    changed.write_text(f"{text[:place]}M{text[place + 1 :]}")
+    changed.write_text(text[:place] + becomes + text[place + len(was) :])
     assert demo.play(changed, ROOT, tmp_path / "repo") == ["0 pull requests instead of 1"]
-    words = capfd.readouterr().err
-    assert "call 2 of warmup-cosine/1 is the first that differs from the recording" in words
-    assert "Learning-rate" in words
-    assert "Mearning-rate" in words
+    words = capfd.readouterr().err.split(f"{call} is the first that differs from the recording")[1]
+    found, recorded = words.split("instead of")[:2]
+    assert was in found
+    assert becomes in recorded
