@@ -51,9 +51,18 @@ def mailbox_answer(
 ) -> None:
     """Give a reply. It is checked first; a bad one is refused with the reason, and the request stays open."""
     box, chosen = _named(name)
-    reply = box.answer(chosen, sys.stdin.read() if file == "-" else Path(file).read_text())
+    reply = box.answer(chosen, sys.stdin.read() if file == "-" else _reply_in(file))
     calls = ", ".join(call["name"] for call in reply.tool_calls)
     print(f"{chosen}: taken ({f'calls {calls}' if calls else reply.stop_reason})", file=sys.stderr)
+
+
+def _reply_in(file: str) -> str:
+    from orchestrator.errors import InputError
+
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: can't be read ({error}); name a file that holds the reply, or -") from error
 
 
 def tiers(as_json: AsJson = False) -> None:

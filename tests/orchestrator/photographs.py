@@ -18,8 +18,10 @@ FOLDER = "imagenette2-160"
 
 
 def jpeg(number: int, side: int = 60) -> bytes:
-    """Of a colour of its own, with a bright spot: its place tells the class. Patches make pictures of a class differ, or
-    one untrained network in 300 guesses three classes right."""
+    """Of a colour of its own, with a bright spot: its place tells the class.
+
+    Patches make pictures of a class differ, or one untrained network in 300 guesses three classes right.
+    """
     rng = np.random.default_rng(number)
     row, column = divmod(number % CLASSES, 4)
     pixels = rng.integers(20, 100, 3) + rng.integers(0, 40, (side, side + 12, 3))

@@ -65,6 +65,8 @@ def test_a_run_by_mail_is_killed_answered_meanwhile_and_goes_on_without_asking_a
     (tmp_path / "bad.json").write_text(json.dumps({"why": "small", "tasks": [{"task": "a", "agent": "worker"}]}))
     bad = repo.run("mailbox", "answer", asked[0], str(tmp_path / "bad.json"))
     assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", "answer.tasks[0].brief: is missing\n")
+    lost = repo.run("mailbox", "answer", asked[0], str(tmp_path / "lost.json"))
+    assert (lost.returncode, "lost.json: can't be read" in lost.stderr, "Traceback" in lost.stderr) == (2, True, False)
     listed = repo.json("mailbox", "list")
     assert (listed["requests"], listed["askers"]) == (asked, [{"request": asked[0], "asker": None}])
 
