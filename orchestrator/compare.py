@@ -26,6 +26,7 @@ from orchestrator.ablation import Layer
 from orchestrator.calls import PROCEDURE
 from orchestrator.config import STATE_FOLDER
 from orchestrator.conversation import CHARS_PER_TOKEN
+from orchestrator.engine import APPLICATION_VERSION
 from orchestrator.errors import InputError, OrchestratorError, Problem
 from orchestrator.house import State, base_files
 from orchestrator.intervals import Interval
@@ -101,9 +102,9 @@ class Experiment:
         return summary(self.plan, self.layer, self.provider, sides[True], sides[False])
 
     def _measured(self, whole: bool, seed: int, keep: bool) -> Measured:
-        """A run that was done before is not done again."""
+        """A run that was done before by this version is not done again."""
         name = "whole" if whole else f"without-{self.layer}"
-        key = f"{self.checkout.commit}/{self.plan}/{name}/{seed}/{self.data}/{self.provider}"
+        key = f"{APPLICATION_VERSION}/{self.checkout.commit}/{self.plan}/{name}/{seed}/{self.data}/{self.provider}"
         place = self.state.path("compare", hashlib.sha256(key.encode()).hexdigest()[:16])
         kept = place / "measured.json"
         said = f"seed {seed}, {name}"

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from orchestrator import prompts
+from orchestrator import prompts, sections
 from orchestrator import risk as risks
 from orchestrator.hierarchy import closed
 from orchestrator.library import Library
@@ -95,6 +95,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
     shown = {
         "task": asked.task, "plan": asked.plan, "brief": asked.brief, "author": asked.author,
         "words": asked.words, "diff": asked.diff[:DIFF_CHARS], "found": asked.found,
+        "prose": sections.prose(asked.plan, asked.task),
     }  # fmt: skip
     return replace(
         worked,

@@ -84,7 +84,7 @@ def test_whoever_only_looks_is_not_told_to_report_a_task(writes: tuple[str, ...]
 def test_a_brief_says_who_runs_what_a_task_is_accepted_by(accept: tuple[str, ...], words: str) -> None:
     plan, advice = planfile.load(ROOT, "plans/ablation.md"), "Be quick."
     task = plan.tasks[0].model_copy(update={"accept": accept})
-    said = {"task": task, "plan": plan, "targets": (), "advice": advice, "feedback": ""}
+    said = {"task": task, "plan": plan, "targets": (), "advice": advice, "feedback": "", "prose": ""}
     assert f"\n{words}\n\nFrom the agent above you:\n\n{advice}\n" in prompts.render("brief.md.j2", said)
 
 

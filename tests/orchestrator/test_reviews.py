@@ -92,6 +92,7 @@ def test_each_level_reads_the_change_and_the_reading_of_the_one_below_as_far_up_
     read, (pull,) = reviews(api), State.of(repo).ledger.pulls()
     assert ([name for name, _ in read], pull.risk) == (who, risk)
     assert all("+a one" in shown for _, shown in read)
+    assert all("The plan says of this section:\n\nA note holds its name." in shown for _, shown in read)
     assert "a dull word" not in read[0][1]
     assert "You had said: Write a, and nothing else." in read[0][1]
     section = pull.body.partition("## Review")[2].partition("##")[0]
