@@ -24,7 +24,7 @@ seed = 0
 
 [model]
 name = "mlp"
-options.hidden = [6]
+options.hidden = [24]
 
 [optimiser]
 rate = 0.05

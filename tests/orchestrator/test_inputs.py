@@ -179,7 +179,7 @@ def test_an_edited_recipe_is_measured_again_by_the_next_run(tmp_path: Path) -> N
         done = repo.run(*argv)
         assert done.returncode == 0, done.stderr
     recipe = (repo.root / "mlcore/recipes/small.toml").read_text()
-    repo.write("mlcore/recipes/small.toml", recipe.replace("hidden = [6]", "hidden = [7]"))
+    repo.write("mlcore/recipes/small.toml", recipe.replace("hidden = [24]", "hidden = [25]"))
     repo.commit()
 
     done = repo.run("run", "plans/small.md")

@@ -152,7 +152,7 @@ def merged(repo: Path) -> dict[str, Any]:
 
 
 def test_a_merge_killed_around_each_of_its_effects_lands_once_when_it_is_asked_for_again(tmp_path: Path) -> None:
-    api, whole, cut = brains.api(), brains.repository(tmp_path / "whole"), tmp_path / "cut"
+    api, whole = brains.api(), brains.repository(tmp_path / "whole")
     with serving(api), forks() as made:
         made.url = api.url
         for argv in (RUN, ("pr", "approve", "1"), ("pr", "approve", "2")):
@@ -166,10 +166,10 @@ def test_a_merge_killed_around_each_of_its_effects_lands_once_when_it_is_asked_f
             "before status", "after status", "before status", "after status",
         ]  # fmt: skip
         for number in effects:
+            cut = tmp_path / f"cut-{number}"
             shutil.copytree(tmp_path / "before", cut, symlinks=True)
             assert made.run(cut, MERGE, number)["code"] == -9
             done = made.run(cut, MERGE)
             assert done["code"] == (0 if number < effects[-1] else 2), done["err"]  # in the end it was merged already
             assert merged(cut) == expected, passed[number]
-            shutil.rmtree(cut)
     assert [status for _, status, _ in expected["pulls"]] == ["merged", "merged"]
