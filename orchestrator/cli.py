@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from orchestrator import commands, pulls
-from orchestrator.commands import AsJson, PlanPath, given_provider, relative
+from orchestrator.commands import AsJson, PlanPath, amount, count, given_provider, relative
 from orchestrator.commands import here as _here
 from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
 
@@ -90,9 +90,9 @@ def run(
 @app.command()
 def resume(
     run_id: RunId = None,
-    minutes: Annotated[float | None, typer.Option(help="minutes to add to the run's budget")] = None,
-    usd: Annotated[float | None, typer.Option(help="dollars to add to the run's budget")] = None,
-    tokens: Annotated[int | None, typer.Option(help="tokens to add to the run's budget")] = None,
+    minutes: Annotated[float | None, typer.Option(parser=amount, help="minutes to add to the run's budget")] = None,
+    usd: Annotated[float | None, typer.Option(parser=amount, help="dollars to add to the run's budget")] = None,
+    tokens: Annotated[int | None, typer.Option(parser=count, help="tokens to add to the run's budget")] = None,
     task: Annotated[
         str | None, typer.Option(metavar="ID", help="add it to this task's own budget instead, within the run's")
     ] = None,
@@ -129,7 +129,7 @@ def plan(
         typer.Option(help="a language model reads it too: anthropic, mailbox or replay:FILE", rich_help_panel=PAPER),
     ] = None,
     tier: Annotated[str, typer.Option(help="which one: haiku, sonnet or opus", rich_help_panel=PAPER)] = "haiku",
-    usd: Annotated[float, typer.Option(help="what its reading may cost", rich_help_panel=PAPER)] = 1.0,
+    usd: Annotated[float, typer.Option(parser=amount, help="what its reading may cost", rich_help_panel=PAPER)] = 1.0,
     confirm: Annotated[
         str | None, typer.Option(metavar="ID", help="make a candidate a target", rich_help_panel=PAPER)
     ] = None,
