@@ -133,18 +133,19 @@ def compare(
     from orchestrator import compare as comparing
     from orchestrator import config as settings
     from orchestrator import documents
+    from orchestrator.house import base_files
     from orchestrator.lint import read_plan
 
     checkout, state = here()
     path, layer = relative(plan, checkout), _layer(without)
     loaded, _, _ = read_plan(checkout.root, path)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    values, _ = settings.load(checkout.root, {"provider": given_provider(provider)})
+    flags = {"provider": given_provider(provider), "data": data.resolve() if data else None}
+    values, _ = settings.load(base_files(state, checkout.root, checkout.commit), flags)
     if values.provider == "anthropic":
         comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)
-    folder = data.resolve() if data else None
     experiment = comparing.Experiment(
-        checkout, state, path, layer, values.provider, folder, lambda text: print(text, file=sys.stderr, flush=True)
+        checkout, state, path, layer, values, lambda text: print(text, file=sys.stderr, flush=True)
     )
     content = experiment.run(seeds, keep)
     print(documents.document("compare", **content) if as_json else comparing.table(content))
