@@ -189,7 +189,8 @@ def plan(
     if from_paper:
         place = relative(out, checkout) if out else None
         wish = planning.Reading(given_provider(provider), tier, usd) if provider else None
-        planning.from_paper(checkout.root, state, from_paper, place, wish, as_json)
+        with planning.alone(state, from_paper, wish):
+            planning.from_paper(checkout.root, state, from_paper, place, wish, as_json)
     elif import_issues:
         place = relative(plan or Path("plans/issues.md"), checkout)
         planning.import_issues(checkout.root, place, import_issues, take, as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -57,6 +58,13 @@ class Straight:
         raise Paused(reason, code)
 
 
+def alone(state: State, paper: Path, wish: Reading | None) -> AbstractContextManager[None]:
+    """Nobody else has this paper read meanwhile, or the same replies would be bought twice. Raises Busy."""
+    if wish is None:
+        return nullcontext()
+    return state.locked(f"{_run(paper)}.lock", "has this paper read; when it is done, its answers are here too")
+
+
 def from_paper(root: Path, state: State, paper: Path, out: str | None, wish: Reading | None, as_json: bool) -> None:
     settings, _ = config.load(root, {"provider": wish.provider} if wish else {})
     reader = _reader(state, settings, paper, wish) if wish else None
@@ -74,9 +82,7 @@ def _reader(state: State, settings: config.Settings, paper: Path, wish: Reading)
     """A buyer of replies. The paper's own digest is the run: what it was asked once is never bought again."""
     if wish.tier not in settings.models:
         raise InputError(f"--tier {wish.tier}: no such tier; there are {', '.join(settings.models)}")
-    if not paper.is_file():
-        raise InputError(f"{paper}: no such file")
-    run = f"paper-{hashlib.sha256(paper.read_bytes()).hexdigest()[:12]}"
+    run = _run(paper)
     provider = attempt.chosen(settings, state, run, _tell)
     if provider is None:
         raise InputError("--provider none reads nothing; leave it out")
@@ -88,6 +94,12 @@ def _reader(state: State, settings: config.Settings, paper: Path, wish: Reading)
     state.ledger.on_warning = lambda _, __, words: _tell("budget", words)
     calls = Calls(provider, state.ledger, Straight(), settings.prices, tell=_tell)
     return Reader(calls, run, wish.tier, settings.models[wish.tier])
+
+
+def _run(paper: Path) -> str:
+    if not paper.is_file():
+        raise InputError(f"{paper}: no such file")
+    return f"paper-{hashlib.sha256(paper.read_bytes()).hexdigest()[:12]}"
 
 
 def _tell(kind: str, text: str) -> None:
