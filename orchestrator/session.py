@@ -9,8 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from orchestrator import config, datasets, inputs
-from orchestrator.attempt import check_models
+from orchestrator.attempt import check_models, check_recording
 from orchestrator.datasets import Dataset
 from orchestrator.errors import InputError, NotFound, NothingToDo, Problem
 from orchestrator.house import Run, Say, State, base_files
@@ -108,7 +110,12 @@ def change_provider(state: State, run_id: str, provider: str | None) -> None:
     if provider is None:
         return
     settings = config.Settings.model_validate_json(state.ledger.run(run_id)["settings"])
-    changed = config.Settings.model_validate({**settings.model_dump(), "provider": provider})
+    try:
+        changed = config.Settings.model_validate({**settings.model_dump(), "provider": provider})
+    except ValidationError:
+        known = ", ".join(config.PROVIDERS)
+        raise InputError(f"--provider {provider}: no such provider; there are {known}") from None
+    check_recording(changed)
     state.ledger.set_run(run_id, settings=changed.model_dump_json(), provider=provider)
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config import Settings
 from orchestrator.errors import EXIT_CODES
+from orchestrator.house import State
+from orchestrator.records import Budget
 from tests.orchestrator.helpers import PLAN, ROOT, commit, fingerprint, git, repository, write
 
 AGENT = "---\nname: {0}\ndescription: d\ntools: [read, run, delegate]\nmodel: haiku\nlevel: {1}\n{2}\n---\nYou work.\n"
@@ -83,6 +86,25 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_is_recorded(root: 
     assert "unknown skill `tun`; did you mean `tune`?" in refused(orchestrate(root, "run", "plans/new.md"))
     assert refused(orchestrate(root, "status")).startswith("no run yet; start one with `orchestrate run")
     assert git(root, "status", "--porcelain") == ""
+
+
+def test_a_recording_that_cannot_be_read_is_refused_before_anything_is_recorded(root: Path) -> None:
+    said = refused(orchestrate(root, "run", "plans/p.md", "--provider", "replay:nope"))
+    assert said.startswith(f"{root / 'nope'}: is no recording: ")
+    assert said.endswith("; give one that `orchestrate record` wrote")
+    assert refused(orchestrate(root, "status")).startswith("no run yet")
+
+
+@pytest.mark.parametrize(
+    ("provider", "words"),
+    [("replay:/nope", "/nope: is no recording: "), ("nobody", "--provider nobody: no such provider; there are none, ")],
+)
+def test_a_run_goes_on_with_nobody_who_cannot_answer(root: Path, provider: str, words: str) -> None:
+    book, settings = State.of(root).ledger, Settings().model_dump_json()
+    book.open_run("r-1", plan="plans/p.md", budget=Budget().model_dump_json(), settings=settings, provider="none")
+    assert refused(orchestrate(root, "resume", "--provider", provider, "--usd", "1")).startswith(words)
+    row = book.run("r-1")
+    assert (row["settings"], row["provider"], row["budget"]) == (settings, "none", Budget().model_dump_json())
 
 
 def test_a_plan_whose_tasks_are_all_ticked_says_how_to_do_them_again(root: Path) -> None:
