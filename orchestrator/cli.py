@@ -118,6 +118,7 @@ PAPER, ISSUES = "A plan from a paper", "Plans and issues"
 
 @app.command()
 def plan(
+    context: typer.Context,
     plan: Annotated[Path | None, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")] = None,
     write: Annotated[bool, typer.Option("--write", help="write the tree into the plan file")] = False,
     from_paper: Annotated[
@@ -185,6 +186,8 @@ def plan(
     """
     from orchestrator import planning
 
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    planning.check_together([name for name, source in sources.items() if source and source.name == "COMMANDLINE"])
     checkout, state = _here()
     if from_paper:
         place = relative(out, checkout) if out else None

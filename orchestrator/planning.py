@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,18 @@ from orchestrator.records import Budget
 from orchestrator.sandbox.probes import choose_sandbox
 
 PAPER_TOKENS, PAPER_MINUTES = 5_000_000, 600.0  # of one paper; dollars are what binds
+
+# Of `orchestrate plan`: what it does beside showing a plan, one at a time, and which of its options need another.
+DOES = ("from_paper", "import_issues", "export_issues", "confirm", "reject", "write")
+NEEDS = {
+    "out": ("from_paper",),
+    "provider": ("from_paper",),
+    "tier": ("provider",),
+    "usd": ("provider",),
+    **dict.fromkeys(("margin", "recipe", "seeds", "dataset"), ("confirm",)),
+    "apply": ("export_issues",),
+    "take": ("import_issues", "export_issues"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,24 @@ class Straight:
 
     async def pause(self, reason: str, code: int = 5, task: str = "") -> Any:
         raise Paused(reason, code)
+
+
+def check_together(given: Collection[str]) -> None:
+    """Raises InputError for what would otherwise be left undone without a word. `given`: the parameters that were."""
+    chosen = [name for name in DOES if name in given]
+    if len(chosen) > 1 and chosen != ["confirm", "reject"]:
+        raise InputError(f"{_spelled(chosen, ' and ')} can't go together; give one, then the other")
+    if {"plan", "from_paper"} <= {*given}:
+        raise InputError("PLAN and --from-paper can't go together; --out names the draft")
+    for name, others in NEEDS.items():
+        if name in given and not {*others} & {*given}:
+            raise InputError(
+                f"{_spelled([name])} does nothing without {_spelled(others, ' or ')}; give both, or neither"
+            )
+
+
+def _spelled(names: Iterable[str], between: str = "") -> str:
+    return between.join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def alone(state: State, paper: Path, wish: Reading | None) -> AbstractContextManager[None]:

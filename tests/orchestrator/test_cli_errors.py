@@ -141,6 +141,21 @@ def test_outside_of_a_repository_or_before_its_first_commit_there_is_nothing_to_
         (("resume", "--tokens", "1.5"), "Invalid value for '--tokens'"),
         (("plan", "--from-paper", "p.pdf", "--provider", "mailbox", "--usd", "-3"), "'--usd': -3 can't be given"),
         (("compare", "plans/p.md", "--without", "tiers", "--usd", "nan"), "'--usd': nan can't be given"),
+        (
+            ("plan", "--from-paper", "p.pdf", "--confirm", "c1"),
+            "--from-paper and --confirm can't go together; give one, then the other",
+        ),
+        (
+            ("plan", "plans/p.md", "--import-issues", "i.json", "--write"),
+            "--import-issues and --write can't go together",
+        ),
+        (
+            ("plan", "plans/p.md", "--from-paper", "p.pdf"),
+            "PLAN and --from-paper can't go together; --out names the draft",
+        ),
+        (("plan", "plans/p.md", "--margin", "1"), "--margin does nothing without --confirm; give both, or neither"),
+        (("plan", "--from-paper", "p.pdf", "--usd", "1"), "--usd does nothing without --provider"),
+        (("plan", "plans/p.md", "--take", "plan"), "--take does nothing without --import-issues or --export-issues"),
         (("bench", "--tasks", "x"), "--tasks x: give numbers above 0, separated by commas, such as 10,100"),
         (("run",), "Missing argument 'PLAN'"),
         (("pr", "show", "x"), "Invalid value for"),
