@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.book import Book, Row
 from orchestrator.errors import BudgetExhausted, NotFound
-from orchestrator.records import Budget, TaskBudget
+from orchestrator.records import Budget, TaskBudget, raised
 
 WARN_AT = 0.8
 LEAST_S = 0.01  # fewer seconds than these are none
@@ -137,17 +137,14 @@ class Accounts(Book):
 
     def raise_limits(self, run: str, task: str, usd: float = 0, tokens: int = 0, minutes: float = 0) -> None:
         """More for a task that has a budget of its own, and for all beneath it. Raises NotFound when it has none."""
-        more = {"usd": usd, "tokens": tokens, "minutes": minutes}
         with self._transaction():
             rows = self._rows("SELECT * FROM limits WHERE run = ?", run)
             rows = [row for row in rows if _beneath(row["node"], task)]
             if not task or not rows:
                 raise NotFound(f"task `{task}` of run `{run}` has no budget of its own; leave --task out for the run's")
             for row in rows:
-                had = TaskBudget.model_validate_json(row["budget"])
-                sums = {key: None if (own := getattr(had, key)) is None else own + more[key] for key in more}
-                budget = had.model_copy(update=sums).model_dump_json()
-                self._update("limits", {"run": run, "node": row["node"]}, {"budget": budget})
+                budget = raised(TaskBudget.model_validate_json(row["budget"]), usd, tokens, minutes)
+                self._update("limits", {"run": run, "node": row["node"]}, {"budget": budget.model_dump_json()})
 
     def take_seconds(self, run: str, task: str, kind: str, seconds: float, node: str = "") -> float:
         """Charge so many seconds before they are used, or what is left of them under every limit; how many.

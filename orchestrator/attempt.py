@@ -94,11 +94,20 @@ def chosen(settings: config.Settings, state: State, run_id: str, tell: Any) -> P
     return None
 
 
+def check_recording(settings: config.Settings) -> None:
+    """Raises InputError when a recording shall answer that can't be read."""
+    kind, _, path = settings.provider.partition(":")
+    if kind == "replay":
+        Recording(Path(path))
+
+
 def check_models(settings: config.Settings, state: State) -> list[str]:
-    """Before anything is asked: every tier has a model that is there and a price; what to tell the operator.
+    """Before anything is recorded: every tier has a model that is there and a price, or the recording can be read.
+    What to tell the operator.
 
     Raises InputError. Also says so when the repository would have the calls go elsewhere, which is never heeded.
     """
+    check_recording(settings)
     notes = []
     file = state.folder.parent / ".env"
     if file.is_file() and "ANTHROPIC_" in file.read_text(errors="replace"):

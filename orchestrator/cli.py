@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from orchestrator import commands, pulls
-from orchestrator.commands import AsJson, PlanPath, given_provider, relative
+from orchestrator.commands import AsJson, PlanPath, amount, count, given_provider, relative
 from orchestrator.commands import here as _here
 from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
 
@@ -90,9 +90,9 @@ def run(
 @app.command()
 def resume(
     run_id: RunId = None,
-    minutes: Annotated[float | None, typer.Option(help="minutes to add to the run's budget")] = None,
-    usd: Annotated[float | None, typer.Option(help="dollars to add to the run's budget")] = None,
-    tokens: Annotated[int | None, typer.Option(help="tokens to add to the run's budget")] = None,
+    minutes: Annotated[float | None, typer.Option(parser=amount, help="minutes to add to the run's budget")] = None,
+    usd: Annotated[float | None, typer.Option(parser=amount, help="dollars to add to the run's budget")] = None,
+    tokens: Annotated[int | None, typer.Option(parser=count, help="tokens to add to the run's budget")] = None,
     task: Annotated[
         str | None, typer.Option(metavar="ID", help="add it to this task's own budget instead, within the run's")
     ] = None,
@@ -106,8 +106,8 @@ def resume(
     with state.locked():
         display = _display(as_json)
         chosen = run_id or session.latest(state, unfinished=True)
-        session.extend_budget(state, chosen, minutes, usd, tokens, task)
         session.change_provider(state, chosen, given_provider(provider))
+        session.extend_budget(state, chosen, minutes, usd, tokens, task)
         display.say("", "resume", f"going on with {chosen}; what ended is not done again")
         job = session.again(checkout, state, chosen, display.say)
         _go(checkout, state, job, display, as_json)
@@ -118,6 +118,7 @@ PAPER, ISSUES = "A plan from a paper", "Plans and issues"
 
 @app.command()
 def plan(
+    context: typer.Context,
     plan: Annotated[Path | None, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")] = None,
     write: Annotated[bool, typer.Option("--write", help="write the tree into the plan file")] = False,
     from_paper: Annotated[
@@ -129,7 +130,7 @@ def plan(
         typer.Option(help="a language model reads it too: anthropic, mailbox or replay:FILE", rich_help_panel=PAPER),
     ] = None,
     tier: Annotated[str, typer.Option(help="which one: haiku, sonnet or opus", rich_help_panel=PAPER)] = "haiku",
-    usd: Annotated[float, typer.Option(help="what its reading may cost", rich_help_panel=PAPER)] = 1.0,
+    usd: Annotated[float, typer.Option(parser=amount, help="what its reading may cost", rich_help_panel=PAPER)] = 1.0,
     confirm: Annotated[
         str | None, typer.Option(metavar="ID", help="make a candidate a target", rich_help_panel=PAPER)
     ] = None,
@@ -185,11 +186,14 @@ def plan(
     """
     from orchestrator import planning
 
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    planning.check_together([name for name, source in sources.items() if source and source.name == "COMMANDLINE"])
     checkout, state = _here()
     if from_paper:
         place = relative(out, checkout) if out else None
         wish = planning.Reading(given_provider(provider), tier, usd) if provider else None
-        planning.from_paper(checkout.root, state, from_paper, place, wish, as_json)
+        with planning.alone(state, from_paper, wish):
+            planning.from_paper(checkout.root, state, from_paper, place, wish, as_json)
     elif import_issues:
         place = relative(plan or Path("plans/issues.md"), checkout)
         planning.import_issues(checkout.root, place, import_issues, take, as_json)

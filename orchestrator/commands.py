@@ -17,7 +17,22 @@ if TYPE_CHECKING:
 PlanPath = Annotated[Path, typer.Argument(help="the plan, for example plans/mnist.md", metavar="PLAN")]
 AsJson = Annotated[bool, typer.Option("--json", help="one versioned JSON document on stdout")]
 mailbox = typer.Typer(help="Answer what a run with --provider mailbox asks.", no_args_is_help=True)
+MOST = 1e12  # of anything that a person may give
 Name = Annotated[str, typer.Argument(help="the request's name, or the beginning of it", metavar="REQUEST")]
+
+
+def amount(given: str) -> float:
+    """An option's dollars or minutes."""
+    number = float(given)
+    if not 0 < number <= MOST:  # nor is NaN
+        raise typer.BadParameter(f"{given} can't be given; give a number above 0 and up to {MOST:g}")
+    return number
+
+
+def count(given: str) -> int:
+    """An option's tokens."""
+    int(given)
+    return int(amount(given))
 
 
 @mailbox.command("list")
@@ -85,7 +100,9 @@ def compare(
     plan: PlanPath,
     without: Annotated[str, typer.Option(help="the layer to take off: hierarchy, skills or tiers")],
     seeds: Annotated[int, typer.Option(min=1, max=100, help="runs of each side")] = 3,
-    usd: Annotated[float, typer.Option(help="what all runs together may cost, by the plan's budget")] = 20.0,
+    usd: Annotated[
+        float, typer.Option(parser=amount, help="what all runs together may cost, by the plan's budget")
+    ] = 20.0,
     data: Annotated[Path | None, typer.Option(help="the datasets' folder (else MLCORE_DATA, cache, download)")] = None,
     provider: Annotated[
         str | None, typer.Option(help="who answers as the language model: none, anthropic, mailbox or replay:FILE")
@@ -116,18 +133,19 @@ def compare(
     from orchestrator import compare as comparing
     from orchestrator import config as settings
     from orchestrator import documents
+    from orchestrator.house import base_files
     from orchestrator.lint import read_plan
 
     checkout, state = here()
     path, layer = relative(plan, checkout), _layer(without)
     loaded, _, _ = read_plan(checkout.root, path)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    values, _ = settings.load(checkout.root, {"provider": given_provider(provider)})
+    flags = {"provider": given_provider(provider), "data": data.resolve() if data else None}
+    values, _ = settings.load(base_files(state, checkout.root, checkout.commit), flags)
     if values.provider == "anthropic":
         comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)
-    folder = data.resolve() if data else None
     experiment = comparing.Experiment(
-        checkout, state, path, layer, values.provider, folder, lambda text: print(text, file=sys.stderr, flush=True)
+        checkout, state, path, layer, values, lambda text: print(text, file=sys.stderr, flush=True)
     )
     content = experiment.run(seeds, keep)
     print(documents.document("compare", **content) if as_json else comparing.table(content))
@@ -185,10 +203,11 @@ def bench(
     from orchestrator import bench as measured
     from orchestrator import documents
 
+    sizes = _sizes(tasks)
     per_turn = measured.measure_turns(turns)
     per_task = []
-    for size in tasks.split(","):
-        per_task.append(measured.measure_tasks(int(size)))
+    for size in sizes:
+        per_task.append(measured.measure_tasks(size))
         one = per_task[-1]
         words = f"{one.tasks} tasks: {one.seconds:.1f} s, {one.ms_per_task:.0f} ms a task, {one.peak_mb:.0f} MB"
         print(words, file=sys.stderr, flush=True)
@@ -224,6 +243,14 @@ def given_provider(name: str | None) -> str | None:
     """A recording's path is found again wherever the run is resumed from."""
     kind, colon, path = (name or "").partition(":")
     return f"{kind}:{Path(path).resolve()}" if colon else name
+
+
+def _sizes(given: str) -> list[int]:
+    from orchestrator.errors import InputError
+
+    if not all(size.strip().isdecimal() and int(size) for size in given.split(",")):
+        raise InputError(f"--tasks {given}: give numbers above 0, separated by commas, such as 10,100")
+    return [int(size) for size in given.split(",")]
 
 
 def _layer(name: str) -> Any:

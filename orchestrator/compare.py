@@ -24,7 +24,7 @@ from typing import Any
 from orchestrator import ablation, intervals
 from orchestrator.ablation import Layer
 from orchestrator.calls import PROCEDURE
-from orchestrator.config import STATE_FOLDER
+from orchestrator.config import STATE_FOLDER, Settings
 from orchestrator.conversation import CHARS_PER_TOKEN
 from orchestrator.engine import APPLICATION_VERSION
 from orchestrator.errors import InputError, OrchestratorError, Problem
@@ -89,8 +89,7 @@ class Experiment:
     state: State
     plan: str
     layer: Layer
-    provider: str
-    data: Path | None
+    settings: Settings  # as its runs will have them
     tell: Tell
 
     def run(self, seeds: int, keep: bool) -> dict[str, Any]:
@@ -99,12 +98,13 @@ class Experiment:
         for seed in range(seeds):
             for whole, runs in sides.items():
                 runs.append(self._measured(whole, seed, keep))
-        return summary(self.plan, self.layer, self.provider, sides[True], sides[False])
+        return summary(self.plan, self.layer, self.settings.provider, sides[True], sides[False])
 
     def _measured(self, whole: bool, seed: int, keep: bool) -> Measured:
-        """A run that was done before by this version is not done again."""
+        """A run that was done before, by this version with these settings, is not done again."""
         name = "whole" if whole else f"without-{self.layer}"
-        key = f"{APPLICATION_VERSION}/{self.checkout.commit}/{self.plan}/{name}/{seed}/{self.data}/{self.provider}"
+        settings = self.settings.model_dump_json()
+        key = f"{APPLICATION_VERSION}/{self.checkout.commit}/{self.plan}/{name}/{seed}/{settings}"
         place = self.state.path("compare", hashlib.sha256(key.encode()).hexdigest()[:16])
         kept = place / "measured.json"
         said = f"seed {seed}, {name}"
@@ -138,8 +138,8 @@ class Experiment:
         argv = [sys.executable, "-P", "-m", "orchestrator.cli"]
         if begun:
             return [*argv, "resume", begun, "--json"]
-        argv += ["run", self.plan, "--again", "--json", "--provider", self.provider]
-        return argv + (["--data", str(self.data)] if self.data else [])
+        argv += ["run", self.plan, "--again", "--json", "--provider", self.settings.provider]
+        return argv + (["--data", str(self.settings.data)] if self.settings.data else [])
 
     def _follow(self, root: Path, argv: list[str], said: str) -> tuple[int, str, list[str]]:
         """Run a command; its lines on stderr are told as they come. Exit code, stdout, the last of those lines."""

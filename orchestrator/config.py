@@ -42,8 +42,10 @@ class Settings(BaseModel):
 
     parallel: int = Field(default=2, ge=1, le=256, description="tasks, and commands, at work side by side")
     max_turns: int = Field(default=50, ge=1, le=1000, description="turns of one attempt")
-    command_minutes: float = Field(default=60, gt=0, description="the longest that one command may run")
-    memory_gb: float = Field(default=8, gt=0, description="memory of one command in the sandbox")
+    command_minutes: float = Field(
+        default=60, gt=0, allow_inf_nan=False, description="the longest that one command may run"
+    )
+    memory_gb: float = Field(default=8, gt=0, allow_inf_nan=False, description="memory of one command in the sandbox")
     data: Path | None = Field(default=None, description="folder with the datasets; else MLCORE_DATA, cache, download")
     provider: str = Field(
         default="none",

@@ -69,15 +69,17 @@ class State:
             return False
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(
+        self, name: str = "lock", does: str = "works on this repository; see `orchestrate status`"
+    ) -> Iterator[None]:
         """One orchestrator a repository. Raises Busy, naming the other's process; the lock dies with its holder."""
-        with (self.folder / "lock").open("a+") as file:
+        with (self.folder / name).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
                 holder = f"another orchestrator (process {file.read().strip()})"
-                raise Busy(f"{holder} works on this repository; see `orchestrate status`") from None
+                raise Busy(f"{holder} {does}") from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

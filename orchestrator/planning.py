@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -24,6 +25,18 @@ from orchestrator.records import Budget
 from orchestrator.sandbox.probes import choose_sandbox
 
 PAPER_TOKENS, PAPER_MINUTES = 5_000_000, 600.0  # of one paper; dollars are what binds
+
+# Of `orchestrate plan`: what it does beside showing a plan, one at a time, and which of its options need another.
+DOES = ("from_paper", "import_issues", "export_issues", "confirm", "reject", "write")
+NEEDS = {
+    "out": ("from_paper",),
+    "provider": ("from_paper",),
+    "tier": ("provider",),
+    "usd": ("provider",),
+    **dict.fromkeys(("margin", "recipe", "seeds", "dataset"), ("confirm",)),
+    "apply": ("export_issues",),
+    "take": ("import_issues", "export_issues"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,31 @@ class Straight:
         raise Paused(reason, code)
 
 
+def check_together(given: Collection[str]) -> None:
+    """Raises InputError for what would otherwise be left undone without a word. `given`: the parameters that were."""
+    chosen = [name for name in DOES if name in given]
+    if len(chosen) > 1 and chosen != ["confirm", "reject"]:
+        raise InputError(f"{_spelled(chosen, ' and ')} can't go together; give one, then the other")
+    if {"plan", "from_paper"} <= {*given}:
+        raise InputError("PLAN and --from-paper can't go together; --out names the draft")
+    for name, others in NEEDS.items():
+        if name in given and not {*others} & {*given}:
+            raise InputError(
+                f"{_spelled([name])} does nothing without {_spelled(others, ' or ')}; give both, or neither"
+            )
+
+
+def _spelled(names: Iterable[str], between: str = "") -> str:
+    return between.join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def alone(state: State, paper: Path, wish: Reading | None) -> AbstractContextManager[None]:
+    """Nobody else has this paper read meanwhile, or the same replies would be bought twice. Raises Busy."""
+    if wish is None:
+        return nullcontext()
+    return state.locked(f"{_run(paper)}.lock", "has this paper read; when it is done, its answers are here too")
+
+
 def from_paper(root: Path, state: State, paper: Path, out: str | None, wish: Reading | None, as_json: bool) -> None:
     settings, _ = config.load(root, {"provider": wish.provider} if wish else {})
     reader = _reader(state, settings, paper, wish) if wish else None
@@ -74,9 +112,7 @@ def _reader(state: State, settings: config.Settings, paper: Path, wish: Reading)
     """A buyer of replies. The paper's own digest is the run: what it was asked once is never bought again."""
     if wish.tier not in settings.models:
         raise InputError(f"--tier {wish.tier}: no such tier; there are {', '.join(settings.models)}")
-    if not paper.is_file():
-        raise InputError(f"{paper}: no such file")
-    run = f"paper-{hashlib.sha256(paper.read_bytes()).hexdigest()[:12]}"
+    run = _run(paper)
     provider = attempt.chosen(settings, state, run, _tell)
     if provider is None:
         raise InputError("--provider none reads nothing; leave it out")
@@ -88,6 +124,12 @@ def _reader(state: State, settings: config.Settings, paper: Path, wish: Reading)
     state.ledger.on_warning = lambda _, __, words: _tell("budget", words)
     calls = Calls(provider, state.ledger, Straight(), settings.prices, tell=_tell)
     return Reader(calls, run, wish.tier, settings.models[wish.tier])
+
+
+def _run(paper: Path) -> str:
+    if not paper.is_file():
+        raise InputError(f"{paper}: no such file")
+    return f"paper-{hashlib.sha256(paper.read_bytes()).hexdigest()[:12]}"
 
 
 def _tell(kind: str, text: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -155,6 +155,17 @@ class TaskBudget(Record):
         tokens = None if self.tokens is None else f"{self.tokens} tokens"
         minutes = None if self.minutes is None else f"{self.minutes:g} min"
         return ", ".join(filter(None, (usd, tokens, minutes)))
+
+
+AnyBudget = TypeVar("AnyBudget", Budget, TaskBudget)
+
+
+def raised(budget: AnyBudget, usd: float, tokens: int, minutes: float) -> AnyBudget:
+    """With so much more of what it limits. Raises ValueError when that is no budget."""
+    had = budget.model_dump()
+    more = {"usd": usd, "tokens": tokens, "minutes": minutes}
+    sums = {key: had[key] + amount for key, amount in more.items() if had[key] is not None}
+    return budget.model_validate({**had, **sums})
 
 
 class Task(Record):

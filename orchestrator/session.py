@@ -9,13 +9,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from orchestrator import config, datasets, inputs
-from orchestrator.attempt import check_models
+from orchestrator.attempt import check_models, check_recording
 from orchestrator.datasets import Dataset
 from orchestrator.errors import InputError, NotFound, NothingToDo, Problem
 from orchestrator.house import Run, Say, State, base_files
 from orchestrator.lint import read_plan
-from orchestrator.records import Budget, Plan
+from orchestrator.records import Budget, Plan, raised
 from orchestrator.sandbox.base import Sandbox
 from orchestrator.sandbox.probes import choose_sandbox
 from orchestrator.sandbox.throttle import ThrottledSandbox
@@ -99,9 +101,8 @@ def extend_budget(
         state.ledger.raise_limits(run_id, task, usd or 0, tokens or 0, minutes or 0)
         return
     budget = Budget.model_validate_json(state.ledger.run(run_id)["budget"])
-    more = {"minutes": budget.minutes + (minutes or 0), "usd": budget.usd + (usd or 0)}
-    more |= {"tokens": budget.tokens + (tokens or 0)}
-    state.ledger.set_run(run_id, budget=budget.model_copy(update=more).model_dump_json())
+    more = raised(budget, usd or 0, tokens or 0, minutes or 0)
+    state.ledger.set_run(run_id, budget=more.model_dump_json())
 
 
 def change_provider(state: State, run_id: str, provider: str | None) -> None:
@@ -109,7 +110,12 @@ def change_provider(state: State, run_id: str, provider: str | None) -> None:
     if provider is None:
         return
     settings = config.Settings.model_validate_json(state.ledger.run(run_id)["settings"])
-    changed = config.Settings.model_validate({**settings.model_dump(), "provider": provider})
+    try:
+        changed = config.Settings.model_validate({**settings.model_dump(), "provider": provider})
+    except ValidationError:
+        known = ", ".join(config.PROVIDERS)
+        raise InputError(f"--provider {provider}: no such provider; there are {known}") from None
+    check_recording(changed)
     state.ledger.set_run(run_id, settings=changed.model_dump_json(), provider=provider)
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config import Settings
 from orchestrator.errors import EXIT_CODES
+from orchestrator.house import State
+from orchestrator.records import Budget
 from tests.orchestrator.helpers import PLAN, ROOT, commit, fingerprint, git, repository, write
 
 AGENT = "---\nname: {0}\ndescription: d\ntools: [read, run, delegate]\nmodel: haiku\nlevel: {1}\n{2}\n---\nYou work.\n"
@@ -85,6 +88,25 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_is_recorded(root: 
     assert git(root, "status", "--porcelain") == ""
 
 
+def test_a_recording_that_cannot_be_read_is_refused_before_anything_is_recorded(root: Path) -> None:
+    said = refused(orchestrate(root, "run", "plans/p.md", "--provider", "replay:nope"))
+    assert said.startswith(f"{root / 'nope'}: is no recording: ")
+    assert said.endswith("; give one that `orchestrate record` wrote")
+    assert refused(orchestrate(root, "status")).startswith("no run yet")
+
+
+@pytest.mark.parametrize(
+    ("provider", "words"),
+    [("replay:/nope", "/nope: is no recording: "), ("nobody", "--provider nobody: no such provider; there are none, ")],
+)
+def test_a_run_goes_on_with_nobody_who_cannot_answer(root: Path, provider: str, words: str) -> None:
+    book, settings = State.of(root).ledger, Settings().model_dump_json()
+    book.open_run("r-1", plan="plans/p.md", budget=Budget().model_dump_json(), settings=settings, provider="none")
+    assert refused(orchestrate(root, "resume", "--provider", provider, "--usd", "1")).startswith(words)
+    row = book.run("r-1")
+    assert (row["settings"], row["provider"], row["budget"]) == (settings, "none", Budget().model_dump_json())
+
+
 def test_a_plan_whose_tasks_are_all_ticked_says_how_to_do_them_again(root: Path) -> None:
     commit(root, {"plans/p.md": PLAN.replace("[ ]", "[x]").replace("notes/*.md, ", "")})
     done = orchestrate(root, "run", "plans/p.md")
@@ -112,6 +134,29 @@ def test_outside_of_a_repository_or_before_its_first_commit_there_is_nothing_to_
         (("pr", "merge", "7"), "there is no pull request 7"),
         (("pr", "approve", "7"), "there is no pull request 7"),
         (("pr", "close", "7"), "there is no pull request 7"),
+        (("resume", "--usd", "-100"), "'--usd': -100 can't be given; give a number above 0"),
+        (("resume", "--minutes", "nan"), "'--minutes': nan can't be given; give a number above 0"),
+        (("resume", "--minutes", "inf", "--task", "a"), "'--minutes': inf can't be given"),
+        (("resume", "--tokens", "0"), "'--tokens': 0 can't be given"),
+        (("resume", "--tokens", "1.5"), "Invalid value for '--tokens'"),
+        (("plan", "--from-paper", "p.pdf", "--provider", "mailbox", "--usd", "-3"), "'--usd': -3 can't be given"),
+        (("compare", "plans/p.md", "--without", "tiers", "--usd", "nan"), "'--usd': nan can't be given"),
+        (
+            ("plan", "--from-paper", "p.pdf", "--confirm", "c1"),
+            "--from-paper and --confirm can't go together; give one, then the other",
+        ),
+        (
+            ("plan", "plans/p.md", "--import-issues", "i.json", "--write"),
+            "--import-issues and --write can't go together",
+        ),
+        (
+            ("plan", "plans/p.md", "--from-paper", "p.pdf"),
+            "PLAN and --from-paper can't go together; --out names the draft",
+        ),
+        (("plan", "plans/p.md", "--margin", "1"), "--margin does nothing without --confirm; give both, or neither"),
+        (("plan", "--from-paper", "p.pdf", "--usd", "1"), "--usd does nothing without --provider"),
+        (("plan", "plans/p.md", "--take", "plan"), "--take does nothing without --import-issues or --export-issues"),
+        (("bench", "--tasks", "x"), "--tasks x: give numbers above 0, separated by commas, such as 10,100"),
         (("run",), "Missing argument 'PLAN'"),
         (("pr", "show", "x"), "Invalid value for"),
         (("nonsense",), "No such command 'nonsense'"),

@@ -7,6 +7,7 @@ import math
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from hypothesis import strategies as st
 from orchestrator import ablation, compare, intervals, planner
 from orchestrator import library as lib
 from orchestrator.compare import Measured
+from orchestrator.config import Settings
 from orchestrator.errors import InputError
+from orchestrator.house import State
 from orchestrator.intervals import Interval
 from orchestrator.lint import read_plan
 from orchestrator.providers.base import Request
 from orchestrator.providers.mailbox import Mailbox
+from orchestrator.workspace import find_checkout
 from tests.orchestrator import brains
 from tests.orchestrator.endtoend import Repo, has_bubblewrap, small_digits, small_repo
 from tests.orchestrator.helpers import ROOT, write
@@ -169,6 +173,26 @@ def test_more_dollars_than_a_person_allowed_are_refused_before_anything_runs() -
         "plans/p.md: 10 runs may cost $25.00 by the plan's budget, over the limit of $20.00; "
         "allow it with --usd 25, or take fewer --seeds"
     )
+
+
+@dataclass(frozen=True)
+class Played(compare.Experiment):
+    """Its runs are only noted."""
+
+    ran: list[tuple[bool, int]] = field(default_factory=list)
+
+    def _run(self, root: Path, whole: bool, seed: int, said: str) -> Measured:
+        self.ran.append((whole, seed))
+        return measured(1, 1)
+
+
+def test_what_was_measured_with_other_settings_is_measured_anew(tmp_path: Path) -> None:
+    brains.repository(tmp_path, 1)
+    first = Played(find_checkout(tmp_path), State.of(tmp_path), "plans/p.md", "tiers", Settings(), lambda _: None)
+    cheaper = {"haiku": "another"}
+    for chosen, runs in (({}, 2), ({}, 2), ({"models": cheaper}, 4), ({"parallel": 1}, 6), ({"models": cheaper}, 6)):
+        replace(first, settings=Settings.model_validate(chosen)).run(1, keep=False)
+        assert len(first.ran) == runs, chosen
 
 
 @pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")

@@ -97,6 +97,9 @@ def test_a_file_that_is_no_toml_is_refused_with_its_path(tmp_path: Path, text: s
 
 def test_a_wrong_value_of_the_environment_is_the_environments(tmp_path: Path) -> None:
     assert refused(tmp_path, ODYSSEY_MEMORY_GB="lots").startswith("environment: `memory_gb`: Input should be a valid")
+    assert refused(tmp_path, ODYSSEY_COMMAND_MINUTES="inf").startswith(
+        "environment: `command_minutes`: Input should be a"
+    )
 
 
 def test_every_paid_tier_has_a_model_and_a_price_and_dearer_tiers_cost_more() -> None:

@@ -14,10 +14,10 @@ from orchestrator import inputs
 from orchestrator.forge.local import LocalForge
 from orchestrator.house import State
 from orchestrator.inputs import changed, of_plan
-from orchestrator.records import PullRequest
+from orchestrator.records import Plan, PullRequest
 from tests.orchestrator import helpers
 from tests.orchestrator.endtoend import has_bubblewrap, small_repo
-from tests.orchestrator.helpers import PLAN, plan, skill, small_library
+from tests.orchestrator.helpers import PLAN, agent, plan, skill, small_library, write
 
 MORE = """- [ ] `c` Do the third
   - skill: write
@@ -26,13 +26,14 @@ MORE = """- [ ] `c` Do the third
 
 
 def hashes(
-    folder: Path, text: str = PLAN + MORE, procedure: str = "p", body: str = "Do it."
+    folder: Path, text: str = PLAN + MORE, procedure: str = "p", body: str = "Do it.", prompt: str = "You do things."
 ) -> dict[str, inputs.Hashes]:
     (folder / "skills/tune").mkdir(parents=True, exist_ok=True)
     (folder / "skills/tune/p.toml").write_text(procedure)
     library = small_library()
-    other = skill("write", body=body)
-    return of_plan(plan(text), replace(library, skills={**library.skills, "write": other}), folder)
+    skills = {**library.skills, "write": skill("write", body=body)}
+    agents = {**library.agents, "worker": agent("worker", 2, skills=("tune", "write"), prompt=prompt)}
+    return of_plan(plan(text), replace(library, skills=skills, agents=agents), folder)
 
 
 def stale(before: dict[str, inputs.Hashes], now: dict[str, inputs.Hashes]) -> dict[str, list[str]]:
@@ -64,6 +65,39 @@ def test_a_changed_procedure_or_skill_makes_its_tasks_stale(tmp_path: Path) -> N
     assert stale(before, hashes(tmp_path, body="Do it well.")) == {"c": ["skill `write`"]}
 
 
+def test_a_script_beside_a_skill_or_an_agents_prompt_makes_its_tasks_stale_and_what_needs_them(tmp_path: Path) -> None:
+    write(tmp_path, {"skills/write/scripts/s.py": "1"})
+    before = hashes(tmp_path)
+    write(tmp_path, {"skills/write/scripts/s.py": "2"})
+    assert stale(before, hashes(tmp_path)) == {"c": ["files of skill `write`"]}
+    write(tmp_path, {"skills/write/scripts/s.py": "1", "skills/tune/new.py": ""})
+    assert stale(before, hashes(tmp_path)) == {
+        "a": ["files of skill `tune`"],
+        "b": ["files of skill `tune`", "what task `a` was given"],
+    }
+    (tmp_path / "skills/tune/new.py").unlink()
+    assert stale(before, hashes(tmp_path, prompt="You do all.")) == {"c": ["agent `worker`"]}
+
+
+def test_other_words_in_a_section_make_its_tasks_stale_and_what_needs_them_elsewhere(tmp_path: Path) -> None:
+    text = PLAN + "\n## Second\n\n" + MORE + "\n## Third\n\n" + MORE.replace("`c`", "`d`") + "  - needs: c\n"
+    before = hashes(tmp_path, text)
+    said = text.replace("## Second\n", "## Second\n\nDo it well.\n")
+    assert stale(before, hashes(tmp_path, said)) == {task: ["the words of section `Second`"] for task in "cd"}
+
+
+def test_a_record_of_before_these_parts_were_known_stands(tmp_path: Path) -> None:
+    known = ("the task itself", "skill", "targets", "task")
+    old = {
+        task: {name: each for name, each in parts.items() if name.startswith(known)}
+        for task, parts in hashes(tmp_path).items()
+    }
+    assert old["b"].keys() == {"the task itself", "skill `tune`", "targets", "task `a`"}
+    write(tmp_path, {"skills/tune/new.py": ""})
+    now = hashes(tmp_path, (PLAN + MORE).replace("## First\n", "## First\n\nMore words.\n"), prompt="You do all.")
+    assert stale(old, now) == {}
+
+
 # Recipes: what the accepted commits hold, against the new base
 
 
@@ -86,9 +120,12 @@ class House:
         self.run = run
         self.state.ledger.open_run(run, plan=TICKED.path)
 
-    def accept(self, task: str, recipe: str = "", record: Mapping[str, str] | None = HASHES["a"]) -> str:
-        """The task's accepted change, in which it wrote this recipe; the commit."""
-        files = {f"{task}.md": self.run.encode(), **({"r.toml": recipe.encode()} if recipe else {})}
+    def accept(
+        self, task: str, recipe: str = "", record: Mapping[str, str] | None = HASHES["a"], said: str = ""
+    ) -> str:
+        """The task's accepted change, in which it wrote this recipe and this plan; the commit."""
+        wrote = {f"{task}.md": self.run, "r.toml": recipe, TICKED.path: said}
+        files = {path: text.encode() for path, text in wrote.items() if text}
         below, self.head = self.head, self.state.repository.commit_files(self.head, files, "m", "engineer")
         self.state.ledger.open_task(self.run, task, inputs=json.dumps(record) if record else None)
         self.state.ledger.set_task(self.run, task, status="accepted")
@@ -142,6 +179,20 @@ def test_a_recipe_that_a_later_run_wrote_is_measured_again_once(house: House) ->
     assert house.stale(house.head) == {"c": EDITED["c"]}, "it was not accepted again"
     house.accept("c")
     assert house.stale(house.head) == {}
+
+
+def test_prose_that_the_run_itself_wrote_makes_nothing_stale_and_a_persons_does(house: House) -> None:
+    part = inputs.WORDS.format("First")
+
+    def saying(words: str) -> tuple[Plan, dict[str, inputs.Hashes]]:
+        made = plan(TICKED.text.replace("## First\n", f"## First\n\n{words}\n"))
+        return made, {task.id: {part: inputs.words(made)["First"]} for task in made.tasks}
+
+    (before, record), (reported, left), (edited, now) = saying("As planned."), saying("As found."), saying("As I say.")
+    house.accept("a", record=record["a"], said=before.text)
+    house.accept("b", record=record["b"], said=reported.text)
+    assert inputs.stale(house.state, reported, left, house.head) == {}
+    assert inputs.stale(house.state, edited, now, house.head) == {"a": [part], "b": [part]}
 
 
 def test_what_was_accepted_without_record_or_whose_commit_is_gone_stands(house: House) -> None:

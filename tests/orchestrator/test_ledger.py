@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from nacl.signing import SigningKey
+from pydantic import ValidationError
 
 from orchestrator.errors import BudgetExhausted, InputError, NotFound
 from orchestrator.ledger import GENESIS, Ledger, digest_of, load_key
@@ -264,6 +265,11 @@ def test_a_tasks_budget_binds_it_and_all_beneath_until_it_is_raised_and_nobody_e
         made.reserve("r-1", node="a")
     with pytest.raises(NotFound, match="task `b` of run `r-1` has no budget of its own"):
         made.raise_limits("r-1", "b", usd=1)
+    for wrong in ({"usd": -100}, {"minutes": float("nan")}, {"minutes": float("inf")}):
+        with pytest.raises(ValidationError):
+            made.raise_limits("r-1", "a", **wrong)
+    made.raise_limits("r-1", "a", minutes=1)
+    made.reserve("r-1", usd=0.5, node="a")  # nothing of it was stored
 
 
 def test_seconds_are_told_by_place_and_recorded_in_one_row_for_each_and_its_kind(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import planfile
+from orchestrator import planfile, planning
 from orchestrator.calls import Calls
 from orchestrator.errors import InputError, NotFound, PaperError
 from orchestrator.house import State
@@ -356,6 +356,18 @@ def test_a_language_model_rereads_a_paper_by_the_command_and_what_it_said_is_pai
     assert book.runs() == []  # it is no run that `resume` or `report` would take for a plan's
     (run,) = book._rows("SELECT id FROM runs")
     assert book.spent(run["id"])["usd"] == pytest.approx(100 * 0.1e-6 + 20 * 0.5e-6)
+
+
+@sandboxed
+def test_a_paper_is_read_by_one_process_at_a_time_so_that_no_reply_is_bought_twice(tmp_path: Path) -> None:
+    paper_in_a_repository(tmp_path)
+    wish = planning.Reading("anthropic", "haiku", 1.0)
+    with serving(FakeApi(scripts={"<paper>": [Turn("{}")]})) as api:
+        env = {"ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": "k"}
+        with planning.alone(State.of(tmp_path), tmp_path / "lenet.pdf", wish):
+            said = refused(orchestrate(tmp_path, *READ[:-1], "--usd", "2", **env), 75)
+    assert said.startswith(f"another orchestrator (process {os.getpid()}) has this paper read")
+    assert api.requests == []
 
 
 @sandboxed
