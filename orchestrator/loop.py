@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import config, tools
-from orchestrator.calls import BUDGET, Calls, Durable, Place
+from orchestrator.calls import BUDGET, FAILED, Calls, Durable, Place
 from orchestrator.conversation import Failures, assistant, error_result, handed_over, too_long, user
 from orchestrator.errors import BudgetExhausted
 from orchestrator.meter import MeteredSandbox
@@ -77,6 +77,7 @@ class Outcome:
     text: str
     turns: int
     tree: str = field(default="", compare=False)  # the worktree as the last turn left it
+    unanswered: bool = False  # the service gave no reply, so the agent is not to blame
 
 
 class Colleagues(Protocol):
@@ -133,7 +134,7 @@ class Loop:
                 case "model_context_window_exceeded" if len(talk) > 1:
                     talk = await self._hand_over(attempt, turn, talk)
                 case _:
-                    return Outcome(False, _stopped(reply), turn + 1, tree)
+                    return Outcome(False, _stopped(reply), turn + 1, tree, reply.stop_reason == FAILED)
             if too_long(reply, talk, attempt.window or config.window(attempt.tier)):
                 talk = await self._hand_over(attempt, turn, talk)
         return Outcome(False, f"no end after {attempt.max_turns} turns", attempt.max_turns, tree)
@@ -223,7 +224,7 @@ def _stopped(reply: Reply) -> str:
     known = {
         "max_tokens": f"an answer was still cut off at {MOST_ROOM} tokens: the task is too large for one",
         "refusal": "the model refused",
-        "failed": "the call failed",
+        FAILED: "the call failed",
         "model_context_window_exceeded": "the task's brief alone is too long for the model",
     }
     why = known.get(reply.stop_reason, f"stopped for an unknown reason, `{reply.stop_reason}`")
