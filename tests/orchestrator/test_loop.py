@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator import calls, config
 from orchestrator.calls import Calls
-from orchestrator.conversation import AGAIN, Failures
+from orchestrator.conversation import AGAIN, CHARS_PER_TOKEN, Failures, assistant, too_long, user
 from orchestrator.ledger import Ledger
 from orchestrator.loop import MOST_CUT_OFFS, Attempt, Loop, Outcome
 from orchestrator.prices import PRICES, Price, Usage
@@ -310,6 +310,15 @@ def test_a_full_window_is_handed_over_to_a_fresh_conversation_that_can_read_the_
     kept = (made.attempt.tools.outputs / name).read_text()
     assert "First." in kept
     assert "appended one" in kept
+
+
+def test_results_that_no_call_has_counted_yet_fill_the_window_too() -> None:
+    asks, window = reply(append("x"), tokens=100), 1000
+    results = user([{"type": "tool_result", "tool_use_id": "id-x", "content": "r" * 900 * CHARS_PER_TOKEN}])
+    talk = [user("Do it."), assistant(asks), results]
+    assert too_long(asks, talk, window)
+    assert not too_long(asks, talk, window + 200)
+    assert not too_long(reply(text("I am cu"), stop="max_tokens", tokens=100), talk, window)  # its prompt held them
 
 
 def test_turns_are_bounded(tmp_path: Path) -> None:
