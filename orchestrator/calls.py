@@ -26,6 +26,7 @@ from orchestrator.providers.base import CallFailed, Provider, Reply, Request
 from orchestrator.providers.replay import comparable
 
 Json = Any
+MOST_ROOM = 65_536  # tokens of one answer: its room is doubled up to this when it was cut off
 SENDS = 6  # of one call in one process
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 PATIENCE_S = 900.0  # a service that asks for more is waited for by `resume`
@@ -90,6 +91,15 @@ class Calls:
             return await self._follow(place, request)
         done = await self.durable.step(f"{request.who} reply {request.turn}", lambda: self._buy(place, request))
         return Reply.model_validate(done)
+
+    async def whole(self, place: Place, request: Request) -> Reply:
+        """A reply to a lone question: one that was cut off is asked for again, with twice the room."""
+        who, reply = request.who, await self.reply(place, request)
+        while reply.stop_reason == "max_tokens" and request.max_tokens < MOST_ROOM:
+            room = 2 * request.max_tokens
+            request = request.model_copy(update={"who": f"{who}/{room}", "max_tokens": room})
+            reply = await self.reply(place, request)
+        return reply
 
     async def _follow(self, place: Place, request: Request) -> Reply:
         reply = await self.provider.reply(request)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import config, tools
-from orchestrator.calls import BUDGET, FAILED, Calls, Durable, Place
+from orchestrator.calls import BUDGET, FAILED, MOST_ROOM, Calls, Durable, Place
 from orchestrator.conversation import Failures, assistant, error_result, handed_over, too_long, user
 from orchestrator.errors import BudgetExhausted
 from orchestrator.meter import MeteredSandbox
@@ -26,7 +26,7 @@ from orchestrator.tools.base import ToolContext
 from orchestrator.workspace import Repository
 
 Json = Any
-ROOM, MOST_ROOM = 8192, 65_536  # tokens of one answer: doubled when one was cut off
+ROOM = 8192  # tokens of one answer: doubled when one was cut off
 MOST_CUT_OFFS = 20  # of one turn: a person may stop a run often, but what brings the machine down has to end
 
 
