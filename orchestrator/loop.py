@@ -120,7 +120,8 @@ class Loop:
         for turn in range(attempt.max_turns):
             reply = await self._reply(attempt, turn, talk, room)
             match reply.stop_reason:
-                case "tool_use" if reply.tool_calls:
+                # what a local server says beside its calls may be any of these
+                case "tool_use" | "end_turn" | "stop_sequence" if reply.tool_calls:
                     before, (results, tree) = tree, await self._results(attempt, turn, reply, tree)
                     talk += [assistant(reply), user(failures.told(reply.tool_calls, results, tree != before))]
                     if failures.stuck:

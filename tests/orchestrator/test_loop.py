@@ -204,6 +204,13 @@ def test_a_reply_that_stopped_for_another_reason_ends_the_attempt_and_says_so(
     assert made.work() == Outcome(False, words, 1)
 
 
+@pytest.mark.parametrize("stop", ["end_turn", "stop_sequence"])
+def test_calls_are_answered_whatever_word_a_local_server_stops_with(tmp_path: Path, stop: str) -> None:
+    made = house(tmp_path, reply(append("one"), stop=stop), reply(text("Done.")))
+    assert made.work() == Outcome(True, "Done.", 2)
+    assert made.sandbox.ran == ["one"]
+
+
 def test_a_reply_that_was_cut_off_is_asked_for_again_with_more_room_and_its_calls_never_run(tmp_path: Path) -> None:
     made = house(tmp_path, reply(append("half"), stop="max_tokens"), budget=Budget(usd=9, tokens=10**6))
     outcome = made.work()
