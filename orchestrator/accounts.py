@@ -85,8 +85,8 @@ class Accounts(Book):
             self._charge(f"call:{key}", call["run"], call["task"], "call", call["node"], usd=usd, tokens=tokens)
             self.return_seconds(call["run"], call["task"], "call", -seconds, call["node"])
 
-    def fail_call(self, key: str, kind: str, what: str, doubtful: bool, seconds: float = 0.0) -> int:
-        """Put a send that gave no reply on record; how often this call has failed in this way by now.
+    def fail_call(self, key: str, kind: str, what: str, doubtful: bool, seconds: float = 0.0) -> None:
+        """Put a send that gave no reply on record.
 
         What may have been paid for (`doubtful`) is charged at its maximum; nothing of it is under way any more.
         """
@@ -97,7 +97,6 @@ class Accounts(Book):
                 self._charge_doubt(call, call["node"] or call["task"])
             self._update("calls", {"key": key}, {"state": "failed"})
             self.return_seconds(call["run"], call["task"], "call", -seconds, call["node"] or call["task"])
-            return len(self._rows("SELECT 1 FROM sends WHERE key = ? AND kind = ?", key, kind))
 
     def calls(self, run: str) -> list[Row]:
         return self._rows("SELECT * FROM calls WHERE run = ? ORDER BY started_at, rowid", run)

@@ -1,9 +1,9 @@
 """A reply that is paid once: on record before it is sent, tried again within limits, its price on record after.
 
-The SDK retries nothing. Each send that fails is written down with its kind, so that the count of identical failures
-outlives the process, and costs the time that it took; what may help when tried again is, after a wait that grows, is
-jittered, and is never shorter than what the service asks for. When that leads nowhere the run pauses: nobody finds
-1,149 retries on the bill.
+The SDK retries nothing. Each send that fails is written down with its kind, and costs the time that it took; what may
+help when tried again is, after a wait that grows, is jittered, and is never shorter than what the service asks for.
+When that leads nowhere the run pauses: nobody finds 1,149 retries on the bill. What no waiting and nobody's remedy can
+help gives a reply that says `failed`; that says nothing about the model that was to be asked.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from orchestrator.providers.base import CallFailed, Provider, Reply, Request
 from orchestrator.providers.replay import comparable
 
 Json = Any
+MOST_ROOM = 65_536  # tokens of one answer: its room is doubled up to this when it was cut off
 SENDS = 6  # of one call in one process
-SAME_FAILURES = 12  # of one call, over all resumes
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 PATIENCE_S = 900.0  # a service that asks for more is waited for by `resume`
 BUDGET, NO_MODEL = 5, 6  # exit codes of a paused run
 PROCEDURE = "procedure"
+FAILED = "failed"  # the stop reason of a reply that there is not
 
 
 class Durable(Protocol):
@@ -90,6 +91,15 @@ class Calls:
             return await self._follow(place, request)
         done = await self.durable.step(f"{request.who} reply {request.turn}", lambda: self._buy(place, request))
         return Reply.model_validate(done)
+
+    async def whole(self, place: Place, request: Request) -> Reply:
+        """A reply to a lone question: one that was cut off is asked for again, with twice the room."""
+        who, reply = request.who, await self.reply(place, request)
+        while reply.stop_reason == "max_tokens" and request.max_tokens < MOST_ROOM:
+            room = 2 * request.max_tokens
+            request = request.model_copy(update={"who": f"{who}/{room}", "max_tokens": room})
+            reply = await self.reply(place, request)
+        return reply
 
     async def _follow(self, place: Place, request: Request) -> Reply:
         reply = await self.provider.reply(request)
@@ -167,12 +177,10 @@ class Calls:
 
     async def _failed(self, key: str, failure: CallFailed, sends: int, seconds: float) -> Reply | None:
         """Wait for the next send; or the reply that says why there is none. May pause the run instead."""
-        same = self.ledger.fail_call(key, failure.kind, str(failure), failure.doubtful, seconds)
+        self.ledger.fail_call(key, failure.kind, str(failure), failure.doubtful, seconds)
         words = f"{failure.kind}: {failure}" + (f"; {failure.remedy}" if failure.remedy else "")
-        if same >= SAME_FAILURES:
-            return _gave_up(f"failed {same} times in the same way, and is not tried again: {words}")
         if not failure.passing and not failure.remedy:
-            return _gave_up(words)
+            return Reply(content=(), stop_reason=FAILED, detail=words)
         wait_s = self.pace.wait_s(sends, failure.retry_after_s)
         if not failure.passing or sends + 1 == SENDS or wait_s > PATIENCE_S:
             await self.durable.pause(f"no reply after {sends + 1} tries: {words}", NO_MODEL)
@@ -182,10 +190,6 @@ class Calls:
 
     def _price(self, request: Request) -> Price:
         return price_of(request.model, self.prices)
-
-
-def _gave_up(why: str) -> Reply:
-    return Reply(content=(), stop_reason="failed", detail=why)
 
 
 def call_key(run: str, request: Request) -> str:

@@ -62,9 +62,10 @@ def _failure(call: Block, result: Block) -> str:
 
 
 def too_long(reply: Reply, talk: list[Message], window: int) -> bool:
-    """Whether the next call would be over the window, by the last one's count or, where there is none, by size."""
-    counted = reply.usage.total or len(json.dumps(talk)) // CHARS_PER_TOKEN
-    return len(talk) > 1 and counted > window
+    """Whether the next call would be over the window: by the last one's count and the size of what came after it."""
+    results = talk[-1:] if talk[-2:-1] == [assistant(reply)] else []
+    uncounted = results if reply.usage.total else talk
+    return len(talk) > 1 and reply.usage.total + len(json.dumps(uncounted)) // CHARS_PER_TOKEN > window
 
 
 def handed_over(brief: str, path: str, talk: list[Message]) -> str:

@@ -23,7 +23,7 @@ Workflow = Callable[..., Coroutine[Any, Any, Json]]
 
 # A journal is read by position and name of its steps. Whoever adds, drops, renames or moves a step, or changes what one
 # returns, raises this: unfinished runs of before are then left to the version that began them. A test names all steps.
-APPLICATION_VERSION = "odyssey-6"
+APPLICATION_VERSION = "odyssey-7"
 POLL_S = 0.05
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 64 * 1024  # as malloc.h numbers it
 PAGES_KB = 256  # of the journal, kept in memory by one connection

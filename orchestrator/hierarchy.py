@@ -87,11 +87,13 @@ class Hierarchy:
         problems: list[str] = []
         for turn in range(TRIES):
             request = self._request(agent, briefs, problems, turn)
-            reply = await self.calls.reply(Place(self.run, "", NODE), request)
+            reply = await self.calls.whole(Place(self.run, "", NODE), request)
             try:
                 found = Delegation.model_validate(reply.answer)
             except (ValueError, ValidationError) as error:
                 problems = [f"{reply.stop_reason} {reply.detail}".strip(), str(error)[:1000]]
+                if reply.stop_reason == "max_tokens":
+                    break  # more room there is not
                 continue
             problems = self._problems(agent, found, briefs)
             if not problems:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import config, tools
-from orchestrator.calls import BUDGET, Calls, Durable, Place
+from orchestrator.calls import BUDGET, FAILED, MOST_ROOM, Calls, Durable, Place
 from orchestrator.conversation import Failures, assistant, error_result, handed_over, too_long, user
 from orchestrator.errors import BudgetExhausted
 from orchestrator.meter import MeteredSandbox
@@ -26,7 +26,7 @@ from orchestrator.tools.base import ToolContext
 from orchestrator.workspace import Repository
 
 Json = Any
-ROOM, MOST_ROOM = 8192, 65_536  # tokens of one answer: doubled when one was cut off
+ROOM = 8192  # tokens of one answer: doubled when one was cut off
 MOST_CUT_OFFS = 20  # of one turn: a person may stop a run often, but what brings the machine down has to end
 
 
@@ -77,6 +77,7 @@ class Outcome:
     text: str
     turns: int
     tree: str = field(default="", compare=False)  # the worktree as the last turn left it
+    unanswered: bool = False  # the service gave no reply, so the agent is not to blame
 
 
 class Colleagues(Protocol):
@@ -119,7 +120,8 @@ class Loop:
         for turn in range(attempt.max_turns):
             reply = await self._reply(attempt, turn, talk, room)
             match reply.stop_reason:
-                case "tool_use" if reply.tool_calls:
+                # what a local server says beside its calls may be any of these
+                case "tool_use" | "end_turn" | "stop_sequence" if reply.tool_calls:
                     before, (results, tree) = tree, await self._results(attempt, turn, reply, tree)
                     talk += [assistant(reply), user(failures.told(reply.tool_calls, results, tree != before))]
                     if failures.stuck:
@@ -133,7 +135,7 @@ class Loop:
                 case "model_context_window_exceeded" if len(talk) > 1:
                     talk = await self._hand_over(attempt, turn, talk)
                 case _:
-                    return Outcome(False, _stopped(reply), turn + 1, tree)
+                    return Outcome(False, _stopped(reply), turn + 1, tree, reply.stop_reason == FAILED)
             if too_long(reply, talk, attempt.window or config.window(attempt.tier)):
                 talk = await self._hand_over(attempt, turn, talk)
         return Outcome(False, f"no end after {attempt.max_turns} turns", attempt.max_turns, tree)
@@ -223,7 +225,7 @@ def _stopped(reply: Reply) -> str:
     known = {
         "max_tokens": f"an answer was still cut off at {MOST_ROOM} tokens: the task is too large for one",
         "refusal": "the model refused",
-        "failed": "the call failed",
+        FAILED: "the call failed",
         "model_context_window_exceeded": "the task's brief alone is too long for the model",
     }
     why = known.get(reply.stop_reason, f"stopped for an unknown reason, `{reply.stop_reason}`")

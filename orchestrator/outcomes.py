@@ -20,6 +20,7 @@ from orchestrator.router import Case, Decision, Estimates, PastAttempt, case_of,
 
 Ended = Literal["accepted", "unmeasured", "refused"]
 # How a task's end reads for its last attempt. `missed` was measured and fell short: the next tier was tried, if any.
+# `blocked` is a procedure's refusal where nobody could be asked next; a model's waits for a person or for the service.
 LAST: dict[str, Ended] = {
     "accepted": "accepted",
     "unmeasured": "unmeasured",
@@ -104,6 +105,8 @@ def _of_task(run: str, task: Task, row: dict[str, Any], attempts: list[dict[str,
     for number in sorted(number for number in tiers if number <= row["attempt"] and tiers[number] in TIERS):
         ended = LAST[row["status"]] if number == row["attempt"] else "refused"
         tier = cast(Tier, tiers[number])
+        if number == row["attempt"] and row["status"] == "blocked" and tier != "procedure":
+            continue
         yield Trial(run, task.id, case_of(task), number, tier, number > min(tiers), ended, usd[number])
 
 

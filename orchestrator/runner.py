@@ -45,6 +45,16 @@ class Tried:
     outcome: Outcome
 
 
+class Unanswered(Exception):
+    """The service will not answer, whoever is asked: no dearer tier is tried, and this one is not to blame."""
+
+    status = "blocked"
+
+    def __str__(self) -> str:
+        remedy = "no dearer model was asked; mend what is named (endpoint and model ids: in your own config.toml)"
+        return f"{super().__str__()}\n{remedy} and run the plan again"
+
+
 class Runner:
     def __init__(self, run: Run, forge: Forge, secret: bytes) -> None:
         self._run = run
@@ -150,8 +160,8 @@ class Runner:
                 return await self._out_of_brains(task, tier, last)
             try:
                 last = await self._try(task, number, tier, feedback, opened)
-            except Blocked as blocked:
-                return await self._give_up(task, last, blocked.status, str(blocked))
+            except (Blocked, Unanswered) as stopped:
+                return await self._give_up(task, last, stopped.status, str(stopped))
             if last.judgement.outcome in ("accepted", "unmeasured"):
                 return await self._publish(task, last)
             feedback = last.judgement.feedback
@@ -165,6 +175,8 @@ class Runner:
         loop = self._agents(task, provider)
         attempt = attempts.prepare(self._run, task, number, tier, worktree, feedback)
         outcome = await loop.work(replace(attempt, tree=opened["tree"]))
+        if outcome.unanswered:
+            raise Unanswered(outcome.text)
         frozen = await self._engine.step("freeze", partial(self._freeze, task, number, tier, outcome, opened["base"]))
         change = Change.model_validate(frozen)
         if not outcome.finished:

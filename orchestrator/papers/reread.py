@@ -18,7 +18,7 @@ from orchestrator import prompts
 from orchestrator.calls import Calls, Place
 from orchestrator.papers.claims import value_in
 from orchestrator.papers.pages import Page, Paper, clean
-from orchestrator.providers.base import Request
+from orchestrator.providers.base import CallFailed, Request
 from orchestrator.records import Candidate, Tier
 
 CHUNK_CHARS = 24_000  # of text a request: some ten pages
@@ -39,6 +39,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 NODE = "@paper"  # where its cost is put
+SAID_CHARS = 300  # of an answer that can't be used, in the error
+REMEDY = "the same command asks again, --tier asks another model; without --provider the program reads alone"
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,25 @@ async def reread(paper: Paper, found: tuple[Candidate, ...], reader: Reader) -> 
     kept: list[Candidate] = []
     dropped = 0
     for chunk in chunks(paper):
-        reply = await reader.calls.reply(Place(reader.run, "", NODE), _request(chunk, reader))
-        for claim in _array(reply.text):
+        for claim in _array(await _answer(chunk, reader)):
             candidate = checked(claim, pages, f"m{len(kept) + 1}")
             kept += [candidate] if candidate and candidate.page in {page.number for page in chunk} else []
             dropped += not candidate
     named = {(each.page, each.value) for each in kept}
     return (*kept, *(each for each in found if (each.page, each.value) not in named)), dropped
+
+
+async def _answer(chunk: tuple[Page, ...], reader: Reader) -> str:
+    """What the model says of these pages. What ended otherwise is none, and is asked for anew the next time."""
+    ledger, unusable = reader.calls.ledger, f"{reader.run} unusable/{chunk[0].number}"
+    again = ledger.begun(unusable)
+    reply = await reader.calls.whole(Place(reader.run, "", NODE), _request(chunk, reader, again))
+    if reply.stop_reason in ("end_turn", "stop_sequence"):
+        return reply.text
+    ledger.begin(f"{unusable}/{again}")
+    said = " ".join(filter(None, (reply.detail, reply.text[:SAID_CHARS]))) or "nothing"
+    pages = f"pages {chunk[0].number} to {chunk[-1].number}"
+    raise CallFailed(reply.stop_reason, f"{pages} were not read ({reply.stop_reason}): {said}\n{REMEDY}")
 
 
 def chunks(paper: Paper) -> Iterator[tuple[Page, ...]]:
@@ -92,11 +106,11 @@ def checked(claim: Any, pages: dict[int, Page], name: str) -> Candidate | None:
     return candidate if value_in(candidate.quote, candidate.value) else None
 
 
-def _request(chunk: tuple[Page, ...], reader: Reader) -> Request:
+def _request(chunk: tuple[Page, ...], reader: Reader, again: int) -> Request:
     text = "\n\n".join(f"[page {page.number}]\n{page.text}" for page in chunk)[: 2 * CHUNK_CHARS]
     text = re.sub(r"</?\s*paper\s*>", "", text, flags=re.IGNORECASE)  # the paper can't end its own quotation
     return Request(
-        who=NODE,
+        who=f"{NODE}/{again}" if again else NODE,
         turn=chunk[0].number,  # a page of its own for every chunk
         tier=reader.tier,
         model=reader.model,

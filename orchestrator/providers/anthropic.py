@@ -182,8 +182,10 @@ class _Stream:
         for index, block in enumerate(self._message.content):
             content.append(_block(block))
             if block.type == "tool_use":
+                if any(each.get("id") == block.id for each in content[:-1]):  # results are told apart by it
+                    content[-1]["id"] = f"{block.id}-{index}"
                 content[-1]["input"], reason = _object(self._arguments.get(index, ""), block.input)
-                broken |= {block.id: reason} if reason else {}
+                broken |= {content[-1]["id"]: reason} if reason else {}
         return Reply(
             content=tuple(content),
             stop_reason=self._message.stop_reason,
@@ -211,12 +213,13 @@ def _object(text: str, whole: Any) -> tuple[dict[str, Any], str]:
 
 
 def _usage(usage: Any) -> Usage:
+    """Less than nothing, as a broken server may count, would give the budget back: it is nothing."""
     written, split = usage.cache_creation_input_tokens or 0, usage.cache_creation
-    hour = split.ephemeral_1h_input_tokens if split else 0
+    hour = max(split.ephemeral_1h_input_tokens, 0) if split else 0
     return Usage(
-        input_tokens=usage.input_tokens or 0,
-        output_tokens=usage.output_tokens or 0,
-        cache_read=usage.cache_read_input_tokens or 0,
+        input_tokens=max(usage.input_tokens or 0, 0),
+        output_tokens=max(usage.output_tokens or 0, 0),
+        cache_read=max(usage.cache_read_input_tokens or 0, 0),
         cache_write_5m=max(written - hour, 0),
         cache_write_1h=hour,
     )

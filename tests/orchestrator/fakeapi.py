@@ -96,7 +96,7 @@ class FakeApi:
     headers: list[dict[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
-    choose: Callable[[dict[str, Any]], tuple[str, Turn]] | None = None
+    choose: Callable[[dict[str, Any]], tuple[str, Turn | Fault]] | None = None
 
     def next(self, body: dict[str, Any]) -> tuple[str, Turn | Fault]:
         with self.lock:

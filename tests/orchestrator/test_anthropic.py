@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -123,6 +124,31 @@ def test_arguments_that_are_no_json_object_are_kept_from_running(api: FakeApi, r
     assert set(reply.broken) == {broken["id"]}
     assert broken["input"] == {}
     assert sound["input"] == {"path": "b"}
+
+
+@dataclass(frozen=True)
+class OneName(Turn):
+    """A turn of a server that gives all calls the same id."""
+
+    def _blocks(self, name: str) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        for block, deltas in super()._blocks(name):
+            yield {**block, "id": "call"}, deltas
+
+
+def test_calls_of_one_turn_with_one_id_are_told_apart(api: FakeApi) -> None:
+    api.scripts["go"] = [OneName(calls=(("read", {"path": "a"}), ("read", "[1]"), ("read", {"path": "c"})))]
+    reply = ask(api)
+    assert [(call["id"], call["input"].get("path")) for call in reply.tool_calls] == [
+        ("call", "a"), ("call-1", None), ("call-2", "c"),
+    ]  # fmt: skip
+    assert [*reply.broken] == ["call-1"]
+
+
+def test_a_server_that_counts_less_than_nothing_gives_no_budget_back(api: FakeApi) -> None:
+    plain = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    written = dict.fromkeys(("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"), -5)
+    api.scripts["go"] = [Turn("Fine.", usage={**dict.fromkeys(plain, -5000), "cache_creation": written})]
+    assert ask(api).usage == Usage()
 
 
 # Ways in which nothing comes back

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from anthropic import transform_schema
 
+from orchestrator import outcomes
 from orchestrator.engine import APPLICATION_VERSION
 from orchestrator.house import State
 from tests.orchestrator import brains, helpers
@@ -88,7 +89,7 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 STEPS = {
-    "odyssey-6": [
+    "odyssey-7": [
         "@plan/chief reply 0", "begin",
         "a/1 reply 0", "a/1 tools 0", "a/1 reply 1", "a/1 tools 1", "a/1 reply 2", "a/1 tools 2", "a/1 reply 3",
         "freeze",
@@ -279,6 +280,27 @@ def test_a_service_that_cannot_be_had_pauses_with_its_own_code(tmp_path: Path, w
     assert code == 6
     assert "raise the limit in the console" in err
     assert run(warm, repo, api, "resume", "p-1")[0] == 0
+
+
+def test_a_service_that_will_not_answer_blocks_the_task_and_neither_climbs_nor_teaches_the_router(
+    tmp_path: Path, warm: Forks
+) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    wrong = Fault(status=400, kind="invalid_request_error", message="tools: too many")
+
+    def answer(body: dict[str, Any]) -> tuple[str, Turn | Fault]:
+        key, turn = brains.place(api, body)
+        return (key, wrong) if (key, turn) == ("# Task `a`", 1) else (f"{key}{turn}", api.scripts[key][turn])
+
+    api.choose = answer
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 3, err
+    (task,) = State.of(repo).ledger.tasks("p-1")
+    assert (task["status"], task["attempt"], task["tier"]) == ("blocked", 1, "haiku")
+    assert "tools: too many" in task["detail"]
+    assert "mend what is named" in task["detail"]
+    assert [request["model"] for request in api.requests] == ["claude-opus-5-5"] + ["claude-haiku-5-5"] * 2
+    assert outcomes.history(State.of(repo)).trials == ()
 
 
 DENIED = b'{"type": "error", "error": {"type": "permission_error", "message": "no"}}'

@@ -36,6 +36,8 @@ class Says:
     async def reply(self, request: Request) -> Reply:
         self.asked.append(request)
         answer = self.answers.pop(0)
+        if isinstance(answer, Reply):
+            return answer
         text = answer if isinstance(answer, str) else json.dumps(answer)
         return Reply(content=({"type": "text", "text": text},), stop_reason="end_turn", usage=Usage())
 
@@ -109,6 +111,18 @@ def test_a_delegation_that_cannot_be_used_is_asked_for_once_more_and_then_the_pl
     assert given_up.assignments["b"].chain == ("chief", "worker")
     assert given_up.assignments["b"].why.endswith("small is up to 4 tasks, 3 sections, 2 levels of risk")
     assert "the planner's stands" in given_up.told[0]
+
+
+def test_a_delegation_that_was_cut_off_is_asked_for_again_with_more_room(tmp_path: Path) -> None:
+    cut_off = Reply(content=(), stop_reason="max_tokens")
+    made = office(tmp_path / "once", cut_off, handed(a="worker", b="worker"))
+    first, second = made.says.asked
+    assert (first.max_tokens, second.max_tokens) == (8192, 16384)
+    assert first.messages == second.messages
+    assert made.told == ["chief: small"]
+    endless = office(tmp_path / "ever", *[cut_off] * 9)
+    assert [each.max_tokens for each in endless.says.asked] == [8192, 16384, 32768, 65536]
+    assert "the planner's stands: max_tokens" in endless.told[0]
 
 
 def test_a_task_that_a_person_gave_to_somebody_is_not_handed_out(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator import calls, config
 from orchestrator.calls import Calls
-from orchestrator.conversation import AGAIN, Failures
+from orchestrator.conversation import AGAIN, CHARS_PER_TOKEN, Failures, assistant, too_long, user
 from orchestrator.ledger import Ledger
 from orchestrator.loop import MOST_CUT_OFFS, Attempt, Loop, Outcome
 from orchestrator.prices import PRICES, Price, Usage
@@ -204,6 +204,13 @@ def test_a_reply_that_stopped_for_another_reason_ends_the_attempt_and_says_so(
     assert made.work() == Outcome(False, words, 1)
 
 
+@pytest.mark.parametrize("stop", ["end_turn", "stop_sequence"])
+def test_calls_are_answered_whatever_word_a_local_server_stops_with(tmp_path: Path, stop: str) -> None:
+    made = house(tmp_path, reply(append("one"), stop=stop), reply(text("Done.")))
+    assert made.work() == Outcome(True, "Done.", 2)
+    assert made.sandbox.ran == ["one"]
+
+
 def test_a_reply_that_was_cut_off_is_asked_for_again_with_more_room_and_its_calls_never_run(tmp_path: Path) -> None:
     made = house(tmp_path, reply(append("half"), stop="max_tokens"), budget=Budget(usd=9, tokens=10**6))
     outcome = made.work()
@@ -310,6 +317,15 @@ def test_a_full_window_is_handed_over_to_a_fresh_conversation_that_can_read_the_
     kept = (made.attempt.tools.outputs / name).read_text()
     assert "First." in kept
     assert "appended one" in kept
+
+
+def test_results_that_no_call_has_counted_yet_fill_the_window_too() -> None:
+    asks, window = reply(append("x"), tokens=100), 1000
+    results = user([{"type": "tool_result", "tool_use_id": "id-x", "content": "r" * 900 * CHARS_PER_TOKEN}])
+    talk = [user("Do it."), assistant(asks), results]
+    assert too_long(asks, talk, window)
+    assert not too_long(asks, talk, window + 200)
+    assert not too_long(reply(text("I am cu"), stop="max_tokens", tokens=100), talk, window)  # its prompt held them
 
 
 def test_turns_are_bounded(tmp_path: Path) -> None:

@@ -60,6 +60,15 @@ def test_what_fell_short_counts_as_refused(tmp_path: Path, status: str, ended: b
     assert past.case == Case("tune", ("prose", "measured"))
 
 
+@pytest.mark.parametrize("status", ["blocked", "failed"])
+def test_a_model_whose_task_is_blocked_was_not_refused_but_those_before_it_were(tmp_path: Path, status: str) -> None:
+    state = finished(tmp_path, ("a", status, 2, "haiku"))
+    call(state.ledger, "k1", 1, "procedure", 0.0)
+    call(state.ledger, "k2", 2, "haiku", 0.02)
+    tried = [(past.tier, past.accepted) for past in outcomes.history(state).past]
+    assert tried == [("procedure", False)] + [("haiku", False)] * (status == "failed")
+
+
 def test_what_could_not_be_measured_and_what_nobody_tried_teach_nothing(tmp_path: Path) -> None:
     state = finished(tmp_path, ("a", "unmeasured", 1, "procedure"), ("b", "blocked", 0, ""))
     found = outcomes.history(state)

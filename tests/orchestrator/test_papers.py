@@ -26,7 +26,7 @@ from orchestrator.papers.draft import Decision
 from orchestrator.papers.pages import Page, Paper
 from orchestrator.papers.reread import Reader
 from orchestrator.prices import PRICES
-from orchestrator.providers.base import Reply, Request
+from orchestrator.providers.base import CallFailed, Reply, Request
 from orchestrator.providers.mailbox import Mailbox
 from orchestrator.records import Candidate
 from orchestrator.sandbox.probes import choose_sandbox
@@ -283,10 +283,11 @@ class Scripted:
     asked: list[Request] = field(default_factory=list)
     name: str = "scripted"
     billed: bool = False
+    stop: str = "end_turn"
 
     async def reply(self, request: Request) -> Reply:
         self.asked.append(request)
-        return Reply(content=({"type": "text", "text": self.says[len(self.asked) - 1]},), stop_reason="end_turn")
+        return Reply(content=({"type": "text", "text": self.says[len(self.asked) - 1]},), stop_reason=self.stop)
 
 
 def reading(folder: Path, brain: Scripted) -> Reader:
@@ -322,6 +323,24 @@ def test_a_model_that_says_nothing_usable_leaves_what_the_program_found(tmp_path
     brain = Scripted(["I can't.", '[{"value": 1]'])
     assert asyncio.run(reread.reread(paper, alone, reading(tmp_path, brain))) == (alone, 0)
     assert len(brain.asked) == 2
+
+
+@pytest.mark.parametrize(("stop", "asked"), [("refusal", 1), ("max_tokens", 4)])
+def test_an_answer_that_is_none_is_an_error_that_says_so_and_is_asked_for_anew_the_next_time(
+    tmp_path: Path, stop: str, asked: int
+) -> None:
+    paper = Paper("p.pdf", (Page(1, ("The error is 1.5%.",)),), (), 1)
+    half = Scripted(['{"claims": [{"value": 1.5, "pa'] * 9, stop=stop)
+    with pytest.raises(CallFailed, match=rf"pages 1 to 1 were not read \({stop}\)") as raised:
+        asyncio.run(reread.reread(paper, (), reading(tmp_path, half)))
+    assert raised.value.exit_code == 6
+    assert [each.max_tokens for each in half.asked] == [8192, 16384, 32768, 65536][:asked]
+    claim = {"value": 1.5, "page": 1, "quote": "The error is 1.5%."}
+    whole = Scripted([json.dumps({"claims": [claim]})] * 2)
+    for _ in range(2):
+        kept, _ = asyncio.run(reread.reread(paper, (), reading(tmp_path, whole)))
+        assert [each.value for each in kept] == [1.5]
+    assert len(whole.asked) == 1  # and what can be used is kept
 
 
 # The command
