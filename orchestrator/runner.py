@@ -304,7 +304,9 @@ class Runner:
 
     def _ended_as(self, task: Task, status: str, detail: str, tried: Tried | None) -> str:
         verdicts = [each.model_dump(mode="json") for each in tried.judgement.verdicts] if tried else []
-        self._set(task.id, status=status, detail=detail, verdicts=json.dumps(verdicts))
+        # a dearer tier that was begun and had no answer is not the one that ended the task
+        by = {"attempt": tried.change.attempt, "tier": tried.change.tier} if tried else {}
+        self._set(task.id, status=status, detail=detail, verdicts=json.dumps(verdicts), **by)
         for number in range(1, (tried.change.attempt if tried else 0) + 1):
             self._run.repository.close(f"odyssey/{self._run.id}/attempts/{task.id}/{number}")
             self._clear(task, number)

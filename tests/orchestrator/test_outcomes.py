@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from orchestrator import outcomes, tiers
 from orchestrator.house import State
 from orchestrator.ledger import Ledger
-from orchestrator.records import Budget
+from orchestrator.loop import Outcome
+from orchestrator.records import Budget, Judgement, Risk
 from orchestrator.router import Case
-from tests.orchestrator.helpers import PLAN, small_library, write
+from orchestrator.runner import Runner, Tried
+from tests.orchestrator import helpers
+from tests.orchestrator.helpers import PLAN, change, small_library, write
 
 COMMIT = "c" * 40
 
@@ -67,6 +72,21 @@ def test_a_model_whose_task_is_blocked_was_not_refused_but_those_before_it_were(
     call(state.ledger, "k2", 2, "haiku", 0.02)
     tried = [(past.tier, past.accepted) for past in outcomes.history(state).past]
     assert tried == [("procedure", False)] + [("haiku", False)] * (status == "failed")
+
+
+def test_a_miss_that_is_published_since_no_dearer_tier_answered_is_the_cheaper_tiers(tmp_path: Path) -> None:
+    state = finished(tmp_path, ("a", "running", 2, "sonnet"))
+    repository = SimpleNamespace(close=lambda branch: None)
+    run = SimpleNamespace(state=state, ledger=state.ledger, id="p-1", repository=repository, say=print)
+    runner = Runner.__new__(Runner)
+    runner._run = cast(Any, run)
+    runner._loop = None
+    cheaper = change().model_copy(update={"attempt": 1, "tier": "haiku"})
+    missed = Judgement(outcome="missed", risk=Risk(level="low", guarded=False, reasons=()))
+    runner._ended_as(helpers.task("a"), "missed", "", Tried(cheaper, missed, Outcome(True, "", 1)))
+    call(state.ledger, "k1", 1, "haiku", 0.02)
+    call(state.ledger, "k2", 2, "sonnet", 0.02)
+    assert [(t.number, t.tier, t.ended) for t in outcomes.history(state).trials] == [(1, "haiku", "refused")]
 
 
 def test_what_could_not_be_measured_and_what_nobody_tried_teach_nothing(tmp_path: Path) -> None:
