@@ -17,6 +17,7 @@ from orchestrator import planner, prompts
 from orchestrator.calls import Calls, Place
 from orchestrator.library import Library
 from orchestrator.providers.base import Request
+from orchestrator.providers.shape import closed
 from orchestrator.records import Agent, Assignment, Plan, Record, Task
 
 GOAL_CHARS = 12_000
@@ -153,16 +154,6 @@ def below(library: Library, agent: Agent) -> set[str]:
             found.add(name)
             ahead += library.agents[name].delegates_to
     return found - {agent.name}
-
-
-def closed(schema: Any) -> Any:
-    """A schema without titles and descriptions, as structured outputs take it."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    dropped = ("title", "description", "default", "minLength", "maxLength", "minItems", "minimum")
-    return {key: closed(value) for key, value in schema.items() if key not in dropped or isinstance(value, dict)}
 
 
 def todo(plan: Plan, assignments: dict[str, Assignment]) -> list[Task]:

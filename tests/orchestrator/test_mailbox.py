@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from orchestrator.colleagues import Decision
 from orchestrator.errors import InputError, NotFound
+from orchestrator.hierarchy import Delegation
 from orchestrator.providers.base import Reply, Request
 from orchestrator.providers.mailbox import ByMail, Mailbox
+from orchestrator.providers.shape import closed
+from orchestrator.records import Record
+from orchestrator.review import Review
 
 READ = {
     "name": "read",
@@ -175,6 +181,31 @@ def test_an_answer_of_a_shape_is_held_against_it(tmp_path: Path, text: str) -> N
     with pytest.raises(InputError, match=r"answer.n: 'three' is no integer"):
         box.answer(name, '{"n": "three"}')
     assert box.answer(name, text).answer == {"n": 3}
+
+
+FINDING = {"severity": "none", "what": "nothing", "evidence": "I read it"}
+HANDED = {"task": "a", "agent": "worker", "brief": "Do it."}
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer", "reason"),
+    [
+        (Decision, {"decision": "answer", "text": "x" * 4001}, "answer.text: .* is not 4000 characters at most"),
+        (Decision, {"decision": "answer", "text": ""}, "answer.text: '' is not 1 characters or more"),
+        (Review, {"findings": []}, r"answer.findings: \[\] is not 1 items or more"),
+        (Review, {"findings": [{**FINDING, "evidence": ""}]}, r"findings\[0\].evidence: '' is not 1 characters"),
+        (Delegation, {"why": "w", "tasks": [{**HANDED, "brief": "x" * 4001}]}, r"tasks\[0\].brief: .* 4000 characters"),
+    ],
+)
+def test_an_answer_whose_asker_could_not_use_it_is_refused_with_the_reason(
+    tmp_path: Path, shape: type[Record], answer: Any, reason: str
+) -> None:
+    with pytest.raises(ValidationError):
+        shape.model_validate(answer)
+    box, name = posted(tmp_path, request(answer_schema=closed(shape.model_json_schema()), tools=()))
+    with pytest.raises(InputError, match=reason):
+        box.answer(name, json.dumps(answer))
+    assert box.open() == [name]
 
 
 def test_an_unknown_request_is_named_with_those_that_are_open(tmp_path: Path) -> None:

@@ -137,7 +137,10 @@ def test_a_review_that_cannot_be_used_makes_the_risk_high_so_that_everybody_abov
     api.scripts |= {f"{REVIEW} lead": [Turn("looks good")]}
     code, err = run(warm, repo, api, *RUN)
     assert code == 0, err
-    assert [name for name, _ in reviews(api)] == ["lead", "lead", "chief"]
+    (_, first), (_, second), _ = read = reviews(api)
+    assert [name for name, _ in read] == ["lead", "lead", "chief"]
+    assert second.startswith(first)
+    assert "could not be used\n\n- holds no JSON" in second.removeprefix(first)
     (pull,) = State.of(repo).ledger.pulls()
     assert (pull.risk, pull.guarded) == ("high", True)
     assert "> - lead: none could be had: holds no JSON" in pull.body
