@@ -162,11 +162,22 @@ def test_a_bad_reply_is_refused_with_the_reason_and_the_request_stays_open(
     assert list((tmp_path / "inbox").iterdir()) == []
 
 
-def test_a_bad_reply_put_there_by_hand_is_moved_aside_with_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        (b'{"calls": [{"tool": "rm", "input": {}}]}', "no tool `rm`"),
+        (b'{"content": [{"type": "text"}], "stop_reason": "end_turn"}', "content: Extra inputs are not permitted"),
+        (b'{"text": "caf\xe9"}', "the reply is no text in UTF-8"),
+        (b'{"text": "\\ud83d"}', "the reply holds half a character"),
+    ],
+)
+def test_a_bad_reply_put_there_by_hand_is_moved_aside_with_the_reason(
+    tmp_path: Path, written: bytes, reason: str
+) -> None:
     box, name = posted(tmp_path)
-    (tmp_path / "inbox" / f"{name}.json").write_text('{"calls": [{"tool": "rm", "input": {}}]}')
+    (tmp_path / "inbox" / f"{name}.json").write_bytes(written)
     assert box.taken(name) is None
-    assert "no tool `rm`" in (tmp_path / "inbox" / f"{name}.reason.txt").read_text()
+    assert reason in (tmp_path / "inbox" / f"{name}.reason.txt").read_text()
     assert box.open() == [name]
     (tmp_path / "inbox" / f"{name}.json").write_text(json.dumps(DONE))
     taken = box.taken(name)
