@@ -162,5 +162,8 @@ def todo(plan: Plan, assignments: dict[str, Assignment]) -> list[Task]:
 
 
 def _prose(plan: Plan) -> str:
-    """The plan's body, without its front matter."""
-    return plan.text.split("\n---", 2)[-1].strip()[:GOAL_CHARS]
+    """The plan's body, without its front matter; where it is long, its beginning, which says so."""
+    text = plan.text.split("\n---", 2)[-1].strip()
+    if len(text) <= GOAL_CHARS:
+        return text
+    return f"{text[:GOAL_CHARS]}\n\n[... cut here: the plan's last {len(text) - GOAL_CHARS} characters are left out]"

@@ -21,9 +21,10 @@ from orchestrator.loop import Attempt, Loop
 from orchestrator.providers.base import json_in
 from orchestrator.providers.shape import closed
 from orchestrator.records import RISK_LEVELS, Agent, Assignment, Judgement, Plan, Record, Risk, RiskLevel, Skill, Task
+from orchestrator.tools.base import cut_text
 
 LOOKS = frozenset({"read", "list", "search"})
-DIFF_CHARS = 60_000
+DIFF, DIFF_CHARS = "review.diff", 60_000
 TURNS = 20
 SKILL = "review-change"
 AGAIN = "\n\n# Your answer before this one could not be used\n\n- {why}\n"
@@ -90,12 +91,13 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
 
     level: 1 for whoever handed the task down.
     """
+    diff = cut_text(asked.diff, worked.tools.outputs / DIFF, DIFF_CHARS)
     words = {
         "agent": reviewer, "skill": skill, "others": (), "writes": (), "commands": (),
     }  # fmt: skip
     shown = {
         "task": asked.task, "plan": asked.plan, "brief": asked.brief, "author": asked.author,
-        "words": asked.words, "diff": asked.diff[:DIFF_CHARS], "found": asked.found,
+        "words": asked.words, "diff": diff, "whole": diff == asked.diff, "found": asked.found,
         "prose": sections.prose(asked.plan, asked.task),
     }  # fmt: skip
     return replace(
