@@ -21,10 +21,10 @@ from orchestrator import prompts
 from orchestrator.attempt import allowed, bodies, others
 from orchestrator.calls import Place
 from orchestrator.conversation import error_result
-from orchestrator.hierarchy import closed
 from orchestrator.house import Run
 from orchestrator.loop import Attempt, Loop, Outcome
 from orchestrator.providers.base import Block, Request
+from orchestrator.providers.shape import closed
 from orchestrator.records import Budget, FileChange, Record, Task, TaskBudget
 from orchestrator.review import is_review
 from orchestrator.tools.base import Arguments

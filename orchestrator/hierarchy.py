@@ -1,13 +1,15 @@
 """Who does what, decided by the hierarchy itself: the chief hands tasks out, leads hand them on, each with a brief.
 
 Every level is one call with an answer of a fixed shape, checked against the library; what can't be used is asked for
-once more, and then the planner's own assignment stands. Done once a plan: its hash guards against planning twice.
+once more, and then the planner's own assignment stands. Done once a plan and its open tasks, whose hash guards against
+planning twice; one that failed somewhere holds for its own run only.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from orchestrator import planner, prompts
 from orchestrator.calls import Calls, Place
 from orchestrator.library import Library
 from orchestrator.providers.base import Request
+from orchestrator.providers.shape import closed
 from orchestrator.records import Agent, Assignment, Plan, Record, Task
 
 GOAL_CHARS = 12_000
@@ -50,16 +53,14 @@ class Hierarchy:
     models: dict[Any, str]
     tell: Callable[[str], None]
 
-    async def assign(self, default: dict[str, Assignment]) -> dict[str, Assignment]:
-        """The chief's assignments, level by level; `default` for pinned tasks and where no answer could be used."""
-        open_tasks = [task for task in self.plan.tasks if not task.agent and default[task.id].tiers[0] != "procedure"]
-        found = await self._level(self.library.chief, (), {task.id: "" for task in open_tasks})
-        made = {
-            task.id: planner.handed(task, chain, self.library, brief)
-            for task in open_tasks
-            if (chain := found.get(task.id, ((), ""))[0]) and (brief := found[task.id][1])
-        }
-        return {**default, **made}
+    async def assign(self, tasks: list[Task]) -> list[Assignment]:
+        """The chief's assignments of these tasks, level by level; none where no answer could be used."""
+        found = await self._level(self.library.chief, (), {task.id: "" for task in tasks})
+        return [
+            planner.handed(task, found[task.id][0], self.library, found[task.id][1])
+            for task in tasks
+            if task.id in found
+        ]
 
     async def _level(
         self, agent: Agent, above: tuple[str, ...], briefs: dict[str, str]
@@ -138,11 +139,12 @@ class Hierarchy:
         return any(skill in self.library.agents[name].skills for name in below(self.library, agent))
 
 
-def plan_key(plan: Plan, library: Library) -> str:
-    """What a delegation depends on: the plan's text, and who there is to do it."""
+def plan_key(plan: Plan, library: Library, tasks: list[Task]) -> str:
+    """What a delegation depends on: the plan's text, the tasks that are handed out, and who there is to do them."""
     people = [agent.model_dump_json() for agent in library.agents.values()]
     skills = [skill.model_dump_json(exclude={"body"}) for skill in library.skills.values()]
-    return hashlib.sha256("\n".join([plan.sha256, *sorted(people), *sorted(skills)]).encode()).hexdigest()
+    names = json.dumps([task.id for task in tasks])
+    return hashlib.sha256("\n".join([plan.sha256, names, *sorted(people), *sorted(skills)]).encode()).hexdigest()
 
 
 def below(library: Library, agent: Agent) -> set[str]:
@@ -157,21 +159,15 @@ def below(library: Library, agent: Agent) -> set[str]:
     return found - {agent.name}
 
 
-def closed(schema: Any) -> Any:
-    """A schema without titles and descriptions, as structured outputs take it."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    dropped = ("title", "description", "default", "minLength", "maxLength", "minItems", "minimum")
-    return {key: closed(value) for key, value in schema.items() if key not in dropped or isinstance(value, dict)}
-
-
-def todo(plan: Plan, assignments: dict[str, Assignment]) -> list[Task]:
-    """Tasks whose first try is a language model's: those that the hierarchy hands out."""
-    return [task for task in plan.tasks if not task.agent and assignments[task.id].tiers[0] != "procedure"]
+def todo(plan: Plan, assignments: dict[str, Assignment], mine: Collection[str]) -> list[Task]:
+    """A run's own tasks whose first try is a language model's: those that the hierarchy hands out."""
+    free = [task for task in plan.tasks if task.id in mine and not task.agent]
+    return [task for task in free if assignments[task.id].tiers[0] != "procedure"]
 
 
 def _prose(plan: Plan) -> str:
-    """The plan's body, without its front matter."""
-    return plan.text.split("\n---", 2)[-1].strip()[:GOAL_CHARS]
+    """The plan's body, without its front matter; where it is long, its beginning, which says so."""
+    text = plan.text.split("\n---", 2)[-1].strip()
+    if len(text) <= GOAL_CHARS:
+        return text
+    return f"{text[:GOAL_CHARS]}\n\n[... cut here: the plan's last {len(text) - GOAL_CHARS} characters are left out]"

@@ -16,16 +16,18 @@ from pydantic import Field, ValidationError
 
 from orchestrator import prompts, sections
 from orchestrator import risk as risks
-from orchestrator.hierarchy import closed
 from orchestrator.library import Library
 from orchestrator.loop import Attempt, Loop
 from orchestrator.providers.base import json_in
+from orchestrator.providers.shape import closed
 from orchestrator.records import RISK_LEVELS, Agent, Assignment, Judgement, Plan, Record, Risk, RiskLevel, Skill, Task
+from orchestrator.tools.base import cut_text
 
 LOOKS = frozenset({"read", "list", "search"})
-DIFF_CHARS = 60_000
+DIFF, DIFF_CHARS = "review.diff", 60_000
 TURNS = 20
 SKILL = "review-change"
+AGAIN = "\n\n# Your answer before this one could not be used\n\n- {why}\n"
 NAME = "review"  # of a reviewer's conversation, or its beginning
 # How many of the levels above its author read a change of this risk, from whoever handed it down; None: all of them.
 LEVELS: dict[RiskLevel, int | None] = {"low": 1, "medium": 2, "high": None}
@@ -89,12 +91,13 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
 
     level: 1 for whoever handed the task down.
     """
+    diff = cut_text(asked.diff, worked.tools.outputs / DIFF, DIFF_CHARS)
     words = {
         "agent": reviewer, "skill": skill, "others": (), "writes": (), "commands": (),
     }  # fmt: skip
     shown = {
         "task": asked.task, "plan": asked.plan, "brief": asked.brief, "author": asked.author,
-        "words": asked.words, "diff": asked.diff[:DIFF_CHARS], "found": asked.found,
+        "words": asked.words, "diff": diff, "whole": diff == asked.diff, "found": asked.found,
         "prose": sections.prose(asked.plan, asked.task),
     }  # fmt: skip
     return replace(
@@ -113,10 +116,12 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
 
 
 async def read(loop: Loop, reviewing: Attempt) -> Review | str:
-    """The findings, or why there are none to be had. Asked for twice."""
+    """The findings, or why there are none to be had. Asked for twice, the second time with what was wrong."""
     why = ""
-    for helper in (reviewing.helper, f"{reviewing.helper}-again"):
-        outcome = await loop.work(replace(reviewing, helper=helper))
+    again = f"{reviewing.helper}-again"
+    for helper in (reviewing.helper, again):
+        brief = reviewing.brief + (AGAIN.format(why=why) if helper == again else "")
+        outcome = await loop.work(replace(reviewing, helper=helper, brief=brief))
         if not outcome.finished:
             return outcome.text
         try:

@@ -65,7 +65,9 @@ class Runner:
         self._engine = Engine(database, {"delegate": self.delegate, "task": self.do_task}, self._hold)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-        self._assign(run.ledger.delegation(plan_key(run.plan, run.library)))
+        self._todo = todo(run.plan, run.assignments, run.ledger.statuses(run.id))
+        self._key = plan_key(run.plan, run.library, self._todo)
+        self._assign(self._delegation())
         run.ledger.on_warning = lambda _, task, words: run.hear(task, "budget", words)
 
     def go(self) -> str:
@@ -110,12 +112,19 @@ class Runner:
         return [task for task, status in self._run.ledger.statuses(self._run.id).items() if status == PAUSED]
 
     async def _hand_out(self) -> None:
-        """Let the hierarchy hand out what language models will do, once for this plan and these people."""
-        run, key = self._run, plan_key(self._run.plan, self._run.library)
-        kept = run.ledger.delegation(key)
-        if kept is None and attempts.model(run, lambda *_: None) and todo(run.plan, run.assignments):
-            kept = run.ledger.keep_delegation(key, run.id, await self._engine.finish("delegate", f"{run.id}/@plan"))
+        """Let the hierarchy hand out what language models will do, once for these tasks and these people.
+
+        One in which somebody gave no answer that can be used is this run's alone: the next run asks again.
+        """
+        run, kept = self._run, self._delegation()
+        if kept is None and self._todo and attempts.model(run, lambda *_: None):
+            made = await self._engine.finish("delegate", f"{run.id}/@plan")
+            whole = len(json.loads(made)) == len(self._todo)
+            kept = run.ledger.keep_delegation(self._key if whole else run.id, run.id, made)
         self._assign(kept)
+
+    def _delegation(self) -> str | None:
+        return self._run.ledger.delegation(self._run.id) or self._run.ledger.delegation(self._key)
 
     def _assign(self, kept: str | None) -> None:
         for each in json.loads(kept or "[]"):
@@ -137,8 +146,7 @@ class Runner:
             run.settings.models,
             lambda words: run.say("", "delegated", words),
         )
-        made = await hierarchy.assign(run.assignments)
-        return json.dumps([each.model_dump(mode="json") for each in made.values()])
+        return json.dumps([each.model_dump(mode="json") for each in await hierarchy.assign(self._todo)])
 
     # One task
 

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from orchestrator.errors import InputError
 from orchestrator.prices import Usage
 from orchestrator.providers.base import Block, CallFailed, Reply, Request
+from orchestrator.providers.shape import unlimited
 
 if TYPE_CHECKING:
     from anthropic import APIStatusError, AsyncAnthropic
@@ -108,7 +109,7 @@ class MessagesApi:
         found["system"][0]["cache_control"] = CACHED  # tools and system stay the same all through an attempt
         found["cache_control"] = CACHED  # and the conversation up to its last message until the next turn
         if request.answer_schema:
-            found["output_config"] = {"format": {"type": "json_schema", "schema": request.answer_schema}}
+            found["output_config"] = {"format": {"type": "json_schema", "schema": unlimited(request.answer_schema)}}
         return found
 
     def _refused(self, error: APIStatusError, begun: bool) -> Reply:

@@ -25,7 +25,7 @@ FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 class Request(Record):
     """One call. `who` and `turn`: whose conversation, unique in its run, and where in it.
 
-    `answer_schema` asks for an answer in JSON of that shape.
+    `answer_schema` asks for an answer in JSON of that shape, whole: a provider whose service takes less sends less.
     """
 
     who: str

@@ -1,7 +1,7 @@
 """A brain by mail: each request is a file that anybody can read, and the reply is awaited for as long as it takes.
 
     mailbox/outbox/<id>.json   the request     <id>.md   the same for people
-    mailbox/inbox/<id>.json    the reply, put there by `orchestrate mailbox answer`
+    mailbox/inbox/<id>.json    the reply as it was written, put there by `orchestrate mailbox answer` or by hand
     mailbox/done/              requests with their replies
 
 The id follows from the request alone. So a run that was killed asks the same thing again and finds the reply, and days
@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from orchestrator.providers.shape import misfits
 from orchestrator.records import Record
 
 POLL_S = 0.5
+HALF = re.compile("[\ud800-\udfff]")
 ASKER = "asker.txt"  # beside the repository of a run that `compare` makes: which run of which comparison it is
 
 
@@ -83,7 +85,7 @@ class Mailbox:
         """Take a reply. Raises InputError with every reason why it can't be taken; then the request stays open."""
         _, request = self.request(name)
         reply = understood(text, request)
-        _settle(self.inbox / f"{name}.json", reply.model_dump_json(indent=1))
+        _settle(self.inbox / f"{name}.json", text)
         return reply
 
     def taken(self, name: str) -> Reply | None:
@@ -94,7 +96,7 @@ class Mailbox:
         if place is None:
             return None
         try:
-            return _read(place.read_text(), self._wanted(name))
+            return understood(_text(place.read_bytes()), self._wanted(name))
         except InputError as error:
             place.rename(place.with_suffix(".refused"))
             _settle(place.with_suffix(".reason.txt"), f"{error}\n")
@@ -153,6 +155,8 @@ def understood(text: str, request: Request) -> Reply:
         found = json_in(text)
     except ValueError as error:
         raise InputError(f"the reply {error}; write one JSON object, as the request's last lines show") from None
+    if HALF.search(json.dumps(found, ensure_ascii=False)):
+        raise InputError("the reply holds half a character (a lone surrogate), which no later request could carry")
     wanted = request.answer_schema
     if wanted and not (isinstance(found, dict) and found.keys() & {"answer", "refuse", "calls"}):
         found = {"answer": found}
@@ -198,12 +202,11 @@ def _reply(answer: Answer, request: Request) -> Reply:
     return Reply(content=(*text, *calls), stop_reason="tool_use" if calls else "end_turn")
 
 
-def _read(text: str, request: Request) -> Reply:
-    """A reply file: one of ours, or one that somebody wrote by hand."""
+def _text(reply: bytes) -> str:
     try:
-        return Reply.model_validate_json(text)
-    except ValidationError:
-        return understood(text, request)
+        return reply.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"the reply is no text in UTF-8: {error}") from None
 
 
 def rendered(name: str, subject: str, request: Request) -> str:
@@ -222,5 +225,5 @@ def rendered(name: str, subject: str, request: Request) -> str:
 def _settle(path: Path, text: str) -> None:
     """Whole or not at all, whoever reads it meanwhile."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, errors="replace")
+    fresh.write_text(text, encoding="utf-8", errors="replace")
     fresh.replace(path)

@@ -29,6 +29,31 @@ LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "enum": (lambda value, limit: value in limit, "one of {}"),
     "const": (lambda value, limit: value == limit, "{}"),
 }
+WORDS = ("title", "description", "default")
+SIZES = (
+    "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems",
+)  # fmt: skip
+
+
+def closed(schema: Any) -> Any:
+    """A schema without titles, descriptions and defaults, as an answer is asked for and held against."""
+    return _without(schema, WORDS)
+
+
+def unlimited(schema: Any) -> Any:
+    """A schema without lengths, counts and bounds, which structured outputs don't take."""
+    return _without(schema, SIZES)
+
+
+def _without(schema: Any, dropped: tuple[str, ...]) -> Any:
+    if isinstance(schema, list):
+        return [_without(item, dropped) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    # a property may have any of these names, and is a schema
+    return {
+        key: _without(value, dropped) for key, value in schema.items() if key not in dropped or isinstance(value, dict)
+    }
 
 
 def misfits(value: Any, schema: Schema, place: str = "", root: Schema | None = None) -> list[str]:

@@ -75,10 +75,23 @@ def cut(result: ToolResult, name: str, context: ToolContext) -> ToolResult:
     if len(result.content) <= CONTENT_CHARS:
         return result
     path = _kept(result.content, name, context.outputs)
-    half = CONTENT_CHARS // 2
-    left_out = len(result.content) - 2 * half
-    notice = f"\n[... {left_out} characters left out; the whole is in @outputs/{path.name}: read it by offset ...]\n"
-    return ToolResult(result.content[:half] + notice + result.content[-half:], result.is_error)
+    return ToolResult(_ends(result.content, path.name, CONTENT_CHARS), result.is_error)
+
+
+def cut_text(text: str, file: Path, most: int = CONTENT_CHARS) -> str:
+    """The same for a text that is no tool's, kept in this file of the outputs; writing it again changes nothing."""
+    if len(text) <= most:
+        return text
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8", errors="replace")
+    return _ends(text, file.name, most)
+
+
+def _ends(text: str, name: str, most: int) -> str:
+    half = most // 2
+    left_out = len(text) - 2 * half
+    notice = f"\n[... {left_out} characters left out; the whole is in @outputs/{name}: read it by offset ...]\n"
+    return text[:half] + notice + text[-half:]
 
 
 def _kept(content: str, name: str, outputs: Path) -> Path:

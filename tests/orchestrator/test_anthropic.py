@@ -77,15 +77,16 @@ def test_a_turn_that_goes_back_is_accepted_as_it_came(api: FakeApi) -> None:
 
 
 def test_the_service_gets_cache_marks_and_schemas_and_a_local_server_gets_neither(api: FakeApi) -> None:
-    ask(api, request(answer_schema=SCHEMA), plain=False)
-    ask(api, request(answer_schema=SCHEMA), plain=True)
+    bounded = {**SCHEMA, "properties": {"n": {"type": "integer", "minimum": 1}}}
+    ask(api, request(answer_schema=bounded), plain=False)
+    ask(api, request(answer_schema=bounded), plain=True)
     service, local = api.requests
     assert service["cache_control"] == service["system"][0]["cache_control"] == {"type": "ephemeral"}
     assert service["output_config"]["format"] == {"type": "json_schema", "schema": SCHEMA}
     assert "cache_control" not in local
     assert "cache_control" not in local["system"][0]
     assert "output_config" not in local
-    assert '"n"' in local["system"][1]["text"]
+    assert '"minimum": 1' in local["system"][1]["text"]
     assert "temperature" not in service
     assert service["stream"]
 

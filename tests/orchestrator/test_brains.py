@@ -115,6 +115,49 @@ def test_a_plan_is_handed_out_once_even_by_another_run(tmp_path: Path, warm: For
     assert sum("The tasks to hand out" in json.dumps(request) for request in api.requests) == 1
 
 
+def handed_out(api: FakeApi) -> list[str]:
+    """The list of tasks that each request for a delegation shows."""
+    firsts, mark = [body["messages"][0]["content"] for body in api.requests], "# The tasks to hand out"
+    return [first.partition(mark)[2].strip() for first in firsts if mark in first]
+
+
+def test_only_the_runs_own_tasks_are_handed_out(tmp_path: Path, warm: Forks) -> None:
+    made, api = brains.files(2), brains.api(2)
+    made |= {"notes/a.md": "a\n", "plans/p.md": made["plans/p.md"].replace("- [ ] `a`", "- [x] `a`")}
+    helpers.repository(tmp_path, made)
+    api.scripts["# The tasks to hand out"] = [hand_out("b")]
+    code, err = run(warm, tmp_path, api, *RUN)
+    assert code == 0, err
+    api.scripts["# The tasks to hand out"] = [hand_out("a", "b")]
+    run(warm, tmp_path, api, *RUN, "--again")
+    assert [("`a` Write" in shown, "`b` Write" in shown) for shown in handed_out(api)] == [(False, True), (True, True)]
+
+
+def test_where_only_a_procedures_task_is_left_the_chief_is_not_asked(tmp_path: Path, warm: Forks) -> None:
+    made, api = with_a_clerk(1), brains.api(1)
+    clerks = brains.TASK.format(id="b", needs="a").replace("skill: note", "skill: stamp")
+    made |= {"notes/a.md": "a\n", "plans/p.md": made["plans/p.md"].replace("- [ ] `a`", "- [x] `a`") + clerks}
+    helpers.repository(tmp_path, made)
+    code, err = run(warm, tmp_path, api, *RUN)
+    assert code == 0, err
+    assert api.requests == []
+
+
+def test_a_delegation_that_failed_is_not_kept_for_another_run(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    api.faults = [Fault(status=400, kind="invalid_request_error")] * 2
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    assert "so the planner's stands" in err
+    asked = len(handed_out(api))
+    for _ in range(2):  # and the one that was made is
+        code, err = run(warm, repo, api, *RUN, "--again")
+        assert code == 0, err
+        assert len(handed_out(api)) == asked + 1
+    kept = State.of(repo).ledger._rows("SELECT body FROM delegations ORDER BY at")
+    assert [len(json.loads(row["body"])) for row in kept] == [0, 1]
+
+
 STAMP = """
 [[step]]
 say = "I stamp."

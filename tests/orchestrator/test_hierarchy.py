@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator import planner, review
 from orchestrator.calls import Calls
-from orchestrator.hierarchy import Hierarchy, plan_key
+from orchestrator.hierarchy import Hierarchy, plan_key, todo
 from orchestrator.ledger import Ledger
 from orchestrator.library import load
 from orchestrator.prices import Usage
@@ -64,7 +64,8 @@ def office(folder: Path, *answers: Any, text: str | None = None) -> Office:
     calls = Calls(made.says, book(folder), Journal())
     hierarchy = Hierarchy(loaded, library, calls, "r-1", MODELS, made.told.append)
     default = {each.task: each for each in planner.assign(loaded, library)}
-    made.assignments = asyncio.run(hierarchy.assign(default))
+    given = asyncio.run(hierarchy.assign(todo(loaded, default, default)))
+    made.assignments = default | {each.task: each for each in given}
     return made
 
 
@@ -132,14 +133,31 @@ def test_a_task_that_a_person_gave_to_somebody_is_not_handed_out(tmp_path: Path)
     assert "`a` Write" not in made.says.asked[0].messages[0]["content"].partition("# The tasks to hand out")[2]
 
 
-def test_the_hash_of_a_plan_changes_with_its_text_and_its_people(tmp_path: Path) -> None:
+def test_a_plan_that_is_too_long_for_the_chief_says_how_much_of_it_is_left_out(tmp_path: Path) -> None:
+    text = brains.files()["plans/p.md"]
+    long = text + "A line of prose.\n" * 1000
+    given = handed(a="worker", b="worker")
+    whole, cut = (
+        office(tmp_path / name, given, text=each).says.asked[0].messages[0]["content"]
+        for name, each in (("whole", text), ("cut", long))
+    )
+    assert "left out" not in whole
+    shown, _, notice = cut.partition("# The plan: Notes\n\n")[2].partition("\n\n[... cut here: the plan's last ")
+    left_out = len(long[long.index("# Notes") :].strip()) - len(shown)
+    assert 0 < left_out < len(long) - 10_000
+    assert notice.startswith(f"{left_out} characters are left out]\n\n# The tasks to hand out")
+
+
+def test_the_hash_of_a_plan_changes_with_its_text_its_open_tasks_and_its_people(tmp_path: Path) -> None:
     office(tmp_path, handed(a="worker", b="worker"))
     library, text = load(tmp_path), brains.files()["plans/p.md"]
-    key = plan_key(plan(text), library)
-    assert plan_key(plan(text), library) == key
-    assert plan_key(plan(text + "\nMore.\n"), library) != key
+    tasks = list(plan(text).tasks)
+    key = plan_key(plan(text), library, tasks)
+    assert plan_key(plan(text), library, tasks) == key
+    assert plan_key(plan(text), library, tasks[1:]) != key
+    assert plan_key(plan(text + "\nMore.\n"), library, tasks) != key
     other = replace(library, agents={name: each for name, each in library.agents.items() if name != "junior"})
-    assert plan_key(plan(text), other) != key
+    assert plan_key(plan(text), other, tasks) != key
 
 
 def test_the_first_delegation_of_a_plan_stays(tmp_path: Path) -> None:

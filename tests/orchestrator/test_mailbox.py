@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from orchestrator.colleagues import Decision
 from orchestrator.errors import InputError, NotFound
+from orchestrator.hierarchy import Delegation
 from orchestrator.providers.base import Reply, Request
 from orchestrator.providers.mailbox import ByMail, Mailbox
+from orchestrator.providers.shape import closed
+from orchestrator.records import Record
+from orchestrator.review import Review
 
 READ = {
     "name": "read",
@@ -156,11 +162,22 @@ def test_a_bad_reply_is_refused_with_the_reason_and_the_request_stays_open(
     assert list((tmp_path / "inbox").iterdir()) == []
 
 
-def test_a_bad_reply_put_there_by_hand_is_moved_aside_with_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        (b'{"calls": [{"tool": "rm", "input": {}}]}', "no tool `rm`"),
+        (b'{"content": [{"type": "text"}], "stop_reason": "end_turn"}', "content: Extra inputs are not permitted"),
+        (b'{"text": "caf\xe9"}', "the reply is no text in UTF-8"),
+        (b'{"text": "\\ud83d"}', "the reply holds half a character"),
+    ],
+)
+def test_a_bad_reply_put_there_by_hand_is_moved_aside_with_the_reason(
+    tmp_path: Path, written: bytes, reason: str
+) -> None:
     box, name = posted(tmp_path)
-    (tmp_path / "inbox" / f"{name}.json").write_text('{"calls": [{"tool": "rm", "input": {}}]}')
+    (tmp_path / "inbox" / f"{name}.json").write_bytes(written)
     assert box.taken(name) is None
-    assert "no tool `rm`" in (tmp_path / "inbox" / f"{name}.reason.txt").read_text()
+    assert reason in (tmp_path / "inbox" / f"{name}.reason.txt").read_text()
     assert box.open() == [name]
     (tmp_path / "inbox" / f"{name}.json").write_text(json.dumps(DONE))
     taken = box.taken(name)
@@ -175,6 +192,31 @@ def test_an_answer_of_a_shape_is_held_against_it(tmp_path: Path, text: str) -> N
     with pytest.raises(InputError, match=r"answer.n: 'three' is no integer"):
         box.answer(name, '{"n": "three"}')
     assert box.answer(name, text).answer == {"n": 3}
+
+
+FINDING = {"severity": "none", "what": "nothing", "evidence": "I read it"}
+HANDED = {"task": "a", "agent": "worker", "brief": "Do it."}
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer", "reason"),
+    [
+        (Decision, {"decision": "answer", "text": "x" * 4001}, "answer.text: .* is not 4000 characters at most"),
+        (Decision, {"decision": "answer", "text": ""}, "answer.text: '' is not 1 characters or more"),
+        (Review, {"findings": []}, r"answer.findings: \[\] is not 1 items or more"),
+        (Review, {"findings": [{**FINDING, "evidence": ""}]}, r"findings\[0\].evidence: '' is not 1 characters"),
+        (Delegation, {"why": "w", "tasks": [{**HANDED, "brief": "x" * 4001}]}, r"tasks\[0\].brief: .* 4000 characters"),
+    ],
+)
+def test_an_answer_whose_asker_could_not_use_it_is_refused_with_the_reason(
+    tmp_path: Path, shape: type[Record], answer: Any, reason: str
+) -> None:
+    with pytest.raises(ValidationError):
+        shape.model_validate(answer)
+    box, name = posted(tmp_path, request(answer_schema=closed(shape.model_json_schema()), tools=()))
+    with pytest.raises(InputError, match=reason):
+        box.answer(name, json.dumps(answer))
+    assert box.open() == [name]
 
 
 def test_an_unknown_request_is_named_with_those_that_are_open(tmp_path: Path) -> None:

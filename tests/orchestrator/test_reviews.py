@@ -92,6 +92,7 @@ def test_each_level_reads_the_change_and_the_reading_of_the_one_below_as_far_up_
     read, (pull,) = reviews(api), State.of(repo).ledger.pulls()
     assert ([name for name, _ in read], pull.risk) == (who, risk)
     assert all("+a one" in shown for _, shown in read)
+    assert all("below is the whole diff. What" in shown for _, shown in read)
     assert all("The plan says of this section:\n\nA note holds its name." in shown for _, shown in read)
     assert "a dull word" not in read[0][1]
     assert "You had said: Write a, and nothing else." in read[0][1]
@@ -137,10 +138,29 @@ def test_a_review_that_cannot_be_used_makes_the_risk_high_so_that_everybody_abov
     api.scripts |= {f"{REVIEW} lead": [Turn("looks good")]}
     code, err = run(warm, repo, api, *RUN)
     assert code == 0, err
-    assert [name for name, _ in reviews(api)] == ["lead", "lead", "chief"]
+    (_, first), (_, second), _ = read = reviews(api)
+    assert [name for name, _ in read] == ["lead", "lead", "chief"]
+    assert second.startswith(first)
+    assert "could not be used\n\n- holds no JSON" in second.removeprefix(first)
     (pull,) = State.of(repo).ledger.pulls()
     assert (pull.risk, pull.guarded) == ("high", True)
     assert "> - lead: none could be had: holds no JSON" in pull.body
+
+
+def test_a_diff_that_is_too_long_is_shown_by_its_ends_and_can_be_read_whole(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    lines = [f"line {number} of a long note about a" for number in range(4000)]
+    write = Turn("I write.", (("write", {"path": "notes/a.md", "content": "\n".join(lines)}),))
+    api.scripts["# Task `a`"] = [write, Turn("Written.")]
+    look = Turn("I read on.", (("read", {"path": "@outputs/review.diff", "offset": 2000}),))
+    api.scripts[REVIEW] = [look, said(brains.FINE)]
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    ((_, shown),) = reviews(api)
+    assert "below is the whole diff" not in shown
+    assert "characters left out; the whole is in @outputs/review.diff" in shown
+    assert [f"+{lines[number]}\n" in shown for number in (0, 2000, 3999)] == [True, False, True]
+    assert lines[2000] in api.requests[-1]["messages"][-1]["content"][0]["content"]
 
 
 def test_killed_between_two_reviews_a_run_buys_neither_again_and_the_routers_line_stays(
