@@ -27,7 +27,7 @@ from orchestrator.providers.base import Block, Request
 from orchestrator.providers.shape import closed
 from orchestrator.records import Budget, FileChange, Record, Task, TaskBudget
 from orchestrator.review import is_review
-from orchestrator.tools.base import Arguments
+from orchestrator.tools.base import Arguments, cut_text
 
 MAX_DEPTH = 2  # sub-agents beneath sub-agents
 SHARE = 0.5  # of what is left, at most, for one sub-agent
@@ -138,9 +138,11 @@ class Team:
         self.run.say(self.task.id, "delegated", f"{attempt.agent} to {wanted.agent}: {wanted.brief}")
         outcome: Outcome = await self.loop().work(sub)
         changed = _listed(self.run.repository.changed(attempt.tree, outcome.tree))
+        ended = "says" if outcome.finished else "did not finish"
+        file = attempt.tools.outputs / f"{sub.helper.replace('/', '-')}.txt"
+        words = cut_text(f"{wanted.agent} {ended}: {outcome.text}\n\n{changed}", file)
         if not outcome.finished:
-            return error_result(call, f"{wanted.agent} did not finish: {outcome.text}\n\n{changed}")
-        words = f"{wanted.agent} says: {outcome.text}\n\n{changed}"
+            return error_result(call, words)
         return {"type": "tool_result", "tool_use_id": call["id"], "content": words}
 
     def _sub_attempt(self, attempt: Attempt, turn: int, call: Block, wanted: Delegate) -> Attempt:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.house import State
+from orchestrator.tools.base import CONTENT_CHARS
 from tests.orchestrator import brains, helpers
 from tests.orchestrator.brains import hand_out, said
 from tests.orchestrator.endtoend import has_bubblewrap
@@ -46,6 +47,23 @@ def test_a_helper_works_in_the_same_copy_on_a_share_of_the_budget(tmp_path: Path
         for tool in next(b for b in api.requests if "Write the file, junior." in json.dumps(b["messages"][0]))["tools"]
     }
     assert tools == {"read", "write", "edit", "run", "escalate"}
+
+
+def test_a_helpers_long_answer_is_cut_as_long_outputs_are_and_can_be_read_whole(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    worker = api.scripts["# Task `a`"]
+    ask = Turn("I hand it on.", (("delegate", {"agent": "junior", "brief": "Look around, junior."}),))
+    api.scripts["# Task `a`"] = [ask, *worker[1:]]
+    api.scripts["Look around, junior."] = [Turn("much " * 10_000 + "THE MIDDLE" + " more" * 10_000)]
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 0, err
+    told = next(body for body in api.requests if "junior says" in json.dumps(body))["messages"][-1]["content"][0]
+    assert len(told["content"]) < CONTENT_CHARS + 200
+    assert told["content"].startswith("junior says: much much")
+    assert told["content"].endswith("more\n\nIt changed no file.")
+    name = told["content"].partition("the whole is in @outputs/")[2].partition(":")[0]
+    whole = (State.of(repo).path("outputs", "p-1", "a", "1") / name).read_text()
+    assert "THE MIDDLE" in whole
 
 
 def test_a_blocker_goes_one_level_up_and_its_answer_comes_back(tmp_path: Path, warm: Forks) -> None:
