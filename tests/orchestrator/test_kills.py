@@ -136,7 +136,7 @@ def test_killed_at_each_boundary_alone_a_run_buys_nothing_twice(tmp_path: Path, 
             assert bought_again(api) <= doubts(repo) <= 1, (kill, name)
             if name not in ON_ITS_WAY:
                 assert doubts(repo) == 0, (kill, name)
-            shutil.rmtree(repo)
+            shutil.rmtree(repo, ignore_errors=True)  # a ledger closed meanwhile takes its journal along
     assert len(passed) >= 40
 
 
