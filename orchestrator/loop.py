@@ -35,9 +35,9 @@ class Attempt:
     """One try at a task: who answers, with which tools, where.
 
     chain: the agents from level 0 down to this one, a sub-agent's superiors among them. helper: a sub-agent's place
-    beneath the attempt, "" for the agent itself. window: tokens of conversation after which
-    it is handed over to a fresh one, None for the tier's. answer_schema: the shape of its last word, where it is not
-    prose. tree: the worktree as it is now, when that is known.
+    beneath the attempt, "" for the agent itself. window: tokens of conversation after which it is handed over to a
+    fresh one, None for the tier's. answer_schema: the shape of its last word, where it is not prose. tree: the worktree
+    as it is now, when that is known.
     """
 
     run: str
