@@ -18,7 +18,7 @@ import numpy as np
 
 from mlcore import autograd, models, ops
 from mlcore.engines import planned
-from mlcore.kernels import conv, gemm, panels, plane_weights, planes, winograd
+from mlcore.kernels import conv, gemm, panels, plane_local, plane_weights, planes, winograd
 from mlcore.kernels.peak import measured_peaks
 from mlcore.lanes.plan import LanePlan
 from mlcore.layers import Residual, Sequential
@@ -38,6 +38,7 @@ NOTHING_S = 5e-6  # what a call costs that has nothing to do
 FOR_WEIGHTS = (
     (plane_weights, "weight_gradient"),
     (winograd, "weight_gradient"),
+    (plane_local, "weight_gradient"),
     (planes, "relu_and_bias_gradient"),
     (panels, "update"),
     (conv, "conv2d_grad_weight"),

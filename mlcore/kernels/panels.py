@@ -160,7 +160,7 @@ def _forward_block(
 
 
 @kernel
-def _tile_at(tiles: Tiles, i: int) -> tuple[int, int, int]:
+def tile_at(tiles: Tiles, i: int) -> tuple[int, int, int]:
     """(address, rows, first row) of the i-th tile."""
     if i < tiles.times:
         return tiles.tile, tiles.rows, i * tiles.rows
@@ -183,7 +183,7 @@ def _to_input_tile(weight: Array, grad: Array, tiles: Tiles, i: int, nothing: Ar
     images, wide = out.shape[1], grad.shape[2]
     row_bytes = columns * weight.itemsize
     words = row_bytes // WORD_BYTES
-    tile, _, row = _tile_at(tiles, i)
+    tile, _, row = tile_at(tiles, i)
     a = address_of(weight) + (first * inputs + row) * row_bytes
     for n in range(grad.shape[0]):
         run_tile(
@@ -213,7 +213,7 @@ def _update(
         for i in range(tiles.times + tiles.last_times):
             _update_tile(x_IN, grad, tiles, i, nothing, weight, velocity, rate, momentum, decay, np.int64(b), slope)
             if by_input.size > 0:
-                _, rows, row = _tile_at(tiles, i)
+                _, rows, row = tile_at(tiles, i)
                 _round_rows(weight[b], row, row + rows, by_input[b], by_output[b])
 
 
@@ -233,7 +233,7 @@ def _update_tile(
     slope: Array,
 ) -> None:
     """The i-th tile's inputs of block b: gradient and move."""
-    tile, rows, row = _tile_at(tiles, i)
+    tile, rows, row = tile_at(tiles, i)
     _gradient_tile(x_IN, grad, tile, row, nothing, b, slope)
     columns = weight.shape[2]
     flat = slice(row * columns, (row + rows) * columns)
@@ -256,7 +256,7 @@ def _weight_gradient(x_IN: Array, grad: Array, tiles: Tiles, nothing: Array, out
     columns = out.shape[2]
     for b in prange(out.shape[0]):
         for i in range(tiles.times + tiles.last_times):
-            tile, rows, row = _tile_at(tiles, i)
+            tile, rows, row = tile_at(tiles, i)
             slope = out[b].reshape(-1)[row * columns : (row + rows) * columns]
             _gradient_tile(x_IN, grad, tile, row, nothing, np.int64(b), slope)
 

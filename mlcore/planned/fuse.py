@@ -15,6 +15,7 @@ from mlcore.layers import (
     GlobalAvgPool,
     Layer,
     Linear,
+    LocallyConnected2d,
     LocalResponseNorm,
     MaxPool2d,
     ReLU,
@@ -34,6 +35,15 @@ class Weighted:
 
     name: str
     layer: Conv2d | Linear
+    relu: bool
+
+
+@dataclass(frozen=True)
+class Local:
+    """A locally connected layer, with the ReLU behind it or without."""
+
+    name: str
+    layer: LocallyConnected2d
     relu: bool
 
 
@@ -99,7 +109,7 @@ class Unfused:
     layer: Layer
 
 
-Step = Unfused | Weighted | MaxPooling | AvgPooling | Dropping | GlobalPooling | Normalising | Block
+Step = Unfused | Weighted | Local | MaxPooling | AvgPooling | Dropping | GlobalPooling | Normalising | Block
 
 
 def fused(layers: Sequence[Named]) -> list[Step]:
@@ -118,6 +128,9 @@ def _first_step(layers: list[Named]) -> tuple[Step | None, int]:
     following = layers[1][1] if len(layers) > 1 else None
     if isinstance(layer, Conv2d | Linear):
         return _weighted(name, layer, layers[1:])
+    if isinstance(layer, LocallyConnected2d):
+        relu = isinstance(following, ReLU)
+        return Local(name, layer, relu), 2 if relu else 1
     if isinstance(layer, LocalResponseNorm):
         response = Response(layer.size, layer.k, layer.factor, layer.beta)
         if isinstance(following, MaxPool2d) and _is_small(following):

@@ -66,6 +66,15 @@ class Planes:
         assert self.is_plain, "only plain planes are rows"
         return self.array.reshape(self.array.shape[1], -1)[:images]
 
+    def put(self, rows: Array) -> None:
+        """Numbers [images, H * W * C], as plain planes have them, at the pixels of these, whatever their grid."""
+        grid, (images, _) = self.grid, rows.shape
+        down, across = (
+            slice(grid.border, grid.border + grid.step * side, grid.step) for side in (grid.height, grid.width)
+        )
+        pixels = rows.reshape(images, grid.height, grid.width, self.groups, self.per_group)
+        self.array[:, :images, down, across] = pixels.transpose(3, 0, 1, 2, 4)
+
     def canonical_order(self) -> Array:
         """For each number of a row, its place in the [C, H, W] order that the rest of the library uses."""
         shape = (self.channels, self.grid.height, self.grid.width)
@@ -274,3 +283,37 @@ def conv_from_plan(weight_GKRO: Array, channels: int) -> Array:
     groups, kernel_h, run, outputs = weight_GKRO.shape
     parts = weight_GKRO.reshape(groups, kernel_h, run // channels, channels, outputs)
     return np.ascontiguousarray(parts.transpose(0, 4, 3, 1, 2)).reshape(groups * outputs, channels, kernel_h, -1)
+
+
+def local_panels(outputs: int, depth: int) -> tuple[int, int, int]:
+    """[B, D, V] of a place's panels."""
+    columns = panel_columns(panel_vectors(outputs))
+    return -(-outputs // columns), depth, columns
+
+
+def local_to_plan(weight_PQOCKL: Array, columns: int) -> Array:
+    """A locally connected layer's weights as panels [S, B, D, V]; zeros where no output is."""
+    p, q, outputs = weight_PQOCKL.shape[:3]
+    weight_SDO = weight_PQOCKL.transpose(0, 1, 4, 5, 3, 2).reshape(p * q, -1, outputs)
+    padded = np.pad(weight_SDO, ((0, 0), (0, 0), (0, -outputs % columns)))
+    return np.ascontiguousarray(padded.reshape(*padded.shape[:2], -1, columns).transpose(0, 2, 1, 3))
+
+
+def local_from_plan(weight_SBDV: Array, shape: tuple[int, ...]) -> Array:
+    """The way back: [P, Q, O, C, K, L], which is `shape`."""
+    p, q, outputs, channels, kernel_h, kernel_w = shape
+    weight_SDO = weight_SBDV.transpose(0, 2, 1, 3).reshape(p * q, weight_SBDV.shape[2], -1)[..., :outputs]
+    weight = weight_SDO.reshape(p, q, kernel_h, kernel_w, channels, outputs)
+    return np.ascontiguousarray(weight.transpose(0, 1, 5, 4, 2, 3))
+
+
+def local_biases_to_plan(bias_OPQ: Array, columns: int) -> Array:
+    """[S, B, V]."""
+    outputs = len(bias_OPQ)
+    padded = np.pad(bias_OPQ.reshape(outputs, -1).T, ((0, 0), (0, -outputs % columns)))
+    return padded.reshape(len(padded), -1, columns)
+
+
+def local_biases_from_plan(bias_SBV: Array, shape: tuple[int, ...]) -> Array:
+    """The way back: [O, P, Q], which is `shape`."""
+    return np.ascontiguousarray(bias_SBV.reshape(len(bias_SBV), -1)[:, : shape[0]].T).reshape(shape)

@@ -10,7 +10,7 @@ import contextlib
 
 import numpy as np
 
-from mlcore import autograd
+from mlcore import autograd, ops
 from mlcore.kernels import panels, planes
 from mlcore.kernels.panels import Move
 from mlcore.layers import Layer
@@ -22,10 +22,13 @@ from mlcore.tensor import Array, Tensor
 
 
 class LibraryStage:
-    """`layer` on a tape of its own. Its weights and velocities are the library's, moved in place: `give` has none."""
+    """`layer`, and perhaps ReLU, on a tape of its own. Its weights and velocities are the library's, moved in place:
+    `give` has none."""
 
-    def __init__(self, name: str, layer: Layer, x: Planes, x_grad: Planes | None, out: Planes, pool: Pool) -> None:
-        self.name, self.layer, self.x, self.x_grad, self.out = name, layer, x, x_grad, out
+    def __init__(
+        self, name: str, layer: Layer, relu: bool, x: Planes, x_grad: Planes | None, out: Planes, pool: Pool
+    ) -> None:
+        self.name, self.layer, self.relu, self.x, self.x_grad, self.out = name, layer, relu, x, x_grad, out
         images, shape = x.array.shape[1], (out.channels, out.grid.height, out.grid.width)
         self.out_grad = layout.pooled_plane(images, *shape, out.precision, x_grad, pool)
         self._velocities: Weights = {}
@@ -34,7 +37,8 @@ class LibraryStage:
     def forward(self, images: int, rng: Rng | None) -> None:
         self._seen = Tensor(_images(self.x, images), requires_grad=self.x_grad is not None)
         with autograd.in_layer(self.name), contextlib.nullcontext() if rng else autograd.no_grad():
-            self._made = self.layer(self._seen, rng.child(self.name) if rng else None)
+            made = self.layer(self._seen, rng.child(self.name) if rng else None)
+            self._made = ops.relu(made) if self.relu else made
         planes.load_images(self._made.data, self.out.array, self.out.grid)
 
     def backward(self, images: int) -> None:

@@ -337,6 +337,9 @@ class LinearStage:
         self.panels = LinearPanels(layer, x.canonical_order(), self.precision)
         self.bias = Bias(layer.outputs, images)
         self._room = LinearRoom(self.panels, images)
+        if x_grad is not None:  # a convolution's output wants its gradient within a border
+            rows = images, layer.inputs
+            self._spread = x_grad.rows(images) if x_grad.is_plain else np.empty(rows, self.precision.dtype)
 
     def forward(self, images: int, rng: Rng | None) -> None:
         tiles = layout.tiles(images, self.panels.vectors, self.precision)
@@ -354,7 +357,9 @@ class LinearStage:
             slopes, room = self._room.slopes(images), self.panels
             by_word = self._room.words(by_image)
             panels.to_input(room.by_output, by_word, room.tiles, room.nothing, slopes)
-            panels.transpose(slopes[: self.layer.inputs], self.x_grad.rows(images))
+            panels.transpose(slopes[: self.layer.inputs], self._spread[:images])
+            if not self.x_grad.is_plain:
+                self.x_grad.put(self._spread[:images])
 
     def update(self, images: int, moves: dict[str, Move]) -> None:
         turned, (by_output, _) = self._room.turned(images), self._room.gradients(images)

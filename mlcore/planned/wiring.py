@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlcore.kernels.precision import Precision
-from mlcore.layers import Conv2d, Linear, Sequential
+from mlcore.kernels.precision import FP32, Precision
+from mlcore.layers import Conv2d, Linear, LocallyConnected2d, Sequential
 from mlcore.planned import layout
 from mlcore.planned.fuse import (
     AvgPooling,
     Block,
     Dropping,
     GlobalPooling,
+    Local,
     MaxPooling,
     Normalising,
     Step,
@@ -27,6 +28,7 @@ from mlcore.planned.fuse import (
 )
 from mlcore.planned.layout import Planes, Pool
 from mlcore.planned.library_stage import LibraryStage
+from mlcore.planned.local_stage import LocalStage
 from mlcore.planned.norm_stages import BatchNormStage, BlockStage
 from mlcore.planned.stages import AvgPoolStage, ConvStage, DropoutStage, LinearStage, MaxPoolStage, Stage
 from mlcore.planned.winograd_stage import DIRECT, Space, WinogradConvStage, chosen
@@ -109,8 +111,11 @@ class _Wiring:
             return AvgPoolStage(step.name, step.size, step.stride, step.padding, x, x_grad, out, self.pool)
         if isinstance(step, GlobalPooling):
             return AvgPoolStage(step.name, _side(step, x), 1, 0, x, x_grad, out, self.pool)
+        if isinstance(step, Local):
+            kind = LocalStage if _is_plannable(step.layer, ends, out) else LibraryStage
+            return kind(step.name, step.layer, step.relu, x, x_grad, out, self.pool)
         if isinstance(step, Unfused):
-            return LibraryStage(step.name, step.layer, x, x_grad, out, self.pool)
+            return LibraryStage(step.name, step.layer, False, x, x_grad, out, self.pool)
         if isinstance(step, Normalising):
             if x_grad is None or not x.is_plain or x_grad.groups > 1 or out.groups > 1:
                 raise Unplannable(f"layer '{step.name}': BatchNorm2d needs layers of one group around it")
@@ -135,6 +140,12 @@ class _Wiring:
         return channels, height, width
 
 
+def _is_plannable(layer: LocallyConnected2d, ends: Ends, out: Planes) -> bool:
+    """Whether the kernels of local layers know this; else it runs as on the tape."""
+    whole = out.groups == 1 and (ends.x_grad is None or ends.x_grad.groups == 1)
+    return layer.stride == 1 and layer.padding < layer.kernel and out.precision is FP32 and whole
+
+
 def _side(step: GlobalPooling, x: Planes) -> int:
     if x.grid.height != x.grid.width:
         raise Unplannable(f"layer '{step.name}': global pooling is planned for square maps")
@@ -148,5 +159,7 @@ def _wish(step: Step | None) -> tuple[int, int]:
         if any(groups > 1 for groups, _ in wishes):
             raise Unplannable(f"layer '{step.name}': a planned block begins with a convolution of one group")
         return 1, max(border for _, border in wishes)
+    if isinstance(step, Local):
+        return 1, step.layer.padding
     layer = step.layer if isinstance(step, Weighted) else None
     return (layer.groups, layer.padding) if isinstance(layer, Conv2d) else (1, 0)

@@ -36,6 +36,7 @@ PLANNED_MAX = "test_planned_kernels.py::test_planned_max_pooling_with_normalisat
 WHOLE_MAX = "test_planned_kernels.py::test_planned_max_pooling_of_whole_vectors_equals_its_slow_twin"
 WHOLE_AVG = "test_planned_kernels.py::test_planned_average_pooling_of_whole_vectors_equals_its_slow_twin"
 PLANNED_AVG = "test_planned_kernels.py::test_planned_average_pooling_equals_its_slow_twin"
+PLANNED_LOCAL = "test_planned_kernels.py::test_a_planned_locally_connected_layer_equals_its_slow_twin"
 WINOGRAD = "test_winograd.py::test_winograds_convolution_equals_its_slow_twin"
 WINOGRAD_BF16 = "test_winograd.py::test_in_bf16_it_is_within_a_hundredth_of_its_slow_twin"
 
@@ -71,6 +72,11 @@ COMPILED = (
     Mutant("conv.py", "images = min(CHUNK, x_NCHW", "images = min(CHUNK - 1, x_NCHW", CONV),
     Mutant("conv.py", "channel = g * per_out + tile * ROWS + o", "channel = tile * ROWS + o", CONV),
     Mutant("elementwise.py", "kind(1 / (1 - probability))", "kind(1)", DROPOUT),
+    Mutant("plane_local.py", "c + row * out_image, out_image", "c + row * image, image", PLANNED_LOCAL),
+    Mutant("plane_local.py", "(side * side - 1 - step) * channels", "step * channels", PLANNED_LOCAL),
+    Mutant("plane_local.py", "pixel % width + step % side + padding", "pixel % width + step % side", PLANNED_LOCAL),
+    Mutant("plane_local.py", "windows.first + y + k, windows", "windows.first + y, windows", PLANNED_LOCAL),
+    Mutant("plane_local.py", "sums[v] += row[v]", "sums[v] = row[v]", PLANNED_LOCAL),
     Mutant("planes.py", "a += rows * walk.stride * pixel", "a += rows * pixel", PLANNED_CONV),
     Mutant("plane_weights.py", "c += run * out_row", "c += out_row", PLANNED_CONV),
     Mutant("plane_weights.py", "1 if start > first or y > 0 else 0", "1 if start > first else 0", PLANNED_CONV),

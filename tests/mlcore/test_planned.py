@@ -85,9 +85,31 @@ def _unusual() -> Sequential:
     return Sequential(layers, (3, 15, 13))
 
 
+def _local() -> Sequential:
+    """Locally connected layers one after the other and before groups, and a convolution right before a linear layer."""
+    rng = Rng(6)
+    layers: list[tuple[str, Layer]] = [
+        ("c1", Conv2d(3, 10, 3, rng.child("c1"), padding=1)),
+        ("p1", MaxPool2d(3, 2, 1)),
+        ("r1", ReLU()),
+        ("l2", LocallyConnected2d((10, 5, 6), 21, 3, rng.child("l2"), padding=1)),
+        ("r2", ReLU()),
+        ("l3", LocallyConnected2d((21, 5, 6), 12, 2, rng.child("l3"))),
+        ("c4", Conv2d(12, 18, 3, rng.child("c4"), padding=1)),
+        ("r4", ReLU()),
+        ("l5", LocallyConnected2d((18, 4, 5), 8, 3, rng.child("l5"), padding=1)),
+        ("c6", Conv2d(8, 14, 3, rng.child("c6"), padding=1, groups=2)),
+        ("r6", ReLU()),
+        ("f", Flatten()),
+        ("l7", Linear(14 * 4 * 5, 6, rng.child("l7"))),
+    ]
+    return Sequential(layers, (3, 10, 11))
+
+
 CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "a bit of everything": (_mixed, (3, 37, 35), 7),
     "layers without a planned form": (_unusual, (3, 15, 13), 6),
+    "locally connected": (_local, (3, 10, 11), 6),
     "mnist_cnn": (lambda: build("mnist_cnn", {}, Rng(1), (1, 12, 11)), (1, 12, 11), 10),
     "cuda_convnet": (lambda: build("cuda_convnet", {}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
     "lenet5": (lambda: build("lenet5", {}, Rng(1), (1, 14, 14)), (1, 14, 14), 10),
@@ -186,14 +208,15 @@ def _cosine(left: Array, right: Array) -> float:
     return float((left * right).sum() / np.sqrt((left * left).sum() * (right * right).sum() + 1e-30))
 
 
-def _trained(threads: int, precision: str) -> dict[str, Array]:
+def _trained(case: str, threads: int, precision: str) -> dict[str, Array]:
     before = numba.get_num_threads()
     numba.set_num_threads(threads)
     try:
-        model = _mixed()
-        plan = Plan(model, SGD(model.parameters(), 0.9, 5e-4), 37, (3, 37, 35), precision)
+        make, shape, classes = CASES[case]
+        model = make()
+        plan = Plan(model, SGD(model.parameters(), 0.9, 5e-4), 37, shape, precision)
         for step in range(2):
-            plan.step(normal((37, 3, 37, 35), seed=step), np.arange(37) % 7, RATE, Rng(step))
+            plan.step(normal((37, *shape), seed=step), np.arange(37) % classes, RATE, Rng(step))
         plan.give()
         return {name: tensor.data for name, tensor in model.parameters().items()}
     finally:
@@ -202,11 +225,16 @@ def _trained(threads: int, precision: str) -> dict[str, Array]:
 
 @needs_compiler
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one thread")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_plan_gives_the_same_bits_with_one_thread_and_two(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = _trained(1, precision)
+@pytest.mark.parametrize(
+    ("case", "precision"),
+    [("a bit of everything", "fp32"), ("a bit of everything", "bf16"), ("locally connected", "fp32")],
+)
+def test_a_plan_gives_the_same_bits_with_one_thread_and_two(
+    case: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = _trained(case, 1, precision)
     monkeypatch.setattr(jit, "WORTH_SHARING", 0)
-    together = _trained(2, precision)
+    together = _trained(case, 2, precision)
     assert all((alone[name] == together[name]).all() for name in alone)
 
 
@@ -219,6 +247,7 @@ def test_a_plan_equals_the_tape_with_vectors_of_any_width(
         pytest.skip(f"this processor has no vectors of {machine.lanes} floats")
     monkeypatch.setattr(layout, "this_machine", lambda: machine)
     test_a_plan_equals_the_tape("a bit of everything")
+    test_a_plan_equals_the_tape("locally connected")
     test_a_plan_in_bf16_stays_near_the_tape("a bit of everything")
 
 

@@ -10,11 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlcore.kernels import elementwise, micro, panels, plane_pool, planes, reference
+from mlcore.kernels.planes import Grid
 from mlcore.kernels.precision import BF16, FP32, Precision, narrowed, widened
 from mlcore.kernels.response import NO_RESPONSE, Response
-from mlcore.layers import Conv2d, Linear
+from mlcore.layers import Conv2d, Linear, LocallyConnected2d
 from mlcore.planned import layout
 from mlcore.planned.layout import Planes, plane
+from mlcore.planned.local_stage import LocalStage
 from mlcore.planned.stages import ConvStage, LinearStage
 from mlcore.rng import Rng
 from tests.mlcore.helpers import Array, needs_compiler, normal, odd_shapes
@@ -112,6 +114,53 @@ def test_a_planned_convolution_equals_its_slow_twin(
     got = layout.conv_from_plan(stage.slope, channels // how["groups"])
     _near(got, grad_weight, FP32, "gradient of the weights")
     _near(stage.bias.sums.sum(axis=0), grad_bias, FP32, "gradient of the bias")
+
+
+@st.composite
+def local_layers(draw: Callable[..., Any]) -> tuple[tuple[int, ...], LocallyConnected2d]:
+    kernel = draw(st.integers(1, 4))
+    padding = draw(st.integers(0, kernel - 1))
+    sides = st.integers(max(1, kernel - 2 * padding), 7)
+    shape = draw(st.integers(1, 20)), draw(st.integers(1, 40)), draw(sides), draw(sides)
+    return shape, LocallyConnected2d(shape[1:], draw(st.integers(1, 40)), kernel, Rng(1), padding=padding)
+
+
+@odd_shapes
+@given(local_layers(), st.booleans(), st.integers(1, 2))
+def test_a_planned_locally_connected_layer_equals_its_slow_twin(
+    case: tuple[tuple[int, ...], LocallyConnected2d], relu: bool, step: int
+) -> None:
+    """Forward, back to the input (whose pixels may lie two apart), weights and biases; and the weights come back."""
+    shape, layer = case
+    x, (n, channels, h, w) = normal(shape), shape
+    padding = layer.padding
+    weights = {"weight": layer.weight.data, "bias": normal(layer.bias.shape)}
+    velocities = {part: 2 * values for part, values in weights.items()}
+    want = reference.local2d_forward(x, weights["weight"], weights["bias"], 1, padding)
+    want = reference.relu_forward(want) if relu else want
+    out = plane(n, layer.outputs, *want.shape[2:], border=1)
+    back = plane(n, channels, step * h, step * w, border=1)
+    back = Planes(back.array, Grid(1, step, h, w))
+    stage = LocalStage("l", layer, relu, _filled(x, border=padding), back, out, layout.Pool())
+    stage.take(weights, velocities)
+    stage.forward(n, None)
+    _near(_read(out), want, FP32, "output")
+    border = out.array.copy()
+    border[:, :, 1:-1, 1:-1] = 0
+    assert not border.any(), "something was written beyond the output"
+
+    grad = normal(want.shape, seed=1)
+    _plant(stage.out_grad, grad)
+    stage.backward(n)
+    slope = reference.relu_backward(grad, _read(out)) if relu else grad
+    _near(_read(back), reference.local2d_grad_input(slope, weights["weight"], x.shape, 1, padding), FP32, "input")
+    assert np.count_nonzero(back.array) <= x.size, "something was written between the pixels of the input"
+    wanted = reference.local2d_grad_weight(slope, x, weights["weight"].shape, 1, padding)
+    stage.move({"weight": panels.Move(1, 0, 0), "bias": panels.Move(1, 0, 0)})
+    moved, speeds = stage.give()
+    for part, gradient in zip(("weight", "bias"), wanted, strict=True):
+        _near(speeds[part], gradient, FP32, f"gradient of the {part}")
+        _near(moved[part], weights[part] - gradient, FP32, f"moved {part}")
 
 
 @odd_shapes
