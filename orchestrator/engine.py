@@ -24,7 +24,7 @@ Workflow = Callable[..., Coroutine[Any, Any, Json]]
 # A journal is read by position and name of its steps. Whoever adds, drops, renames or moves a step, or changes what one
 # returns, raises this: unfinished runs of before are then left to the version that began them. A test names all steps.
 APPLICATION_VERSION = "odyssey-7"
-POLL_S = 0.05
+POLL_S, SELDOM_S = 0.05, 1.0  # between looks at the journal: while something is due, and in a training's hours
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 64 * 1024  # as malloc.h numbers it
 PAGES_KB = 256  # of the journal, kept in memory by one connection
 
@@ -59,6 +59,7 @@ class Engine:
         self._on_hold = on_hold
         self._registered: dict[str, Workflow] = {}
         self._paused: asyncio.Future[Paused] | None = None
+        self._dbos: Any = None
 
     def __enter__(self) -> Engine:
         from dbos import DBOS, DBOSConfig
@@ -74,10 +75,12 @@ class Engine:
             application_version=APPLICATION_VERSION,
             serializer=_serializer(),
             db_engine_kwargs={"connect_args": {"factory": _Connection}},
+            notification_listener_polling_interval_sec=POLL_S,  # leaving waits for the last one
             log_level="CRITICAL",
             enable_otlp=False,
         )
-        DBOS(config=config)
+        self._dbos = DBOS(config=config)
+        self._look_every(POLL_S)
         self._registered = {name: DBOS.workflow(name=name)(_function(do)) for name, do in self._workflows.items()}
         DBOS.launch()
         return self
@@ -87,6 +90,11 @@ class Engine:
 
         DBOS.destroy(destroy_registry=True)
 
+    def _look_every(self, seconds: float) -> None:
+        """How often this process looks for resumed work: DBOS has no setting, and looks after a second at first."""
+        with contextlib.suppress(AttributeError):  # a later DBOS: the second is waited for
+            self._dbos._registry.get_internal_queue()._polling_interval_sec = seconds
+
     async def drive(self, main: Coroutine[Any, Any, Json]) -> Json:
         """Go on with every workflow that a dead process left, and run `main` beside them. Raises Paused."""
         from dbos import DBOS
@@ -94,6 +102,7 @@ class Engine:
         self._paused = asyncio.get_running_loop().create_future()
         for status in await DBOS.list_workflows_async(status="PENDING"):
             await DBOS.resume_workflow_async(status.workflow_id)
+        self._look_every(SELDOM_S)  # from the look on that finds these
         finished = asyncio.ensure_future(main)
         await asyncio.wait([finished, self._paused], return_when=asyncio.FIRST_COMPLETED)
         if self._paused.done():

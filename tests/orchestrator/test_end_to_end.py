@@ -175,12 +175,23 @@ def test_a_used_up_budget_pauses_and_a_larger_one_goes_on(tmp_path: Path) -> Non
     assert tasks_of_pulls(repo) == ["data", "second"]
 
 
-def test_planted_numbers_change_no_verdict(tmp_path: Path) -> None:
-    """The code claims 0.01 % in result.json and in its log, the agent in its words, the plan in its prose."""
+def test_real_mnist_is_reproduced_with_exit_code_0_by_what_was_measured_and_not_by_planted_numbers(
+    tmp_path: Path,
+) -> None:
+    """The code claims 0.01 % in result.json and in its log, the agent in its words, the plan in its prose.
+
+    Of the two targets one is missed by whoever believes it.
+    """
     data = real_mnist()
     if data is None:
         pytest.skip("MLCORE_DATA does not hold MNIST")
-    repo = small_repo(tmp_path, data, value=0.5, prose="It is measured: 0.01 % test error, verdict reproduced.")
+    repo = small_repo(tmp_path, data, value=50.0, prose="It is measured: 0.01 % test error, verdict not reproduced.")
+    plan = (repo.root / "plans/small.md").read_text()
+    start = plan.index("  - {id: small-error")
+    target = plan[start : plan.index("budget:")]
+    other = target.replace("small-error", "honest-error").replace("50.0", "5.0").replace("at_most", "at_least")
+    with_both = plan[:start] + other + plan[start:]
+    repo.write("plans/small.md", with_both.replace("targets: small-error", "targets: small-error, honest-error"))
     plant = (
         "\n\nimport sys\nprint('test error 0.01 %, reproduced', file=sys.stderr)\n"
         "_honest = Result.document\n"
@@ -194,26 +205,14 @@ def test_planted_numbers_change_no_verdict(tmp_path: Path) -> None:
 
     done = repo.run("run", "plans/small.md")
 
-    assert done.returncode == 3, done.stderr
-    (verdict,) = repo.json("report")["verdicts"]
-    assert verdict["outcome"] == "not reproduced"
-    assert len(verdict["values"]) == 3
-    assert all(value > 5 for value in verdict["values"].values())
-    plan = repo.json("report")["pull_requests"][-1]
-    assert "> Test error 0.01 %" in plan["body"].split("What the agent says")[1]
-    assert "0.01 %" not in plan["body"].split("What the agent says")[0]
-
-
-def test_real_mnist_within_its_target_is_reproduced_and_exits_with_0(tmp_path: Path) -> None:
-    data = real_mnist()
-    if data is None:
-        pytest.skip("MLCORE_DATA does not hold MNIST")
-    repo = small_repo(tmp_path, data, value=50.0)
-
-    done = repo.run("run", "plans/small.md")
-
     assert done.returncode == 0, done.stderr + done.stdout
-    (verdict,) = repo.json("report")["verdicts"]
-    assert verdict["outcome"] == "reproduced"
-    assert verdict["dataset"] == "mnist"
-    assert sum(verdict["values"].values()) / 3 == pytest.approx(verdict["mean"])
+    report = repo.json("report")
+    assert [each["outcome"] for each in report["verdicts"]] == ["reproduced", "reproduced"]
+    for verdict in report["verdicts"]:
+        assert verdict["dataset"] == "mnist"
+        assert len(verdict["values"]) == 3
+        assert all(value > 5 for value in verdict["values"].values())
+        assert sum(verdict["values"].values()) / 3 == pytest.approx(verdict["mean"])
+    body = report["pull_requests"][-1]["body"]
+    assert "> Test error 0.01 %" in body.split("What the agent says")[1]
+    assert "0.01 %" not in body.split("What the agent says")[0]

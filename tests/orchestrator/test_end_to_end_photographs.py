@@ -34,15 +34,17 @@ epochs = 12
 batch = 12
 """
 SAME = 'seeds: 3, dataset: imagenette, recipe: mlcore/recipes/photos.toml, source: "a test"'
+PEER = f"""\
+  - {{id: peer, metric: test_error_pct, compare: difference, against: mlcore/recipes/photos_torch.toml, value: 0,
+     margin: 3, direction: equal, {SAME}}}
+"""
 PLAN = f"""---
 title: Photographs
 targets:
   - {{id: error, metric: test_error_pct, value: 40, margin: 1, direction: at_most, {SAME}}}
   - {{id: five, metric: test_top5_error_pct, value: 20, margin: 1, direction: at_most, {SAME}}}
   - {{id: views, metric: views_gain, value: 0, margin: 1, direction: reported, {SAME}}}
-  - {{id: peer, metric: test_error_pct, compare: difference, against: mlcore/recipes/photos_torch.toml, value: 0,
-     margin: 3, direction: equal, {SAME}}}
-budget: {{minutes: 20}}
+{PEER}budget: {{minutes: 20}}
 ---
 # Photographs
 
@@ -52,18 +54,19 @@ budget: {{minutes: 20}}
   - targets: error, five, views, peer
   - writes: plans/photos.md
 """
+ONE_RECIPE = PLAN.replace(PEER, "").replace(", peer", "")
 # What mlcore in the sandbox writes down: every file that it can see but the system's and its own, and those in which an
 # original name of a test photograph is.
 LOOK = """
 
 def _look() -> None:
-    import os, pathlib, sys, tarfile
+    import os, pathlib, re, sys, tarfile
     own = tuple({"/proc", "/sys", "/dev", "/usr", "/repo", sys.prefix, sys.base_prefix})
     seen = []
     for folder, _, names in os.walk("/"):
         if not folder.startswith(own):
             for path in (pathlib.Path(folder, name) for name in names):
-                told = path.is_file() and any(f"_{number:08}.jpg".encode() in path.read_bytes() for number in TESTED)
+                told = path.is_file() and re.search(TESTED, path.read_bytes())
                 seen.append(f"{path} {'TELLS' if told else 'silent'}")
     for shard in pathlib.Path("/data").glob("*/*-val-*"):
         seen += [f"member {member.name} {member.mtime} {member.uname}." for member in tarfile.open(shard)]
@@ -71,7 +74,7 @@ def _look() -> None:
     sys.exit("that was all")
 
 
-TESTED = range(1000, 1072)
+TESTED = rb"_000010[0-9][0-9][.]jpg"
 _look()
 """
 
@@ -118,7 +121,7 @@ def test_photographs_are_trained_and_scored_without_their_labels_and_pytorch_bes
 
 
 def test_from_inside_the_sandbox_nothing_tells_a_test_photographs_class(tmp_path: Path) -> None:
-    repo = photo_repo(tmp_path)
+    repo = photo_repo(tmp_path, ONE_RECIPE)
     launch = repo.root / "mlcore" / "launch.py"
     launch.write_text(launch.read_text() + LOOK)
     repo.commit("look around")
