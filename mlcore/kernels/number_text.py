@@ -34,11 +34,15 @@ class Floats:
         masked = f"@llvm.masked.load.v{lanes}f32.p0(ptr {pointer}, i32 4, <{lanes} x i1> {mask}"
         yield f"%{name} = call {vector} {masked}, {vector} zeroinitializer)"
 
-    def store(self, name: str, value: str, pointer: str, mask: str, machine: Machine) -> Iterator[str]:
-        """`value` to `pointer` where `mask` is set; `name` tells this store's variables from others'."""
-        lanes = machine.lanes
-        arguments = f"<{lanes} x float> {value}, ptr {pointer}, i32 4, <{lanes} x i1> {mask}"
-        yield f"call void @llvm.masked.store.v{lanes}f32.p0({arguments})"
+    def rounded(self, name: str, value: str, machine: Machine) -> Iterator[str]:
+        """%kept{name} = `value` as it is kept in memory."""
+        yield f"%kept{name} = bitcast <{machine.lanes} x float> {value} to <{machine.lanes} x float>"
+
+    def store(self, name: str, pointer: str, mask: str, machine: Machine) -> str:
+        """%kept{name} to `pointer`, where `mask` is set; everywhere if it is "", which some processors do faster."""
+        return _store(
+            f"<{machine.lanes} x float> %kept{name}", f"v{machine.lanes}f32", self.bytes, pointer, mask, machine
+        )
 
 
 class Halves:
@@ -55,7 +59,7 @@ class Halves:
         yield f"%{name}_bits = shl {words} %{name}_wide, splat (i32 16)"
         yield f"%{name} = bitcast {words} %{name}_bits to <{lanes} x float>"
 
-    def store(self, name: str, value: str, pointer: str, mask: str, machine: Machine) -> Iterator[str]:
+    def rounded(self, name: str, value: str, machine: Machine) -> Iterator[str]:
         lanes = machine.lanes
         words, halves, floats = f"<{lanes} x i32>", f"<{lanes} x i16>", f"<{lanes} x float>"
         yield f"%bits{name} = bitcast {floats} {value} to {words}"
@@ -65,10 +69,19 @@ class Halves:
         yield f"%sum_bits{name} = add {words} %bits{name}, %more{name}"
         yield f"%half_bits{name} = lshr {words} %sum_bits{name}, splat (i32 16)"
         yield f"%nan{name} = fcmp uno {floats} {value}, zeroinitializer"
-        yield f"%kept{name} = select <{lanes} x i1> %nan{name}, {words} splat (i32 {NAN}), {words} %half_bits{name}"
-        yield f"%halves{name} = trunc {words} %kept{name} to {halves}"
-        arguments = f"{halves} %halves{name}, ptr {pointer}, i32 2, <{lanes} x i1> {mask}"
-        yield f"call void @llvm.masked.store.v{lanes}i16.p0({arguments})"
+        yield f"%word{name} = select <{lanes} x i1> %nan{name}, {words} splat (i32 {NAN}), {words} %half_bits{name}"
+        yield f"%kept{name} = trunc {words} %word{name} to {halves}"
+
+    def store(self, name: str, pointer: str, mask: str, machine: Machine) -> str:
+        return _store(
+            f"<{machine.lanes} x i16> %kept{name}", f"v{machine.lanes}i16", self.bytes, pointer, mask, machine
+        )
+
+
+def _store(value: str, kind: str, size: int, pointer: str, mask: str, machine: Machine) -> str:
+    if not mask:
+        return f"store {value}, ptr {pointer}, align {size}"
+    return f"call void @llvm.masked.store.{kind}.p0({value}, ptr {pointer}, i32 {size}, <{machine.lanes} x i1> {mask})"
 
 
 NUMBERS: dict[str, Floats | Halves] = {"fp32": Floats(), "bf16": Halves()}

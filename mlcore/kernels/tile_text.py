@@ -216,8 +216,14 @@ class _Tile:
             yield f"%below{i}_{j} = fcmp ogt {self.vector} %floors, %sum_end{i}_{j}"
             choice = f"{self.mask} %below{i}_{j}, {self.vector} %floors, {self.vector} %sum_end{i}_{j}"
             yield f"%out{i}_{j} = select {choice}"
-            yield from self.numbers.store(f"{i}_{j}", f"%out{i}_{j}", f"%c{i}_{j}", f"%mask{j}", self.machine)
-        yield "ret void"
+            yield from self.numbers.rounded(f"{i}_{j}", f"%out{i}_{j}", self.machine)
+        yield f"%is_whole = icmp sge i64 %columns, {self.vectors * self.lanes}"
+        yield "br i1 %is_whole, label %store_whole, label %store_part"
+        for label, masked in (("store_whole", False), ("store_part", True)):
+            yield f"{label}:"
+            for i, j in self.cells:
+                yield self.numbers.store(f"{i}_{j}", f"%c{i}_{j}", f"%mask{j}" if masked else "", self.machine)
+            yield "ret void"
 
     def _count(self, counter: str, limit: str, again: str, done: str) -> Iterator[str]:
         yield f"%was_{counter} = load i64, ptr %{counter}"

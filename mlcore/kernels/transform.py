@@ -91,7 +91,7 @@ class _Transform:
         yield from self._addresses("out", self.results, "sink")
         yield "br label %step"
         yield "step:"
-        yield "%c = phi i64 [ 0, %entry ], [ %next_c, %step ]"
+        yield f"%c = phi i64 [ 0, %entry ], [ %next_c, %stored{self.results - 1} ]"
         yield f"%x_skip = mul i64 %c, {self.read.bytes}"
         yield f"%out_skip = mul i64 %c, {self.written.bytes}"
         yield f"%bias_skip = mul i64 %c, {FLOAT_BYTES}"
@@ -123,6 +123,8 @@ class _Transform:
         yield f"%channel = add <{self.lanes} x i64> %cs, <{numbers}>"
         for what in ("x", "out"):
             yield f"%{what}_mask = icmp slt <{self.lanes} x i64> %channel, %{what}_count"
+        yield f"%whole_to = add i64 %c, {self.lanes}"
+        yield "%is_whole = icmp sle i64 %whole_to, %out_channels"
 
     def _vectors(self) -> Iterator[str]:
         """One vector of channels: down the columns, then along the rows."""
@@ -136,15 +138,27 @@ class _Transform:
             yield from self._load("start", "%bias", "bias", "out", NUMBERS["fp32"])
         for i in range(self.results):
             sums = yield from self._product([column[i] for column in columns])
-            for j, value in enumerate(sums):
-                yield from self._store(value, f"{i}_{j}")
+            yield from self._store_row(i, sums)
 
     def _load(self, name: str, address: str, skip: str, mask: str, numbers: Floats | Halves) -> Iterator[str]:
         yield f"%{name}_at = add i64 {address}, %{skip}_skip"
         yield f"%{name}_ptr = inttoptr i64 %{name}_at to ptr"
         yield from numbers.load(name, f"%{name}_ptr", f"%{mask}_mask", self.machine)
 
-    def _store(self, value: str, place: str) -> Iterator[str]:
+    def _store_row(self, i: int, values: Sequence[str]) -> Iterator[str]:
+        places = [f"{i}_{j}" for j in range(len(values))]
+        for place, value in zip(places, values, strict=True):
+            yield from self._prepare(value, place)
+        yield f"br i1 %is_whole, label %whole{i}, label %part{i}"
+        for label, mask in ((f"whole{i}", ""), (f"part{i}", "%out_mask")):
+            yield f"{label}:"
+            for place in places:
+                yield self.written.store(place, f"%to{place}", mask, self.machine)
+            yield f"br label %stored{i}"
+        yield f"stored{i}:"
+
+    def _prepare(self, value: str, place: str) -> Iterator[str]:
+        """What is stored, and where."""
         if self.has_end:
             yield f"%sum{place} = fadd {self.vector} {value}, %start"
             yield f"%below{place} = fcmp ogt {self.vector} %floors, %sum{place}"
@@ -153,7 +167,7 @@ class _Transform:
             value = f"%end{place}"
         yield f"%to{place}_at = add i64 %out{place}, %out_skip"
         yield f"%to{place} = inttoptr i64 %to{place}_at to ptr"
-        yield from self.written.store(place, value, f"%to{place}", "%out_mask", self.machine)
+        yield from self.written.rounded(place, value, self.machine)
 
     def _product(self, x: Sequence[str]) -> Any:
         """Yields the lines of matrix @ x; returns the names of the results."""

@@ -37,8 +37,8 @@ POINTS = {
 }
 TILES = 64  # in a turn, forward: enough to use the weights' points for, few enough to stay in the cache
 TOGETHER = 2  # blocks of panels in a turn: no slower than 4, and takes less memory
-# Of either side of a group, by kernel. alexnet_small's conv2, of 24 channels to 64, takes 32 to 35 ms instead of 50; with
-# the sixteen of resnet_small a step takes 1.27 times as long (batch 64 and 128, two threads, AVX2).
+# Of either side of a group, by kernel. alexnet_small's conv2, of 24 channels to 64, takes 32 to 35 ms instead of 50; a
+# step of resnet_small, which begins with sixteen, would take 1.27 times as long (batch 64 and 128, two threads, AVX2).
 LEAST_CHANNELS = {3: 32, 5: 24}
 LEAST_SAVING = 1.7  # times fewer multiplications: a guess as well
 
