@@ -3,8 +3,9 @@
     python -m mlcore.peer_run RECIPE FOLDER THREADS contiguous|channels_last [KEY=VALUE]...
 
 The same files, first weights, batches, crops, steps, rates and decay as mlcore's, all images normalised in memory
-beforehand, no workers, and no look at the loss on the way. It prints one JSON line: {"test_error_pct", "setup_s", "setup_cpu_s"}. The
-set-up is what a script written for PyTorch alone would not do: importing mlcore, and making its network to copy from.
+beforehand, no workers, and no look at the loss on the way. It prints one JSON line: {"test_error_pct", "setup_s",
+"setup_cpu_s"}. The set-up is what a script written for PyTorch alone would not do: importing mlcore, and making its
+network to copy from.
 """
 
 from __future__ import annotations
