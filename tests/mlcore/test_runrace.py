@@ -24,12 +24,15 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_compiler
-def test_pytorch_given_the_same_recipe_ends_with_the_same_error(drawn: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("train.steps=40",), ("data.crop=24", "data.flip=true", "train.epochs=4")])
+def test_pytorch_given_the_same_recipe_ends_with_the_same_error(
+    more: tuple[str, ...], drawn: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("torch")
     from mlcore.commands import TrainRequest, train_command
 
-    ours = train_command(TrainRequest("lenet5_mnist", SHORT, drawn, tmp_path / "run", False, None, False, True))
-    theirs = run("lenet5_mnist", drawn, 1, True, SHORT)
+    ours = train_command(TrainRequest("lenet5_mnist", SHORT + more, drawn, tmp_path / "run", False, None, False, True))
+    theirs = run("lenet5_mnist", drawn, 1, True, SHORT + more)
     assert 0 < ours["test_error_pct"] < 60
     assert theirs["test_error_pct"] == pytest.approx(ours["test_error_pct"], abs=0.7)
 
