@@ -58,6 +58,10 @@ def run(
     parallel: Annotated[int | None, typer.Option(help="tasks at work side by side")] = None,
     data: Annotated[Path | None, typer.Option(help="the datasets' folder (else MLCORE_DATA, cache, download)")] = None,
     again: Annotated[bool, typer.Option("--again", help="do tasks again that are already ticked")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="do this task alone, ticked or not; may be given several times"),
+    ] = None,
     provider: Annotated[
         str | None, typer.Option(help="who answers as the language model: none, anthropic, mailbox or replay:FILE")
     ] = None,
@@ -79,7 +83,7 @@ def run(
         flags: dict[str, Any] = {"parallel": parallel, "data": data.resolve() if data else None}
         flags["unsafe_no_sandbox"] = unsafe_no_sandbox or None
         flags["provider"] = given_provider(provider)
-        job = session.start(checkout, state, relative(plan, checkout), flags, display.say, again)
+        job = session.start(checkout, state, relative(plan, checkout), flags, display.say, again, only or ())
         if checkout.dirty:
             display.say(
                 "", "note", f"uncommitted changes are not part of this run (it works from {checkout.commit[:12]})"

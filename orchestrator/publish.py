@@ -103,12 +103,12 @@ def _pictures(run: Run, task: Task, change: Change) -> dict[str, bytes]:
 
 
 def _results(run: Run, judgement: Judgement) -> str:
-    """The run's own verdicts; of tasks that were ticked when it began, what stood in the plan then."""
+    """The run's own verdicts; of tasks that are none of its, what stood in the plan when it began."""
     verdicts = verdicts_of(run) | {verdict.target: verdict for verdict in judgement.verdicts}
     mine = run.ledger.statuses(run.id)
-    ticked = [target for task in run.plan.tasks if task.done and task.id not in mine for target in task.targets]
+    others = [target for task in run.plan.tasks if task.id not in mine for target in task.targets]
     # not from the change: its author might have written there
-    before = report.parts(planfile.block(run.plan.text, "result"), ticked)
+    before = report.parts(planfile.block(run.plan.text, "result"), others)
     return report.results(run.plan.targets, verdicts, run.ledger.receipts(run.id), before)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,15 @@ from orchestrator.sandbox.throttle import ThrottledSandbox
 from orchestrator.workspace import Checkout
 
 
-def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, Any], hear: Say, again: bool) -> Run:
+def start(
+    checkout: Checkout,
+    state: State,
+    plan_path: str,
+    flags: Mapping[str, Any],
+    hear: Say,
+    again: bool,
+    only: Sequence[str] = (),
+) -> Run:
     """A new run of the plan as HEAD's commit has it. Everything a person can mend is checked before it begins."""
     base = base_files(state, checkout.root, checkout.commit)
     if not (base / plan_path).is_file():
@@ -34,9 +42,9 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
     plan, library, assignments = read_plan(base, plan_path)
     hashes = inputs.of_plan(plan, library, base)
     stale = inputs.stale(state, plan, hashes, checkout.commit)
-    for task_id, parts in stale.items():
-        hear(task_id, "stale", f"is done again: changed since it was done: {', '.join(parts)}")
-    todo = {task.id for task in plan.tasks if again or not task.done or task.id in stale}
+    todo = _named(plan, only) or {task.id for task in plan.tasks if again or not task.done or task.id in stale}
+    for task_id in sorted(todo & set(stale)):
+        hear(task_id, "stale", f"is done again: changed since it was done: {', '.join(stale[task_id])}")
     if not todo:
         raise NothingToDo(f"{plan_path}: every task is ticked, so nothing is to be done; --again does them all again")
     _check_models(settings, state, hear)
@@ -58,6 +66,18 @@ def start(checkout: Checkout, state: State, plan_path: str, flags: Mapping[str, 
     )
     _record(run, todo, hashes)
     return run
+
+
+def _named(plan: Plan, only: Sequence[str]) -> set[str]:
+    """The tasks that were named, ticked or not. Raises InputError if one doesn't exist, or needs what is not done."""
+    tasks = {task.id: task for task in plan.tasks}
+    for name in only:
+        if name not in tasks:
+            raise InputError(f"--only {name}: {plan.path} has no such task; it has {', '.join(tasks)}")
+        if missing := [need for need in tasks[name].needs if need not in only and not tasks[need].done]:
+            fix = " ".join(f"--only {need}" for need in missing)
+            raise InputError(f"--only {name}: it needs {', '.join(missing)}, not done yet; add {fix}")
+    return set(only)
 
 
 def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:

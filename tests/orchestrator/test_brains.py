@@ -444,3 +444,5 @@ def test_a_plan_that_changed_does_again_only_what_depends_on_it(tmp_path: Path, 
     code, err = run(warm, repo, api, *RUN)
     assert "b: stale is done again: changed since it was done: the task itself" in err
     assert [row["id"] for row in State.of(repo).ledger.tasks("p-2")] == ["b"]
+    assert run(warm, repo, api, *RUN, "--only", "a")[0] == 0
+    assert [row["id"] for row in State.of(repo).ledger.tasks("p-3")] == ["a"], "ticked, but it was named"

@@ -125,6 +125,8 @@ def test_outside_of_a_repository_or_before_its_first_commit_there_is_nothing_to_
     [
         (("plan", "/etc/hostname"), "/etc/hostname is outside the repository"),
         (("plan", "plans/none.md"), "plans/none.md: can't be read (No such file or directory); check the path"),
+        (("run", "plans/p.md", "--only", "c"), "--only c: plans/p.md has no such task; it has a, b"),
+        (("run", "plans/p.md", "--only", "b"), "--only b: it needs a, not done yet; add --only a"),
         (("status", "r-9"), "there is no run `r-9`; the latest are: none"),
         (("report",), "no run yet; start one with `orchestrate run plans/NAME.md`"),
         (("resume",), "nothing to resume; start one with `orchestrate run plans/NAME.md`"),

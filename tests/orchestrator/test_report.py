@@ -69,19 +69,20 @@ def test_what_was_measured_before_stands_to_the_letter_beside_what_is_new() -> N
     assert report.results(both, {}, [], report.parts(before, ["t2", "t1"])) == before
 
 
-def test_only_ticked_tasks_of_the_base_plan_keep_what_stood_there(tmp_path: Path) -> None:
+def test_tasks_of_the_base_plan_that_are_not_the_runs_keep_what_stood_there(tmp_path: Path) -> None:
     state = State.of(tmp_path)
     state.ledger.open_run("p-2", plan="plans/p.md")
     state.ledger.open_task("p-2", "a", position=0)
     verdict = verdicts.verdict(target(), OFFICIAL, change(), seeds(2.0))
     standing = planfile.set_block(PLAN, "result", report.results([target()], {"t1": verdict}, seeds(2.0)))
 
-    def written(text: str) -> str:
-        run = cast(Run, SimpleNamespace(id="p-2", ledger=state.ledger, plan=plan(text)))
+    def written() -> str:
+        run = cast(Run, SimpleNamespace(id="p-2", ledger=state.ledger, plan=plan(standing)))
         return publish._results(run, Judgement(outcome="accepted", risk=Risk(level="low", guarded=False, reasons=())))
 
-    assert "| `t1` |" not in written(standing), "its task is not ticked: it is measured again"
-    assert written(standing.replace("[ ] `b`", "[x] `b`")) == planfile.block(standing, "result")
+    assert written() == planfile.block(standing, "result")
+    state.ledger.open_task("p-2", "b", position=1)
+    assert "| `t1` |" not in written(), "it is measured again"
 
 
 def test_status_says_what_a_running_task_does_and_for_how_long(tmp_path: Path) -> None:
