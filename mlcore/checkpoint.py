@@ -65,7 +65,7 @@ class State(BaseModel):
 class Checkpoint:
     """A state and its arrays: "model/<parameter or buffer>", "optimiser/<what it remembers>", "normaliser/<moment>".
 
-    With train.keep_best also "best/<parameter or buffer>".
+    With train.keep_best also "best/<parameter or buffer>". Before the first step of many, only "normaliser/".
     """
 
     state: State

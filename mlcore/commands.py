@@ -314,9 +314,9 @@ def _demand_sense(request: TrainRequest) -> None:
 
 def _checkpoint_of(run: runs.Run) -> Checkpoint:
     found = newest(run.checkpoints, Plain().warn)
-    if found is None:
+    if found is None or not found.weights:
         raise CheckpointError(
-            "no checkpoint yet", place=str(run.path), fix=f"go on with `mlcore train --resume {run.path}`"
+            "no weights yet", place=str(run.path), fix=f"go on with `mlcore train --resume {run.path}`"
         )
     return found
 

@@ -138,7 +138,7 @@ def _restored(
 ) -> tuple[State, Arrays]:
     """The state to go on from and the best weights that are kept, the rest of its arrays loaded into the session.
 
-    A first checkpoint is made when there is none.
+    A first checkpoint is made when there is none; weights that recipe and seed give again are not in it.
     """
     found = newest(run.checkpoints, display.warn)
     if found is None:
@@ -150,14 +150,15 @@ def _restored(
             overrides=order.overrides,
             warnings=dataset.warnings,
         )
-        save(run.checkpoints, Checkpoint(state, session.arrays()))
+        save(run.checkpoints, Checkpoint(state, session.measured() if session.total_steps else session.arrays()))
         return state, {}
     if found.state.recipe_sha256 != session.recipe.sha256 or not _agree(found.state.data_sha256, dataset.sha256):
         raise CheckpointError(
             "the checkpoints are of another recipe or other data", place=str(run.path), fix="choose another --out"
         )
-    load_weights(session.model, found.group("model"))
-    session.optimiser.load_state(found.group("optimiser"))
+    if found.state.step or found.weights:
+        load_weights(session.model, found.group("model"))
+        session.optimiser.load_state(found.group("optimiser"))
     display.say(f"going on after step {found.state.step} of {session.total_steps}")
     return found.state, found.group("best")
 

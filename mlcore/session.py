@@ -61,8 +61,12 @@ class Session:
         """
         weights = {f"model/{name}": tensor.data for name, tensor in self.model.state().items()}
         memory = {f"optimiser/{name}": array for name, array in self.optimiser.state().items()}
+        return weights | memory | self.measured()
+
+    def measured(self) -> Arrays:
+        """How images are normalised: what follows from the data, while all else begins as recipe and seed say."""
         scale = self.feeds.normaliser
-        return weights | memory | {"normaliser/mean": scale.mean, "normaliser/deviation": scale.deviation}
+        return {"normaliser/mean": scale.mean, "normaliser/deviation": scale.deviation}
 
 
 def assemble(recipe: Recipe, dataset: AnyDataset) -> Session:
