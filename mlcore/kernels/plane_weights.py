@@ -22,6 +22,7 @@ from mlcore.kernels.jit import SharedKernel, kernel
 from mlcore.kernels.micro import address_of, run_tile
 from mlcore.kernels.planes import CHANNEL, CHUNK, COLUMNS, PLANE, ROWS, TILE, TIMES, Grid, Walk
 from mlcore.kernels.precision import WORD_BYTES, join
+from mlcore.kernels.simd import LANES, load, store
 
 L1_BYTES = 24 << 10  # of packed gradients that one tile walks at a time
 TOGETHER_BYTES = 96 << 10  # of packed gradients, from as many images as fit, that one tile walks one after another
@@ -119,6 +120,8 @@ def _join_image(x: Array, distance: int, words: Array) -> None:
 def _pack_gradient(grad: Array, grid: Grid, blocks: Array, packed: Array) -> None:
     """One image's gradient as panels, neighbours in one word; columns that don't exist stay zero."""
     per_word = WORD_BYTES // grad.itemsize
+    if pack_vectors(grad, grid, blocks, packed):
+        return
     for y in range(grid.height):
         row = grad[grid.border + y * grid.step]
         for word in range(packed.shape[2]):
@@ -128,6 +131,40 @@ def _pack_gradient(grad: Array, grid: Grid, blocks: Array, packed: Array) -> Non
             for b in range(blocks.shape[0]):
                 part = slice(blocks[b, CHANNEL], blocks[b, CHANNEL] + blocks[b, COLUMNS])
                 _pack_word(low[part], high[part], whole, packed[b, y, word])
+
+
+def pack_vectors(grad: Array, grid: Grid, blocks: Array, packed: Array) -> bool:
+    """Whether it was done sixteen numbers at a time, as float32 whose blocks have so many columns can be."""
+    raise NotImplementedError("compiled only")
+
+
+@overload(pack_vectors, strict=False)
+def _compiled_pack_vectors(grad: Any, grid: Any, blocks: Any, packed: Any) -> Callable[..., Any]:
+    if grad.dtype == types.uint16:
+        return lambda grad, grid, blocks, packed: False
+
+    def pack(grad: Array, grid: Grid, blocks: Array, packed: Array) -> bool:
+        for b in range(blocks.shape[0]):
+            if blocks[b, COLUMNS] % LANES:
+                return False
+        for b in range(blocks.shape[0]):
+            _pack_block(grad, grid, blocks[b, CHANNEL], blocks[b, COLUMNS], packed[b])
+        return True
+
+    return pack
+
+
+@kernel
+def _pack_block(grad: Array, grid: Grid, channel: int, count: int, packed: Array) -> None:
+    values, there = grad.reshape(-1), packed.reshape(-1)
+    to = 0
+    for y in range(grid.height):
+        at = ((grid.border + y * grid.step) * grad.shape[1] + grid.border) * grad.shape[2] + channel
+        for _ in range(grid.width):
+            for v in range(0, count, LANES):
+                store(there, to + v, load(values, at + v))
+            at += grid.step * grad.shape[2]
+            to += packed.shape[2]
 
 
 @kernel

@@ -78,6 +78,7 @@ COMPILED = (
     Mutant("plane_local.py", "windows.first + y + k, windows", "windows.first + y, windows", PLANNED_LOCAL),
     Mutant("plane_local.py", "sums[v] += row[v]", "sums[v] = row[v]", PLANNED_LOCAL),
     Mutant("planes.py", "a += rows * walk.stride * pixel", "a += rows * pixel", PLANNED_CONV),
+    Mutant("plane_weights.py", "at += grid.step * grad.shape[2]", "at += grad.shape[2]", PLANNED_CONV),
     Mutant("plane_weights.py", "c += run * out_row", "c += out_row", PLANNED_CONV),
     Mutant("plane_weights.py", "1 if start > first or y > 0 else 0", "1 if start > first else 0", PLANNED_CONV),
     Mutant("planes.py", "widen(shown[v]) <= 0", "widen(shown[v]) < 0", PLANNED_CONV),

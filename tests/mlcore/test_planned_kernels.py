@@ -80,6 +80,7 @@ def convolutions(draw: Callable[..., Any]) -> tuple[tuple[int, ...], dict[str, i
 @odd_shapes
 @given(convolutions(), st.booleans(), st.integers(1, 2), precisions)
 @example(((2, 3, 41, 41), {"kernel": 3, "stride": 2, "padding": 1, "groups": 1}, 20), True, 1, FP32)
+@example(((3, 4, 9, 8), {"kernel": 5, "stride": 2, "padding": 2, "groups": 2}, 96), True, 1, FP32)  # whole vectors
 def test_a_planned_convolution_equals_its_slow_twin(
     case: tuple[tuple[int, ...], dict[str, int], int], relu: bool, readers: int, precision: Precision
 ) -> None:
