@@ -35,6 +35,7 @@ class LocalStage:
         self.name, self.layer, self.relu, self.x, self.x_grad, self.out = name, layer, relu, x, x_grad, out
         self.out_grad = layout.gradient_plane(out, 1, layer.kernel, 1, layer.padding, x, x_grad, pool)
         places, self.run = out.grid.height * out.grid.width, layer.kernel * x.channels
+        self.windows = Windows(layer.kernel, x.grid.border - layer.padding)
         self.vectors = layout.panel_vectors(layer.outputs)
         shape = places, *layout.local_panels(layer.outputs, layer.kernel * self.run)
         self.weight, self.velocity, self.slope = (np.zeros(shape, np.float32) for _ in range(3))
@@ -48,19 +49,17 @@ class LocalStage:
 
     def forward(self, images: int, rng: Rng | None) -> None:
         tiles, floor = layout.tiles(images, self.vectors), 0.0 if self.relu else NO_FLOOR
-        windows = Windows(self.layer.kernel, self.x.grid.border - self.layer.padding)
         plane_local.forward(
-            self.x.array[0], windows, self.weight, self.bias, tiles, floor, self.out.array[0], self.out.grid
+            self.x.array[0], self.windows, self.weight, self.bias, tiles, floor, self.out.array[0], self.out.grid
         )
 
     def backward(self, images: int) -> None:
         grad, out = self.out_grad, self.out
         if self.relu:
             planes.relu_and_bias_gradient(grad.array, grad.grid, out.array, out.grid, True, self._sums, images)
-        windows = Windows(self.layer.kernel, self.x.grid.border - self.layer.padding)
         tiles = layout.tiles(self.run, self.vectors)
         plane_local.weight_gradient(
-            self.x.array[0], windows, grad.array[0], grad.grid, tiles, images, self.slope, self.bias_slope
+            self.x.array[0], self.windows, grad.array[0], grad.grid, tiles, images, self.slope, self.bias_slope
         )
         if self.x_grad is not None:
             layout.clear_border(grad)
