@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: mnist alexnet test slow demo setup system clean
+.PHONY: mnist alexnet test slow demo setup peers system clean
 
 mnist: setup  ## run the plan plans/mnist.md: ends with pull requests whose numbers were measured
 	$(BIN)/orchestrate run plans/mnist.md
 
-alexnet: setup  ## run the plan plans/alexnet-quick.md, the short form of plans/alexnet.md: about an hour on two threads
+alexnet: peers  ## run the plan plans/alexnet-quick.md, the short form of plans/alexnet.md: about an hour on two threads
 	$(BIN)/orchestrate run plans/alexnet-quick.md
 
 test: setup  ## lint, types, import contracts, plans, tests
@@ -31,6 +31,12 @@ setup: system .venv/installed
 	  echo "Odyssey needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+peers: setup .venv/peers  ## with PyTorch, that mlcore is compared with
+
+.venv/peers: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[dev,peers]'
 	@touch $@
 
 # The sandbox. As root it is installed; anyone else is told the one command to type.

@@ -39,8 +39,8 @@ RECIPE_HELP = (  # written out: a listing would read at import
     "alexnet_imagenette_no_colour, alexnet_imagenette_no_norm, alexnet_imagenette_torch, alexnet_photos, "
     "alexnet_photos_apart, alexnet_photos_no_colour, alexnet_photos_no_norm, alexnet_photos_torch, "
     "cuda_11pct_cifar10, cuda_11pct_short, cuda_13pct_cifar10, cuda_13pct_short, cuda_18pct_cifar10, "
-    "cuda_80s_cifar10, fig1_relu, fig1_relu_quick, fig1_tanh, fig1_tanh_quick, lenet5_mnist, lenet5_mnist_fast, "
-    "mlp_mnist."
+    "cuda_80s_cifar10, fig1_relu, fig1_relu_quick, fig1_relu_small, fig1_tanh, fig1_tanh_quick, fig1_tanh_small, "
+    "lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
 )
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]

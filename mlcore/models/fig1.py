@@ -3,8 +3,9 @@
 The paper says "a four-layer convolutional network" on CIFAR-10, without regularisation, and no more. Chosen here: 5x5
 convolutions of 32, 32 and 64 maps, each with maximum pooling of 3x3 windows 2 apart, and a linear output; 89,578
 parameters. The activation follows on the pooling: both rise, so the order changes nothing but their cost, and tanh is
-computed for a quarter of the places. All weights begin by Glorot: the largest of nine is larger than one, so that He's
-factor for ReLU lets the activations grow from layer to layer, and training breaks down at a rate of 0.01.
+computed for a quarter of the places. Weights begin by Glorot unless told otherwise: the largest of nine is larger than
+one, so that He's factor for ReLU lets the activations grow from layer to layer, and training breaks down at a rate of
+0.01.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ MAPS = (32, 32, 64)
 
 @dataclass(frozen=True)
 class Fig1Options:
+    """activation: behind each convolution's pooling. weights: how all weights begin."""
+
     activation: Literal["relu", "tanh"] = "relu"
+    weights: str = "glorot"
 
 
 def fig1(options: Mapping[str, Any], rng: Rng, input_shape: tuple[int, ...], classes: int) -> Sequential:
@@ -34,11 +38,11 @@ def fig1(options: Mapping[str, Any], rng: Rng, input_shape: tuple[int, ...], cla
     for number, (channels, maps) in enumerate(zip((input_shape[0], *MAPS[:-1]), MAPS, strict=True), start=1):
         name = f"conv{number}"
         layers += [
-            (name, Conv2d(channels, maps, 5, rng.child(name), padding=2, weights="glorot")),
+            (name, Conv2d(channels, maps, 5, rng.child(name), padding=2, weights=chosen.weights)),
             (f"pool{number}", MaxPool2d(3, 2, 1)),
             (f"{name}_act", act()),
         ]
     layers.append(("flatten", Flatten()))
     (features,) = Sequential(layers).output_shape(input_shape)
-    layers.append(("output", Linear(features, classes, rng.child("output"), weights="glorot")))
+    layers.append(("output", Linear(features, classes, rng.child("output"), weights=chosen.weights)))
     return Sequential(layers, input_shape)

@@ -215,6 +215,13 @@ def test_fig_1s_networks_differ_in_their_activation_only() -> None:
     assert shapes == others
 
 
+def test_fig_1s_weights_all_begin_as_wide_as_asked() -> None:
+    model = build("fig1", {"weights": "normal:0.01"}, Rng(0), (3, 32, 32))
+    widths = {name: float(np.std(value.data)) for name, value in model.parameters().items() if value.data.ndim > 1}
+    assert len(widths) == 4
+    assert list(widths.values()) == pytest.approx([0.01] * 4, rel=0.05)
+
+
 def test_other_images_and_classes_fit_lenet5() -> None:
     model = build("lenet5", {}, Rng(0), (3, 32, 32), 7)
     assert model(Tensor(normal((2, 3, 32, 32)))).shape == (2, 7)
