@@ -113,7 +113,8 @@ class Gate:
         return done, suite.reported(done.stdout, nonce)
 
     def _accept(self, argv: tuple[str, ...]) -> Receipt:
-        done = self._run(argv, (Mount(self._fresh_tree("accept"), REPO, writable=True),), {"PYTHONPATH": str(REPO)})
+        env = {"PYTHONPATH": str(REPO), "MLCORE_THREADS": str(self.run.settings.threads)}
+        done = self._run(argv, (Mount(self._fresh_tree("accept"), REPO, writable=True),), env)
         tail = (done.stderr.strip() or done.stdout.strip())[-600:]
         what = "ended with 0" if done.exit_code == 0 else f"ended with {done.exit_code}: {tail}"
         return self._note("accept", done.exit_code == 0, f"`{shlex.join(argv)}` {what}", done, argv=argv)

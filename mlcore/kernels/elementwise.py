@@ -98,6 +98,13 @@ def adam_update(
     )  # fmt: skip
 
 
+@kernel
+def copy_block(values: Array, out: Array) -> None:
+    """out = values. An array assigned to a slice takes seconds to compile: the words of an error come with it."""
+    for i in range(out.size):
+        out[i] = values[i]
+
+
 @SharedKernel
 def _relu(values: Array, gate: Array, out: Array) -> None:
     """out = values where gate is above zero (or NaN), else zero."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,7 +126,15 @@ def _nothing() -> None:
 
 
 @functools.cache
-def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of every file in this folder, and in `folder`."""
-    files = sorted({file for place in (Path(__file__).parent, folder) for file in place.glob("*.py")})
-    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+def stamp(folder: Path) -> tuple[str, ...]:
+    """Digests of this folder's files and of those of `folder`: another copy of the same files finds their code."""
+    return tuple(_digest(place) for place in sorted({Path(__file__).parent, folder}))
+
+
+@functools.cache
+def _digest(folder: Path) -> str:
+    """SHA-256 of names and contents of the folder's Python files."""
+    whole = hashlib.sha256()
+    for file in sorted(folder.glob("*.py")):
+        whole.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return whole.hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcore.kernels.elementwise import relu_block, tanh_block, tanh_slope_block
+from mlcore.kernels.elementwise import copy_block, relu_block, tanh_block, tanh_slope_block
 from mlcore.kernels.jit import kernel
 from mlcore.kernels.lane_vectors import load_at, plus, spread, store_at, unless_floored
 from mlcore.kernels.response import to_minus_beta
@@ -54,7 +54,7 @@ def clear_row(op: Array, memory: Array) -> None:
 def keep(op: Array, memory: Array, factors: Array) -> None:
     """A run of `count` floats into the factors, before another group comes by."""
     start = op[OUT] // FLOAT_BYTES
-    factors[start : start + op[COUNT]] = _run(op, memory, X, X_CHANNEL, 0)
+    copy_block(_run(op, memory, X, X_CHANNEL, 0), factors[start : start + op[COUNT]])
 
 
 @kernel
@@ -118,7 +118,7 @@ def dropout_row(op: Array, memory: Array, seeds: Array, constants: Array, first:
     for channel in range(op[CHANNELS]):
         x, out = _run(op, memory, X, X_CHANNEL, channel), _run(op, memory, OUT, OUT_CHANNEL, channel)
         if limit == 0:
-            out[:] = x
+            copy_block(x, out)
             continue
         for w in range(op[WIDTH]):
             start = (seeds[-1] + first) * features + (channel * op[HEIGHT] + op[ROW]) * op[WIDTH] + w
@@ -171,7 +171,7 @@ def respond_back_row(op: Array, memory: Array, constants: Array) -> None:
         x, slope = _run(op, memory, X, X_CHANNEL, channel), _run(op, memory, GATE, GATE_CHANNEL, channel)
         s, back = _run(op, memory, SUMS, SCRATCH_CHANNEL, channel), _run(op, memory, OUT, OUT_CHANNEL, channel)
         pulled = _run(op, memory, PULL, SCRATCH_CHANNEL, channel)
-        back[:] = s
+        copy_block(s, back)
         to_minus_beta(back, beta)
         for i in range(s.size):
             weighed = slope[i] * back[i]

@@ -15,6 +15,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from mlcore.kernels.elementwise import copy_block
 from mlcore.kernels.jit import SharedKernel, kernel
 from mlcore.kernels.response import to_minus_beta
 
@@ -111,7 +112,7 @@ def _backward(grad: Array, x: Array, s: Array, size: int, within: bool, factor: 
         space = _space(x[n], margin)
         for c in range(x.shape[1]):
             inner, damped, total = _inner(space[0], x.shape[2], margin, c), grad_x[n, c], s[n, c]
-            damped[:] = total
+            copy_block(total, damped)
             to_minus_beta(damped, beta)
             for i in range(damped.size):
                 damped[i] *= grad[n, c, i]

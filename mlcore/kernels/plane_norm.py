@@ -20,6 +20,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from mlcore.kernels.elementwise import copy_block
 from mlcore.kernels.jit import SharedKernel, kernel
 from mlcore.kernels.planes import Grid
 from mlcore.kernels.precision import narrow, widen
@@ -115,9 +116,9 @@ def _moments_of_image(x: Array, mean: Array, squares: Array) -> None:
     share = np.float32(1 / (height * width))
     for c in range(channels):
         mean[c] *= share
-    centre = np.empty((width, channels), np.float32)
-    centre[:] = mean
-    middle = centre.reshape(-1)
+    middle = np.empty(width * channels, np.float32)
+    for w in range(width):
+        copy_block(mean, middle[w * channels : (w + 1) * channels])
     total[:] = 0
     for h in range(height):
         row = x[h].reshape(-1)
@@ -213,7 +214,7 @@ def _spread(row: Array, out_WC: Array, grid: Grid) -> None:
     """A row's pixels to where the grid has them."""
     channels = out_WC.shape[1]
     for w in range(grid.width):
-        out_WC[grid.border + w * grid.step] = row[w * channels : (w + 1) * channels]
+        copy_block(row[w * channels : (w + 1) * channels], out_WC[grid.border + w * grid.step])
 
 
 @SharedKernel
