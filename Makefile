@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh Debian or Ubuntu: `make mnist` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+EXTRAS ?= dev
 
 .PHONY: mnist alexnet test slow demo setup peers system clean
 
@@ -30,7 +31,7 @@ setup: system .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Odyssey needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 peers: setup .venv/peers  ## with PyTorch, that mlcore is compared with
