@@ -1,7 +1,6 @@
 # Two commands do everything on a fresh Debian or Ubuntu: `make mnist` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev
 
 .PHONY: mnist alexnet test slow demo setup peers system clean
 
@@ -31,7 +30,7 @@ setup: system .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Odyssey needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
 peers: setup .venv/peers  ## with PyTorch, that mlcore is compared with

@@ -97,7 +97,7 @@ def _mark(wanted: Wanted) -> Path | None:
     if folder is None:
         return None
     files = [
-        list(jit.stamp(place))
+        jit.stamp(place)
         for place in (Path(__file__).parent, *(Path(__file__).parent / name for name in ("planned", "lanes")))
     ]
     about = [

@@ -128,7 +128,7 @@ def _nothing() -> None:
 @functools.cache
 def stamp(folder: Path) -> tuple[str, ...]:
     """Digests of this folder's files and of those of `folder`: another copy of the same files finds their code."""
-    return tuple(_digest(place) for place in sorted({Path(__file__).parent, folder}))
+    return tuple(_digest(place) for place in dict.fromkeys((Path(__file__).parent, folder)))
 
 
 @functools.cache

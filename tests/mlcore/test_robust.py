@@ -27,6 +27,7 @@ from mlcore.launch import Order, execute, started
 from mlcore.monitor import Monitor
 from mlcore.runs import Run
 from mlcore.stop import Stop
+from mlcore.train import Trainer
 from tests.mlcore.drawn import RECIPE, Heard, command, mlcore, surrogate, surrogate_folder, tiny
 
 TIMES = ("images_per_s", "wall_s")
@@ -187,6 +188,27 @@ print([name for name in ("torch", "tensorboardX") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_killed_before_its_first_step_a_run_begins_again_by_recipe_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(trainer: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "a", tiny())
+    found = newest(tmp_path / "a" / "checkpoints", pytest.fail)
+    assert found is not None
+    assert found.state.step == 0
+    assert set(found.arrays) == {"normaliser/mean", "normaliser/deviation"}
+    refused = mlcore("evaluate", tmp_path / "a")
+    assert refused.returncode == 2
+    assert "no weights yet" in refused.stderr
+    resumed, whole = trained(tmp_path / "a", tiny()), trained(tmp_path / "b", tiny())
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_killed_in_mid_epoch_it_keeps_rate_drops_best_weights_and_snapshots_to_the_bit(tmp_path: Path) -> None:

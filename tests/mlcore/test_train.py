@@ -296,27 +296,6 @@ def test_an_epochs_row_is_the_mean_over_its_images_even_when_the_last_batch_is_s
     assert row["train_error_pct"] == pytest.approx(100 * sum(step.wrong for step in steps) / 600)
 
 
-def test_killed_before_its_first_step_a_run_begins_again_by_recipe_and_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(trainer: Trainer) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run_in(tmp_path / "a", tiny())
-    found = newest(tmp_path / "a" / "checkpoints", pytest.fail)
-    assert found is not None
-    assert found.state.step == 0
-    assert set(found.arrays) == {"normaliser/mean", "normaliser/deviation"}
-    refused = mlcore("evaluate", tmp_path / "a")
-    assert refused.returncode == 2
-    assert "no weights yet" in refused.stderr
-    resumed, whole = run_in(tmp_path / "a", tiny()), run_in(tmp_path / "b", tiny())
-    assert resumed["weights_sha256"] == whole["weights_sha256"]
-
-
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     session = assemble(tiny(), surrogate())
     run = runs.create(tiny(), tmp_path / "a", datetime.now())

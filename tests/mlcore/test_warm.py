@@ -70,17 +70,14 @@ def test_compiled_code_is_found_by_what_the_files_say_and_not_by_their_times(tmp
         "from mlcore.kernels import jit\nfrom beside import FACTOR\n"
         "@jit.kernel\ndef doubled(value):\n    return value * FACTOR\n"
     )
+    kept = {"NUMBA_CACHE_DIR": str(tmp_path / "kept"), "PYTHONDONTWRITEBYTECODE": "1"}
     look = "from doubled import doubled; print(doubled(2), sum(doubled.stats.cache_hits.values()))"
     seen = []
-    for factor, time in ((2, 1), (2, 2), (3, 2)):
+    for factor, at in ((2, 1), (2, 2), (3, 2)):
         (tmp_path / "beside.py").write_text(f"FACTOR = {factor}\n")
         for file in tmp_path.glob("*.py"):
-            os.utime(file, (time, time))
-        seen.append(
-            run_python(
-                look, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1", NUMBA_CACHE_DIR=str(tmp_path / "kept")
-            )
-        )
+            os.utime(file, (at, at))
+        seen.append(run_python(look, PYTHONPATH=str(tmp_path), **kept))
     assert seen == ["4 0\n", "4 1\n", "6 0\n"]
 
 

@@ -256,6 +256,12 @@ def test_acceptance_commands_of_the_task_are_run_in_the_changes_files(
         assert found.feedback == "accept: `test -f none` ended with 1: "
 
 
+def test_acceptance_commands_get_their_share_of_the_threads_and_no_more(tmp_path: Path) -> None:
+    share = Settings().threads
+    command = f"python -c \"import os; assert os.environ['MLCORE_THREADS'] == '{share}'\""
+    assert judge(tmp_path, {"r.toml": "x = 1\n"}, accept=(command,)).outcome == "accepted"
+
+
 def test_a_judgement_that_is_asked_for_again_runs_nothing_again(tmp_path: Path) -> None:
     calls: list[str] = []
 
