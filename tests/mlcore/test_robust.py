@@ -47,23 +47,22 @@ def room_for(size: int) -> Iterator[None]:
 
 
 class Filling(Heard):
-    """The disk is full from the end of an epoch on, to that of another."""
+    """The disk is full from the end of an epoch on, to that of another or of the training."""
 
     def __init__(self, size: int, first: int, last: int) -> None:
         super().__init__()
-        self.room, self.first, self.last = room_for(size), first, last
+        self.size, self.first, self.last = size, first, last
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def say(self, text: str) -> None:
         super().say(text)
         if text.startswith(f"epoch {self.first}/"):
-            self.room.__enter__()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
         elif text.startswith(f"epoch {self.last}/"):
             self.close()
 
     def close(self) -> None:
-        self.room.__exit__(None, None, None)
-        self.room = room_for(resource.getrlimit(resource.RLIMIT_FSIZE)[0])
-        self.room.__enter__()
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
 def trained(out: Path, recipe: Recipe, display: Heard | None = None) -> dict[str, Any]:
