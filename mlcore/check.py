@@ -2,7 +2,8 @@
 
 Each check states what it wants and what it saw. Data loaders fail silently: blanked images, shifted labels or a
 transposed axis still train, only worse. So the batches are held against the files' own bytes, decoded here again
-from scratch, and against what must happen when a network learns, or can't.
+from scratch, and against what must happen when a network learns, or can't. Steps and evaluations are those of the
+engine that trains the recipe.
 
 `make_loader` is a seam: tests hand in loaders with planted bugs.
 """
@@ -11,7 +12,7 @@ import gzip
 import lzma
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from mlcore.config import Recipe, Schedule
 from mlcore.data.dataset import Bytes, Dataset
 from mlcore.data.loader import Batch, Loader
 from mlcore.data.mnist import TRAIN_IMAGES, TRAIN_LABELS, file_in
+from mlcore.engines import Engine, engine_for
 from mlcore.errors import ShapeError
-from mlcore.evaluate import evaluate
-from mlcore.session import Session, assemble, build_model, forward_backward, network_input
+from mlcore.evaluate import evaluate_by
+from mlcore.session import Session, assemble, build_model, network_input
+from mlcore.train import fit
 
 MakeLoader = Callable[[Loader], Loader]
 
@@ -109,19 +112,21 @@ def check_overfit(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> 
     train = recipe.train.model_copy(update={"batch": batch_size, "steps": OVERFIT_STEPS, "epochs": OVERFIT_STEPS})
     data = recipe.data.model_copy(update={"limit": batch_size, "validation": 0, "shuffle_labels": False})
     at_first_rate = {"schedule": Schedule()} if recipe.schedule.name == "epochs" else {}  # an epoch is one step here
-    session = assemble(recipe.model_copy(update={"train": train, "data": data, **at_first_rate}), dataset)
-    batch = next(iter(make_loader(_loader(session)).batches(0, 1)))
-    loss, wrong, step = float("inf"), batch_size, 0
-    while step < OVERFIT_STEPS and (wrong or loss > OVERFIT_LOSS):
-        loss, logits = forward_backward(session, batch, step)
+    short = recipe.model_copy(update={"train": train, "data": data, **at_first_rate})
+    session, engine = _begun(short, dataset, make_loader)
+    batch = next(iter(session.loader.batches(0, 1)))
+    for step in range(OVERFIT_STEPS):
+        loss, logits = engine.step(batch, step)
         wrong = int((logits.argmax(axis=1) != batch.labels).sum())
-        session.optimiser.step(session.rate(step))
-        step += 1
+        learnt = wrong == 0 and loss <= OVERFIT_LOSS
+        if learnt or not np.isfinite(loss):
+            break
+        engine.move(session.rate(step))
     return Check(
         "one batch overfitted",
         f"{OVERFIT_IMAGES} images without error, loss below {OVERFIT_LOSS} within {OVERFIT_STEPS} steps",
         f"{wrong} wrong, loss {loss:.4f} after {step} steps",
-        wrong == 0 and loss <= OVERFIT_LOSS,
+        learnt,
     )
 
 
@@ -129,8 +134,7 @@ def check_untrained(recipe: Recipe, dataset: Dataset) -> Check:
     """Zero steps: fresh networks guess. The mean of a few, for a single one may lean to a frequent class."""
     errors = []
     for seed in range(UNTRAINED_SEEDS):
-        session = assemble(recipe.model_copy(update={"seed": seed}), dataset)
-        errors.append(_held_out_error(session))
+        errors.append(_held_out_error(*_begun(recipe.model_copy(update={"seed": seed}), dataset)))
     return _chance("zero steps", float(np.mean(errors)), dataset.classes)
 
 
@@ -169,17 +173,22 @@ def _short(recipe: Recipe, dataset: Dataset, shuffle: bool) -> Recipe:
     )
 
 
-def _trained_error(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> float:
+def _begun(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader = lambda loader: loader) -> tuple[Session, Engine]:
+    """A training that has not made a step, its batches by `make_loader`."""
     session = assemble(recipe, dataset)
-    loader = make_loader(_loader(session))
-    for step, batch in enumerate(loader.batches(0, session.total_steps)):
-        forward_backward(session, batch, step)
-        session.optimiser.step(session.rate(step))
-    return _held_out_error(session)
+    session = replace(session, feeds=replace(session.feeds, train=make_loader(_loader(session))))
+    return session, engine_for(session)
 
 
-def _held_out_error(session: Session) -> float:
-    seen = evaluate(session.model, session.validation)
+def _trained_error(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader) -> float:
+    session, engine = _begun(recipe, dataset, make_loader)
+    for _ in fit(session, 0, engine):
+        pass
+    return _held_out_error(session, engine)
+
+
+def _held_out_error(session: Session, engine: Engine) -> float:
+    seen = evaluate_by(engine.logits, session.validation)
     assert seen.error_pct is not None
     return seen.error_pct
 

@@ -247,9 +247,11 @@ def gradcheck_command(model: str | None) -> dict[str, Any]:
 def check_command(recipe: str, overrides: Sequence[str], data: Path | None, quiet: bool) -> dict[str, Any]:
     """The learning smoke checks."""
     from mlcore.check import run_checks
+    from mlcore.engines import demand_engine
     from mlcore.session import use_threads
 
     loaded = config.load(recipe, overrides)
+    demand_engine(loaded)
     dataset = find_dataset(loaded, data, quiet)
     use_threads(loaded.threads)
     rows = []

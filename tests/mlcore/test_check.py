@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mlcore.check import _files_bytes, _loader, check_round_trip, run_checks
+from mlcore import config
+from mlcore.check import _files_bytes, _loader, check_overfit, check_round_trip, run_checks
 from mlcore.data.loader import Batch, Loader, Part
 from mlcore.data.windows import Windows
+from mlcore.lanes.plan import LanePlan
 from mlcore.session import assemble, use_threads
 from tests.mlcore.drawn import small_cifar, surrogate, tiny
 
@@ -195,6 +197,15 @@ def test_a_network_that_can_not_learn_is_caught_by_overfitting_and_learning() ->
     assert not got["one batch overfitted"]
     assert not got["real labels learn"]
     assert got["batch round trip"]
+
+
+def test_what_trains_the_recipe_is_what_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan in lanes that forgets to move the weights can't learn one batch, although the tape could."""
+    use_threads(1)
+    recipe = config.load("lenet5_mnist", ["optimiser.rate=0.02"])
+    assert check_overfit(recipe, surrogate(), lambda loader: loader).passed
+    monkeypatch.setattr(LanePlan, "update", lambda self, rate: None)
+    assert not check_overfit(recipe, surrogate(), lambda loader: loader).passed
 
 
 def test_labels_that_leak_into_images_are_caught_by_the_shuffled_control() -> None:
