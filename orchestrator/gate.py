@@ -62,9 +62,11 @@ class Gate:
         checks: list[tuple[str, Callable[[], Receipt]]] = [("policy", self._policy)]
         selection = self._selection(found)
         if selection:
-            checks.append(("tests of the base commit", lambda: self._tests(selection, base=True)))
+            checks.append(("tests of the base commit", lambda: self._tests(selection, "base-tests")))
         if any(file.path.startswith("tests/") for file in self.change.files):
-            checks.append(("tests of the change", lambda: self._tests(selection or ("tests",), base=False)))
+            checks.append(
+                ("tests of the change", lambda: self._tests(selection or ("tests",), "own-tests", base=False))
+            )
         for command in self.task.accept:
             checks.append((f"accept: {command}", partial(self._accept, tuple(shlex.split(command)))))
         return checks
@@ -79,9 +81,12 @@ class Gate:
         wrong = policy.violations(self.change, self.task, run.skill(self.task.id), run.plan, run.repository)
         return self._note("policy", not wrong, "; ".join(wrong) or "within what the task may write", None)
 
-    def _tests(self, selection: tuple[str, ...], base: bool) -> Receipt:
-        """The tests run with nothing of the change's configuration; of the base's, every one has to be there."""
-        tree = self._fresh_tree("base-tests" if base else "own-tests")
+    def _tests(self, selection: tuple[str, ...], place: str, base: bool = True) -> Receipt:
+        """The tests run with nothing of the change's configuration; of the base's, every one has to be there.
+
+        place: the folder they run in.
+        """
+        tree = self._fresh_tree(place)
         if base:
             shutil.rmtree(tree / "tests", ignore_errors=True)
             if (self.run.base_folder / "tests").is_dir():
@@ -145,7 +150,7 @@ class Gate:
 
     def _compare(self, trial: Trial) -> Receipt:
         """Tests of the base commit as a measurement: how many failed. None ran where what they need is missing."""
-        receipt = self._tests((trial.recipe,), base=True)
+        receipt = self._tests((trial.recipe,), trial.name)
         ran = receipt.values.get("passed", 0) + receipt.values.get("failed", 0)
         what = receipt.what if ran else f"{trial.recipe}: all skipped, is what they compare with installed?"
         known = {"argv": ("pytest", trial.recipe), "seed": trial.seed, "target": trial.targets}
@@ -165,7 +170,7 @@ class Gate:
         outcomes = {verdict.outcome for verdict in made} - {"reproduced", "reported"}
         feedback = "; ".join(f"{v.target}: {v.outcome}: {v.reason}" for v in made if v.outcome in outcomes)
         outcome: Any = "missed" if outcomes else "accepted"
-        stand_ins = self.run.stand_ins
+        stand_ins = [] if made else self.run.stand_ins  # verdicts speak for their own data
         if outcomes & {"not measured", "did not finish"} or (stand_ins and outcome == "accepted"):
             outcome = "unmeasured"
             feedback = feedback or f"done on {', '.join(stand_ins)}: it says nothing of the real data"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config import Settings
+from orchestrator.datasets import Dataset
 from orchestrator.gate import Gate
 from orchestrator.house import Run, State
 from orchestrator.planner import assign
@@ -46,9 +47,11 @@ def judge(
     files: Mapping[str, str | bytes],
     sandbox: Sandbox | None = None,
     before: Mapping[str, str | bytes] | None = None,
+    text: str = TEXT,
+    datasets: dict[str, Dataset] | None = None,
     **task: Any,
 ) -> Judgement:
-    """What the gate says of a change of these files, for task `b`, which has no target. before: more of the base."""
+    """What the gate says of a change of these files, for task `b` of the plan `text`. before: more of the base."""
     root = folder / "user"
     first = repository(root, {**FILES, **(before or {})})
     state = State.of(root)
@@ -56,7 +59,7 @@ def judge(
     wide = library(
         list(made.agents.values()), *(each.model_copy(update={"writes": ("**",)}) for each in made.skills.values())
     )
-    loaded = plan(TEXT)
+    loaded = plan(text)
     tasks = tuple(each.model_copy(update={"writes": ("**",), **task}) for each in loaded.tasks)
     loaded = loaded.model_copy(update={"tasks": tasks})
     run = Run(
@@ -70,7 +73,7 @@ def judge(
         base_commit=first,
         base_branch="main",
         base_folder=base(state, root, first),
-        datasets={},
+        datasets=datasets or {},
         hear=lambda *_: None,
     )
     state.ledger.open_run("r-1", budget=loaded.budget.model_dump_json())
@@ -81,7 +84,7 @@ def judge(
     change = state.repository.change("b", 1, "haiku", head, commit)
     found = asyncio.run(Gate(run, loaded.task("b"), change, Journal(), b"secret").judge())
     assert state.ledger.verify() == []
-    assert [each.id for each in state.ledger.receipts("r-1")] == list(found.receipts)
+    assert sorted(each.id for each in state.ledger.receipts("r-1")) == sorted(found.receipts)
     return found
 
 
@@ -260,6 +263,19 @@ def test_acceptance_commands_get_their_share_of_the_threads_and_no_more(tmp_path
     share = Settings().threads
     command = f"python -c \"import os; assert os.environ['MLCORE_THREADS'] == '{share}'\""
     assert judge(tmp_path, {"r.toml": "x = 1\n"}, accept=(command,)).outcome == "accepted"
+
+
+@pytest.mark.parametrize(("measures", "outcome"), [(False, "unmeasured"), (True, "accepted")])
+def test_a_dataset_that_is_missing_spoils_no_verdict_that_did_without_it(
+    tmp_path: Path, measures: bool, outcome: str
+) -> None:
+    """What has no verdict may rest on the stand-in: that is never accepted."""
+    counted = PLAN.replace("dataset: mnist, ", "").replace("test_error_pct", "failed_tests")
+    text = counted.replace("recipe: r.toml", "recipe: tests/test_code.py") if measures else TEXT
+    absent = {"mnist": Dataset("mnist", tmp_path, {}, official=False, surrogate=False, absent=True)}
+    found = judge(tmp_path, {"r.toml": "x = 1\n"}, text=text, datasets=absent)
+    assert found.outcome == outcome
+    assert [verdict.outcome for verdict in found.verdicts] == (["reproduced"] if measures else [])
 
 
 def test_a_judgement_that_is_asked_for_again_runs_nothing_again(tmp_path: Path) -> None:
