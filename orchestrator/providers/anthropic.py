@@ -198,7 +198,7 @@ class _Stream:
 
 def _block(block: Any) -> Block:
     """A block as it goes back to the API: thinking and its signature too, but none of the SDK's own fields."""
-    found: Block = block.to_dict(mode="json")
+    found: Block = block.to_dict(mode="json", warnings=False)  # an input that is no object is refused where it is read
     return {key: value for key, value in found.items() if key != "parsed_output" and value is not None}
 
 
