@@ -11,6 +11,7 @@ from mlcore import result as results
 from mlcore import runs
 from mlcore.checkpoint import Arrays, Checkpoint, Row, State, newest, save
 from mlcore.config import Recipe
+from mlcore.data import cifar, mnist
 from mlcore.display import Display, now_and_then
 from mlcore.engines import demand_engine
 from mlcore.errors import CheckpointError, DataError, Interrupted, MlcoreError
@@ -23,6 +24,8 @@ from mlcore.snapshots import of_training_images
 from mlcore.stop import Halted, Stop
 from mlcore.train import Trainer, demand_validation
 from mlcore.warm import Wanted, warm
+
+WITHHELD = {mnist.TEST_LABELS, cifar.TEST}  # files that a run can do without
 
 Errors: TypeAlias = tuple[float | None, float | None]  # top-1 and top-5, percent
 
@@ -38,14 +41,19 @@ class Order:
 
 
 def started(recipe: Recipe, dataset: AnyDataset, out: Path | None, go_on: bool, display: Display) -> runs.Run:
-    """The folder to train in. With `go_on`, `out` may hold a run; another recipe's or data's is replaced."""
+    """The folder to train in. With `go_on`, `out` may hold a run; another recipe's or data's is replaced.
+
+    MlcoreError when another process trains there.
+    """
     run = runs.Run(out) if out else None
-    if run and go_on and run.recipe.exists():
+    if not (run and go_on and run.recipe.exists()):
+        return runs.create(recipe, out, datetime.now())
+    with run.locked():
         if _same(run, recipe, dataset, display):
             return run
         display.warn(f"{run.path}: held a run of another recipe or other data; it is replaced")
         run.clear()
-    return runs.create(recipe, out, datetime.now())
+        return runs.create(recipe, out, datetime.now())
 
 
 def execute(
@@ -92,8 +100,9 @@ def _same(run: runs.Run, recipe: Recipe, dataset: AnyDataset, display: Display) 
 
 
 def _agree(known: dict[str, str], present: dict[str, str]) -> bool:
-    """Equal where both have a file: test labels may be withheld from one of them."""
-    return all(known[name] == present[name] for name in known.keys() & present.keys())
+    """Equal, but that test labels may be withheld from one of them."""
+    one_sided = known.keys() ^ present.keys()
+    return one_sided <= WITHHELD and all(known[name] == present[name] for name in known.keys() & present.keys())
 
 
 def _shared_state(

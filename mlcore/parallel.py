@@ -174,7 +174,7 @@ class Ranks(Team):
 
     def agree(self, signal: int | None, due: bool) -> tuple[int | None, bool]:
         """What was wished before the last step: wishes travel with the next one's loss, so that they cost nothing."""
-        self._wish = (signal or 0, due)
+        self._wish = (signal or 0, due and not self._agreed[1])  # what is done now is not wished for again
         return self._agreed[0] or None, self._agreed[1]
 
     def threads(self, wanted: int, environ: Mapping[str, str] = os.environ) -> int:

@@ -14,10 +14,9 @@ from mlcore import config
 from mlcore.errors import DataError, MlcoreError, RecipeError
 from mlcore.files import write_bytes
 
-OWNED = (
-    "recipe.toml",
-    "metrics.jsonl",
+OWNED = (  # removed in this order: no moment leaves a result beside another run's recipe
     "result.json",
+    "metrics.jsonl",
     "predictions.npy",
     "predictions_top5.npy",
     "predictions_centre.npy",
@@ -27,6 +26,7 @@ OWNED = (
     "curves.png",
     "confusion.png",
     "mistakes.png",
+    "recipe.toml",
 )
 
 

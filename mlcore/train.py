@@ -209,10 +209,10 @@ class Trainer:
             "images_per_s": state.images / state.train_wall_s,
             "wall_s": self.timed().wall_s,
         }
-        if epoch % self.session.recipe.train.eval_every == 0 or state.step == self.session.total_steps:
-            row |= self._validated()
         stop_at_pct = self.session.recipe.train.stop_at_pct
         self._update(progress=self.state.progress.trained(train_error_pct, stop_at_pct))
+        if epoch % self.session.recipe.train.eval_every == 0 or self._is_over():
+            row |= self._validated()
         self._row(row)
         self._update(epoch_loss_sum=0.0, epoch_wrong=0, epoch_images=0)
         self.display.say(_epoch_line(row, -(-self.session.total_steps // self.session.loader.steps_per_epoch)))

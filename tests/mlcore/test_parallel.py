@@ -230,6 +230,20 @@ def test_a_time_to_wait_that_is_none_is_refused(text: str) -> None:
         join({"PMI_SIZE": "2", "MLCORE_MPI_TIMEOUT_S": text})
 
 
+def test_what_ranks_agree_on_is_not_wished_for_again() -> None:
+    """A checkpoint that is due is agreed on with the next step, and then made once."""
+    ranks = object.__new__(Ranks)
+    ranks._wish, ranks._agreed = (0, False), (0, False)
+    ranks.everyones = lambda mine: mine[None]  # type: ignore[method-assign]
+    made, since = [], 0
+    for step in range(1, 13):
+        ranks.mean_loss(step, 0.0)
+        due = ranks.agree(None, since >= 3)[1]
+        made += [step] * due
+        since = 0 if due else since + 1
+    assert made == [5, 10]
+
+
 def test_a_process_by_itself_is_a_team_that_agrees_with_itself() -> None:
     team = Team()
     assert team.leads

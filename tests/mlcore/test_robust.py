@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from mlcore.checkpoint import newest
 from mlcore.config import Recipe
+from mlcore.data.mnist import TEST_LABELS
 from mlcore.errors import DataError, MlcoreError
 from mlcore.events import record
 from mlcore.files import append
-from mlcore.launch import Order, execute, started
+from mlcore.launch import Order, _agree, execute, started
 from mlcore.monitor import Monitor
 from mlcore.runs import Run
 from mlcore.stop import Stop
@@ -254,3 +255,26 @@ def _killed(argv: list[str], out: Path, after_epoch: int) -> int:
             break
         time.sleep(0.0005)
     return process.wait(timeout=150)
+
+
+def test_a_folder_that_another_process_trains_in_is_not_cleared_for_another_recipe(tmp_path: Path) -> None:
+    trained(tmp_path / "a", tiny())
+    run = Run(tmp_path / "a")
+    kept = sorted(path.name for path in run.path.rglob("*"))
+    with run.locked(), pytest.raises(MlcoreError, match="another process"):
+        trained(run.path, tiny("seed=7"))
+    assert sorted(path.name for path in run.path.rglob("*")) == kept
+    assert run.load_recipe() == tiny()
+
+
+def test_a_run_of_other_files_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Other names are other data; only test labels may be missing."""
+    digests = surrogate().sha256
+    known = {name: digest for name, digest in digests.items() if name != TEST_LABELS}
+    assert _agree(known, digests)
+    assert _agree(digests, known)
+    for name in known:
+        lacking = {other: digest for other, digest in digests.items() if other != name}
+        assert not _agree(lacking, digests)
+        assert not _agree(digests, lacking | {f"{name}-2": digests[name]})
+        assert not _agree(digests, digests | {name: "another"})

@@ -359,11 +359,16 @@ def test_training_ends_with_the_first_epoch_whose_error_is_low_enough(tmp_path: 
     errors = [row["train_error_pct"] for row in metrics(tmp_path / "whole") if row["kind"] == "epoch"]
     enough = errors[3]
     reached = next(epoch for epoch, error in enumerate(errors, 1) if error <= enough)
-    early = run_in(tmp_path / "early", tiny("train.epochs=8", f"train.stop_at_pct={enough!r}"))
+    ends = ("train.epochs=8", f"train.stop_at_pct={enough!r}")
+    early = run_in(tmp_path / "early", tiny(*ends))
     assert (whole["stopped_early"], early["stopped_early"]) == (None, "stop_at_pct")
     assert early["steps"] == reached * whole["steps"] // 8 < whole["steps"]
     assert early["status"] == "finished"
     assert metrics(tmp_path / "early")[-1]["train_error_pct"] == errors[reached - 1]
+    held_out = ("train.epochs=40", "data.validation=100", "train.eval_every=50")
+    rarely = run_in(tmp_path / "rarely", tiny(*ends, *held_out))
+    assert rarely["stopped_early"] == "stop_at_pct"
+    assert rarely["validation_error_pct"] == rarely["best_validation_error_pct"] is not None
 
 
 @pytest.mark.parametrize("override", ["train.stop_after=2", "train.keep_best=true", "schedule={name='plateau'}"])
