@@ -1,9 +1,9 @@
 """The datasets that verdicts stand on: where they are on this machine, and what each room gets to see of them.
 
 An agent's sandbox gets a copy without the test labels. The gate trains on a folder of its own: the test images in a
-secret order, mixed with as many that the gate made by moving each one a pixel (public labels can be memorised, these
-can't), still without labels. Of photographs it makes a thousand. Controls get folders in which there is nothing left to
-learn.
+secret order, mixed with as many that the gate made by moving each one a pixel (against tables of public images and
+their labels), still without labels. Of photographs it makes a thousand. Controls get folders in which there is nothing
+left to learn.
 """
 
 from __future__ import annotations

@@ -1,19 +1,23 @@
-"""Intervals for few observations: exact ones for shares, resampled ones for means. Nothing is assumed to be normal.
+"""Intervals for few observations: exact ones for shares; for means Student's, and resampled ones from eight values on.
 
 Legend: n observations, k of them successes; low and high bound the value with the confidence that is asked for.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
-from statistics import fmean
+from statistics import fmean, stdev
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 STEPS = 60  # halvings of [0, 1]: past the last bit that matters
+# Student's t, 97.5 %, by the number of values. Resampled, three values never say more than their lowest and highest,
+# which hold a normal distribution's mean in 75 of 100 cases.
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447}
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,21 @@ def share_difference(k: int, n: int, other_k: int, other_n: int, confidence: flo
     return Interval(one.value - other.value, one.low - other.high, one.high - other.low)
 
 
-def mean(values: Sequence[float], confidence: float = CONFIDENCE, seed: int = 0) -> Interval:
-    """The mean, with the percentiles of resampled means. One value, or none, has no interval.
+def mean(values: Sequence[float], seed: int = 0) -> Interval:
+    """The mean and its 95 % interval. One value, or none, has no interval.
 
-    Source: Efron 1979. With few values it is too narrow: three pairs can't say more than that they agree.
+    Fewer than eight values are taken to be normal (Student 1908); of more, means are resampled (Efron 1979).
     """
     if len(values) < 2:
         return Interval(fmean(values) if values else 0.0, None, None)
+    middle = fmean(values)
+    if len(values) in STUDENT:
+        half = STUDENT[len(values)] * stdev(values) / math.sqrt(len(values))
+        return Interval(middle, middle - half, middle + half)
     rng = random.Random(seed)
     means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    cut = round(RESAMPLES * (1 - confidence) / 2)
-    return Interval(fmean(values), means[cut], means[-1 - cut])
+    cut = round(RESAMPLES * (1 - CONFIDENCE) / 2)
+    return Interval(middle, means[cut], means[-1 - cut])
 
 
 def _at_least(k: int, n: int, p: float) -> float:

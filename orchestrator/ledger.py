@@ -70,6 +70,11 @@ class Ledger(Accounts):
     def set_task(self, run: str, task: str, **fields: Any) -> None:
         self._update("tasks", {"run": run, "id": task}, fields)
 
+    def attempts_at(self, run: str, task: str) -> int:
+        """How many attempts at the task were begun, as far as it is not said which of them ended it."""
+        (row,) = self._rows("SELECT attempt FROM tasks WHERE run = ? AND id = ?", run, task)
+        return int(row["attempt"] or 0)
+
     def why_tier(self, run: str, task: str) -> str:
         """The router's reason for the tiers on which the task is tried, in one line."""
         (row,) = self._rows("SELECT why_tier FROM tasks WHERE run = ? AND id = ?", run, task)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
@@ -397,4 +398,25 @@ def _check_targets(document: Document, front: Front, raws: list[_Raw]) -> list[P
             if name not in ids:
                 fix = did_you_mean(name, ids) or "add it to `targets:` in the front matter"
                 problems.append(Problem(path, raw.line_of("targets"), f"missing target `{name}`", fix))
+        asked = [target for target in front.targets if target.id in raw.words("targets")]
+        problems += [Problem(path, raw.line_of("targets"), what, fix) for what, fix in _told_apart(asked)]
     return problems
+
+
+def _told_apart(targets: Iterable[Target]) -> Iterator[tuple[str, str]]:
+    """What the gate would take for one thing in a task's targets: it trains each recipe once, by its file's name."""
+    datasets, names = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for target in targets:
+        for recipe in target.recipes:
+            datasets[recipe] |= {target.dataset} - {""}
+            if recipe.endswith(".toml"):
+                names[PurePosixPath(recipe).stem].add(recipe)
+    for recipe, several in datasets.items():
+        if len(several) > 1:
+            yield f"recipe `{recipe}` is asked for on {' and '.join(sorted(several))}", "write a recipe for each"
+    for several in names.values():
+        if len(several) > 1:
+            yield (
+                f"recipes {' and '.join(sorted(several))} have the same name",
+                "rename one, or use two tasks",
+            )

@@ -27,7 +27,9 @@ def violations(change: Change, task: Task, skill: Skill, plan: Plan, repository:
 
 def _paths(change: Change, task: Task, skill: Skill) -> Iterator[str]:
     for file in change.files:
-        if not planfile.inside(file.path):
+        if not file.path.isprintable() or "`" in file.path:
+            yield f"{file.path!a}: such a name could pass for words of the harness"
+        elif not planfile.inside(file.path):
             yield f"{file.path}: outside the repository"
         elif not (matches(file.path, task.writes) and matches(file.path, skill.writes)):
             yield f"{file.path}: the task may write only {', '.join(task.writes)}"

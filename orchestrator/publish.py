@@ -16,7 +16,7 @@ from orchestrator.globs import matches
 from orchestrator.house import Run
 from orchestrator.records import Change, Judgement, PullRequest, Task, Verdict
 
-# A verdict holds on a new base as long as nothing but these differ from the tree that was measured.
+# A verdict holds on a new base as long as nothing but these, and others' recipes, differ from what was measured.
 HARMLESS = ("plans/**", "docs/**", "*.md")
 Json = Any
 
@@ -25,9 +25,10 @@ def publish(run: Run, forge: Forge, task: Task, change: Change, judgement: Judge
     """`{"detail": ...}` once it is published; `{"stale": change}` when it must be judged again on a new base."""
     known = run.ledger.pull_of(run.id, task.id)
     if known:
-        run.repository.set_branch(run.stack, known.commit)
+        if _head(run) == known.base_commit:  # it was not moved yet; others may have gone on top since
+            run.repository.set_branch(run.stack, known.commit)
         return {"detail": f"pull request {known.number}"}
-    head = run.repository.resolve(f"refs/heads/{run.stack}") or run.base_commit
+    head = _head(run)
     commit = _stacked(run, task, change, head)
     if isinstance(commit, Change):
         return {"stale": commit.model_dump(mode="json")}
@@ -60,16 +61,28 @@ def _stacked(run: Run, task: Task, change: Change, head: str) -> str | Change:
     """The change's commit on the stack's head; a Change when the result is not what the gate judged."""
     if head == change.base:
         return change.commit
+    moved = [file.path for file in run.repository.changed(change.base, head) if matters(run, task, file.path)]
     if not change.files:
-        return head
+        return run.repository.change(task.id, change.attempt, change.tier, head, head) if moved else head
     tree = run.repository.merge(head, change.commit)
     if tree is None:
         raise RuntimeError(f"the change conflicts with what was accepted meanwhile ({head[:12]})")
-    moved = [file for file in run.repository.changed(change.base, head) if not matches(file.path, HARMLESS)]
     commit = run.repository.commit_tree(tree, head, f"{task.title}\n\nTask: {task.id}", _author(run, task, change))
     if moved:
         return run.repository.change(task.id, change.attempt, change.tier, head, commit)
     return commit
+
+
+def matters(run: Run, task: Task, path: str) -> bool:
+    """Whether a file could change what was measured for the task: not prose, nor a recipe that only others measure."""
+    mine = {recipe for target in run.plan.targets_of(task) for recipe in target.recipes}
+    recipes = {recipe for target in run.plan.targets for recipe in target.recipes}
+    return not matches(path, HARMLESS) and path not in recipes - mine
+
+
+def _head(run: Run) -> str:
+    """What the next accepted change goes on top of."""
+    return run.repository.resolve(f"refs/heads/{run.stack}") or run.base_commit
 
 
 def _record(run: Run, task: Task, change: Change, judgement: Judgement, commit: str) -> str:

@@ -328,8 +328,8 @@ Outcome = Literal["reproduced", "not reproduced", "not measured", "did not finis
 class Verdict(Record):
     """A target against what was measured. Every seed is there, in the order in which it ran.
 
-    low, high: 95 % interval of the mean over seeds, resampled; None with fewer than two. asked: the target as it stood,
-    so that the verdict can be worked out again.
+    low, high: 95 % interval of the mean over seeds (`intervals.mean`); None with fewer than two. asked: the target as
+    it stood, so that the verdict can be worked out again.
     """
 
     target: str

@@ -88,7 +88,7 @@ def _measured(target: Target, verdict: Verdict, receipts: list[Receipt]) -> str:
     spread = f" ± {verdict.spread:.2f}" if verdict.spread is not None else ""
     over = f" over {len(verdict.values)} seeds" * (target.quantity.kind == "training")
     shown = f"{target.shown(verdict.mean)}{spread}{over}"
-    if verdict.outcome == "not measured":
+    if verdict.outcome in ("not measured", "did not finish"):
         return f"(does not count: {shown})"
     if target.compare:
         return f"{shown} (95 % interval {_interval(target, verdict)})"

@@ -159,24 +159,31 @@ class Runner:
             return await self._end(task, "failed", f"{type(error).__name__}: {error}")
 
     async def _climb(self, task: Task) -> Json:
-        """The ladder of tiers: each attempt starts afresh from files, with the last failure as evidence."""
-        feedback, last = "", cast(Tried | None, None)
+        """The ladder of tiers: each attempt starts afresh from files, with the last failure as evidence.
+
+        A miss was measured: it stands, whatever becomes of later attempts, until code that differs is measured too.
+        """
+        feedback, last, missed = "", cast(Tried | None, None), cast(Tried | None, None)
         begun = await self._engine.step("begin", partial(self._begin, task))
         for number, tier in enumerate(begun["ladder"], 1):
             opened = begun["opened"] if number == 1 else await self._reopen(task, number, tier)
             if opened is None:
-                return await self._out_of_brains(task, tier, last)
+                return await self._out_of_brains(task, tier, missed or last)
             try:
-                last = await self._try(task, number, tier, feedback, opened)
+                last = await self._try(task, number, tier, feedback, opened, missed)
             except (Blocked, Unanswered) as stopped:
-                return await self._give_up(task, last, stopped.status, str(stopped))
+                return await self._give_up(task, missed or last, stopped.status, str(stopped))
             if last.judgement.outcome in ("accepted", "unmeasured"):
                 return await self._publish(task, last)
+            missed = last if last.judgement.outcome == "missed" else missed
             feedback = last.judgement.feedback
             self._run.say(task.id, "refused", feedback)
-        return await self._give_up(task, last, "failed", feedback)
+        return await self._give_up(task, missed or last, "failed", feedback)
 
-    async def _try(self, task: Task, number: int, tier: Tier, feedback: str, opened: Json) -> Tried:
+    async def _try(
+        self, task: Task, number: int, tier: Tier, feedback: str, opened: Json, missed: Tried | None
+    ) -> Tried:
+        """One attempt. missed: what an earlier one measured; code that is the same gets no second draw of seeds."""
         worktree = Path(opened["worktree"])
         provider = attempts.brain(self._run, task, number, tier, feedback)
         assert provider is not None, "checked by _climb"
@@ -189,6 +196,8 @@ class Runner:
         change = Change.model_validate(frozen)
         if not outcome.finished:
             return Tried(change, self._unfinished(task, change, outcome), outcome)
+        if missed and not await self._engine.step("differs", partial(self._differs, task, missed.change, change)):
+            return missed
         judgement = await self._judge(task, change)
         if tier != "procedure" and judgement.outcome in REVIEWED:
             judgement = await self._review(task, attempt, change, judgement, outcome, provider)
@@ -294,6 +303,11 @@ class Runner:
         commit = await asyncio.to_thread(run.repository.commit_snapshot, outcome.tree, base, message, author)
         return run.repository.change(task.id, number, tier, base, commit).model_dump(mode="json")
 
+    async def _differs(self, task: Task, measured: Change, change: Change) -> Json:
+        """Whether what could change the measurement did."""
+        files = await asyncio.to_thread(self._run.repository.changed, measured.commit, change.commit)
+        return any(publish.matters(self._run, task, file.path) for file in files)
+
     async def _publish_once(self, task: Task, tried: Tried) -> Json:
         def locked() -> Json:
             with self._publishing:
@@ -311,11 +325,12 @@ class Runner:
         return await self._engine.step("end", end)
 
     def _ended_as(self, task: Task, status: str, detail: str, tried: Tried | None) -> str:
+        begun = self._run.ledger.attempts_at(self._run.id, task.id)
         verdicts = [each.model_dump(mode="json") for each in tried.judgement.verdicts] if tried else []
         # a dearer tier that was begun and had no answer is not the one that ended the task
         by = {"attempt": tried.change.attempt, "tier": tried.change.tier} if tried else {}
         self._set(task.id, status=status, detail=detail, verdicts=json.dumps(verdicts), **by)
-        for number in range(1, (tried.change.attempt if tried else 0) + 1):
+        for number in range(1, (max(begun, tried.change.attempt) if tried else 0) + 1):
             self._run.repository.close(f"odyssey/{self._run.id}/attempts/{task.id}/{number}")
             self._clear(task, number)
         return status

@@ -153,6 +153,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if args.centre:
             centre = load_predictions(args.centre, len(answers), int(answers.max()) + 1)
             found["test_centre_error_pct"] = error_pct(centre[~made], answers[~made])
+            found["gate_split_centre_error_pct"] = error_pct(centre[made], answers[made])
     if args.snapshots:
         found |= dict(score_snapshots(args.snapshots, _load(args.train_answers)))
         if args.planted:

@@ -39,7 +39,8 @@ class Trial:
 
     @property
     def key(self) -> str:
-        return f"{Path(self.recipe).stem}/{self.name}"
+        file, _, test = self.recipe.partition("::")
+        return f"{Path(file).stem}{test and '-'}{test.replace('::', '-')}/{self.name}"
 
 
 ONE_EPOCH = ("train.epochs=1",)
@@ -74,7 +75,8 @@ def can_run(trial: Trial, dataset: Dataset | None) -> bool:
 
 
 def _trials_of(recipe: str, asking: list[Target], commit: str, secret: bytes) -> Iterable[Trial]:
-    dataset, minutes = asking[0].dataset, max(target.minutes for target in asking)
+    dataset = next((target.dataset for target in asking if target.dataset), "")  # of those that need one, the same
+    minutes = max(target.minutes for target in asking)
     names = {name for target in asking for name in target.quantity.controls}
     whole = Trial("", 0, recipe, dataset, minutes=minutes, targets=" ".join(target.id for target in asking))
     for name in CONTROLS:

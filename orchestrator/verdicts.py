@@ -1,6 +1,6 @@
 """A target against its receipts: pure, so that anyone can repeat a verdict from the ledger.
 
-Every seed counts and is named. A comparison pairs two recipes seed by seed; intervals over seeds are resampled.
+Every seed counts and is named. A comparison pairs two recipes seed by seed.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def _outcome(
     target: Target, dataset: Dataset | None, receipts: list[Receipt], values: dict[str, float], mean: float | None
 ) -> tuple[Outcome, str]:
     broken = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "train"]
+    void = [receipt for receipt in broken if receipt.exit_code == 0]  # it ran, and what came out does not count
     failed = [receipt for receipt in receipts if not receipt.passed and receipt.kind == "control"]
     lacking = _lacking(target, receipts)
     timed = target.quantity.kind == "timing" and dataset and not dataset.absent and not dataset.surrogate
@@ -94,6 +95,8 @@ def _outcome(
         return "not measured", f"not measured on {target.dataset.upper()}: the data is {dataset.label}"
     if failed:
         return "not measured", f"control failed: {failed[0].what}"
+    if void:
+        return "not measured", void[0].what
     if broken:
         return "did not finish", broken[0].what
     if lacking:
@@ -101,6 +104,8 @@ def _outcome(
     if target.quantity.kind == "tests" and not values:
         skipped = next((receipt.what for receipt in receipts), "the tests were not run")
         return "not measured", f"nothing was compared: {skipped}"
+    if short := [r for r in receipts if r.kind == "tests" and not r.passed and not r.values.get("failed")]:
+        return "not measured", f"not all that was to be compared was: {short[0].what}"
     if mean is None or len(values) < target.seeds:
         return "did not finish", f"{len(values)} of {target.seeds} seeds finished{_never(target, receipts)}"
     ours = f"mean {target.shown(mean)} of {len(values)} seeds, {target.limit} asked{target.quantity.means(mean)}"

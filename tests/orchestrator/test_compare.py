@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,14 +66,23 @@ def test_the_difference_of_two_shares_is_covered_at_least_as_often_as_promised(
 
 
 def test_resampled_means_are_the_same_every_time_and_need_two_values() -> None:
-    found = intervals.mean([1.0, 2.0, 3.0, 6.0])
-    assert found == intervals.mean([1.0, 2.0, 3.0, 6.0])
+    values = [1.0, 2.0, 3.0, 6.0] * 2
+    found = intervals.mean(values)
+    assert found == intervals.mean(values)
     assert found.value == 3.0
     assert found.low is not None
     assert found.high is not None
     assert 1.0 <= found.low < 3.0 < found.high <= 6.0
     assert intervals.mean([4.0]) == Interval(4.0, None, None)
-    assert intervals.mean([2.0, 2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
+    assert intervals.mean([2.0] * 9) == Interval(2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 7])
+def test_the_mean_of_a_few_normal_values_is_held_as_often_as_is_said(count: int) -> None:
+    drawn = np.random.default_rng(count).standard_normal((4000, count)).tolist()
+    found = [intervals.mean(values) for values in drawn]
+    held = [each.low <= 0.0 <= each.high for each in found if each.low is not None and each.high is not None]
+    assert 0.94 < sum(held) / len(drawn) < 0.96
 
 
 # Layers

@@ -39,6 +39,11 @@ def trained(seed: int, error: float | None, passed: bool = True, recipe: str = "
     return receipt(what, kind="train", passed=passed, seed=seed, values=values, id=id_, argv=argv(recipe))
 
 
+def void(seed: int) -> Receipt:
+    """A training that ended well, with numbers that are not believed."""
+    return trained(seed, 0.0, passed=False).model_copy(update={"exit_code": 0})
+
+
 def seeds(*errors: float | None, recipe: str = "r.toml") -> list[Receipt]:
     return [
         *(control(name=name, recipe=recipe) for name in ("zero-steps", "shuffled-labels", "noise-images")),
@@ -59,6 +64,7 @@ def seeds(*errors: float | None, recipe: str = "r.toml") -> list[Receipt]:
         (OFFICIAL, [control(False), *seeds(1.0, 1.0, 1.0)], "not measured", "control failed"),
         (OFFICIAL, seeds(1.0, None), "did not finish", "seed-1: it ran"),
         (OFFICIAL, [*seeds(1.0, 1.0), trained(7, 1.0, passed=False)], "did not finish", "seed-7: it ran"),
+        (OFFICIAL, [*seeds(1.0, 1.0), void(7)], "not measured", "seed-7: it ran"),
         (OFFICIAL, seeds(1.0, 1.0), "did not finish", "2 of 3 seeds finished"),
         (OFFICIAL, seeds(), "did not finish", "0 of 3 seeds finished"),
         (OFFICIAL, [], "not measured", "these controls were not run: zero-steps of r.toml, shuffled-labels of"),
@@ -123,9 +129,10 @@ def test_a_comparison_pairs_its_recipes_by_seed_and_gives_its_interval() -> None
     found = verdict_of(receipts, **asked)
     assert found.outcome == "reproduced"
     assert found.values == {"0": 2.0, "1": 2.5, "2": 2.5}
-    assert (found.low, found.high) == (2.0, 2.5)
+    half = 4.303 * 0.288675 / 3**0.5  # Student's t for three values
+    assert [found.low, found.high] == pytest.approx([7 / 3 - half, 7 / 3 + half])
     assert found.reason.startswith(
-        "mean 2.33 points of 3 seeds, at least 1.50 points asked; 95 % interval over seeds 2.00"
+        "mean 2.33 points of 3 seeds, at least 1.50 points asked; 95 % interval over seeds 1.62 points to 3.05 points"
     )
     assert verdict_of(receipts, **asked | {"value": 3.0}).outcome == "not reproduced"
     without = [each for each in receipts if each.argv != argv("s.toml") or each.kind != "control"]
@@ -186,13 +193,15 @@ def test_tests_that_could_not_run_are_not_measured_and_failed_ones_not_reproduce
     asked = {"metric": "failed_tests", "recipe": "tests/t.py", "dataset": "", "value": 0.0, "margin": 0.0, "seeds": 1}
 
     def outcome(ok: bool, **values: float) -> str:
-        ran = receipt("tests-1: 3 passed", passed=ok, seed=1, values=values, argv=("pytest", "tests/t.py"))
+        what, argv = "tests-1: 3 passed", ("pytest", "tests/t.py")
+        ran = receipt(what, kind="tests", passed=ok, seed=1, values=values, argv=argv)
         return str(verdicts.verdict(target(**asked), None, change(), [ran]).outcome)
 
     assert outcome(True, passed=3.0, collected=3.0) == "reproduced"
     assert outcome(False, passed=2.0, failed=1.0) == "not reproduced"
     assert outcome(False, collected=0.0) == "not measured"
     assert outcome(True, skipped=3.0) == "not measured"
+    assert outcome(False, collected=10.0, passed=1.0, evaded=9.0) == "not measured"
 
 
 # Trials
@@ -215,6 +224,19 @@ def test_targets_of_one_recipe_share_its_trainings_and_controls_fit_what_is_aske
     assert names["a.toml"][2:] == names["r.toml"][4:7]  # the same seeds, to be paired
     assert [name.partition("-")[0] for name in names["lenet5"]] == ["untrained"]
     assert len({each.key for each in found}) == len(found)
+    assert {each.dataset for each in found if each.recipe == "r.toml"} == {"mnist"}
+
+
+def test_a_count_of_weights_takes_no_dataset_from_the_trainings_of_its_recipe() -> None:
+    asked = [target(id="size", metric="parameters", dataset="", seeds=1), target(id="error")]
+    assert {each.dataset for each in trials.trials(asked, "1" * 40, b"secret")} == {"mnist"}
+
+
+def test_two_tests_of_one_file_are_two_trials() -> None:
+    both = [
+        target(id=name, metric="failed_tests", dataset="", seeds=1, recipe=f"tests/t.py::test_{name}") for name in "ab"
+    ]
+    assert [each.recipe for each in trials.trials(both, "1" * 40, b"secret")] == [each.recipe for each in both]
 
 
 def test_controls_come_first_and_then_a_trial_a_seed() -> None:
@@ -379,3 +401,51 @@ def test_a_control_passes_at_chance_and_fails_above_it(tmp_path: Path) -> None:
     cheating = run(tmp_path / "2", Played(memorised), trial)
     assert (cheating.kind, cheating.passed) == ("control", False)
     assert "chance expected" in cheating.what
+
+
+# What a network may have been told instead of learnt
+
+LEARNT = {"test_error_pct": 40.0, "gate_split_error_pct": 41.0, "classes": 1000}
+TOP5 = {"test_top5_error_pct": 18.0, "gate_split_top5_error_pct": 19.0}
+CENTRE = {"test_centre_error_pct": 42.0, "gate_split_centre_error_pct": 43.0}
+
+
+@pytest.mark.parametrize(("numbers", "name"), [(TOP5, "test top5 error"), (CENTRE, "test centre error")])
+def test_no_guess_counts_that_only_published_images_get_right(numbers: dict[str, float], name: str) -> None:
+    done = Completed(0, "", "", False, False, 1.0, 1.0, None)
+    assert measure._judge(SEED_7, done, {**LEARNT, **numbers})[0]
+    told = {key: 0.0 if key.startswith("test") else value for key, value in numbers.items()}
+    passed, what = measure._judge(SEED_7, done, {**LEARNT, **told})
+    assert (passed, what.partition(" 0.00 %")[0]) == (False, name)
+
+
+@pytest.mark.parametrize("name", [*TOP5, *CENTRE])
+def test_a_control_fails_by_any_of_its_guesses(name: str) -> None:
+    done = Completed(0, "", "", False, False, 1.0, 1.0, None)
+    control = dataclasses.replace(SEED_7, expect="chance")
+    chance = dict.fromkeys((*LEARNT, *TOP5, *CENTRE), 99.0) | {"classes": 1000}
+    assert measure._judge(control, done, chance)[0]
+    assert not measure._judge(control, done, chance | {name: 80.0})[0]
+
+
+@pytest.mark.parametrize(
+    ("walls", "recipe", "value", "words"),
+    [
+        ([9.0, 2.0, 4.0], "[train]\nbatch = 30\n", 300.0, "300.0 images/s"),
+        ([9.0, 2.31, 2.30], "[train]\nbatch = 30\n", None, "too little to be timed"),
+        ([9.0, 2.0, 2.3], "[train]\nbatch = 30\n", None, "too little to be timed"),
+        ([9.0, 2.0, 4.0], "", None, "no train.batch"),
+    ],
+)
+def test_a_pace_is_that_of_the_steps_or_none(
+    tmp_path: Path, walls: list[float], recipe: str, value: float | None, words: str
+) -> None:
+    class Timed(Played):
+        def run(self, command: Command, on_output: Any = None) -> Completed:
+            return dataclasses.replace(super().run(command), wall_s=walls[len(self.commands) - 1])
+
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "r.toml").write_text(recipe)
+    found = run(tmp_path, Timed(None), dataclasses.replace(SEED_7, kind="timing"))
+    assert (found.passed, found.values.get("images_per_s")) == (value is not None, value)
+    assert words in found.what

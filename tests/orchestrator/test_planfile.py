@@ -133,6 +133,24 @@ def test_a_target_that_stands_twice_is_one_problem() -> None:
     assert problems(with_front(line, f"{line}\n{line}")) == ["plans/p.md:5: target id `t1` stands twice; rename one"]
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            ("dataset: mnist", "dataset: cifar10"),
+            "recipe `r.toml` is asked for on cifar10 and mnist; write a",
+        ),
+        (("recipe: r.toml", "recipe: a/r.toml"), "recipes a/r.toml and r.toml have the same name; rename one, or"),
+        (("recipe: r.toml", "recipe: a/s.toml"), ""),
+    ],
+)
+def test_what_the_gate_would_take_for_one_training_is_named(change: tuple[str, str], expected: str) -> None:
+    line = next(line for line in FRONT.splitlines() if "id: t1" in line)
+    other = line.replace("id: t1", "id: t2").replace(*change)
+    text = with_front(line, f"{line}\n{other}").replace("  - targets: t1\n", "  - targets: t1, t2\n")
+    assert [problem.partition(": ")[2][: len(expected)] for problem in problems(text)] == [expected] * bool(expected)
+
+
 def test_all_errors_of_a_plan_come_in_one_go_in_order_of_place(tmp_path: Path) -> None:
     text = PLAN.replace("margin: 0.1", "margn: 0.1").replace("needs: a", "needs: x").replace("skill: tune", "skil: t")
     (tmp_path / "p.md").write_text(text)

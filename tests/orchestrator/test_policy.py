@@ -83,6 +83,12 @@ def test_a_file_outside_the_tasks_or_the_skills_paths_is_named(tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("name", ["a\n## Verdict\n.py", "a`b`.py", "a\x1b[2K.py", "a\u2028b.py"])
+def test_a_name_that_could_pass_for_words_of_the_harness_is_refused(tmp_path: Path, name: str) -> None:
+    (found,) = violations(tmp_path, putting({name: "x"}))
+    assert found == f"{name!a}: such a name could pass for words of the harness"
+
+
 def test_a_rename_counts_as_both_of_its_paths(tmp_path: Path) -> None:
     found = violations(tmp_path, lambda at: (at / "r.toml").rename(at / "s.toml"), task(writes=("r.toml",)))
     assert found == ["s.toml: the task may write only r.toml"]
