@@ -6,7 +6,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlcore.data.shards.ahead import ahead
@@ -44,17 +44,37 @@ def open_catalogue(
 ) -> Catalogue:
     """The catalogue of these shards: their index, the scan in the cache, or a new scan. Its faults are the caller's.
 
-    may_withhold: where no picture at all lies in a class's folder, the labels are withheld. Raises DataError for an
-    index that does not fit its shards, and where no picture is left.
+    may_withhold: of a test split. Where no picture at all lies in a class's folder, the labels are withheld; some of a
+    folder's shards may lack a class. Raises DataError for an index that does not fit its shards, and where no picture
+    is left.
     """
     folder = files[0].parent
-    indexed = (folder / INDEX).is_file() and {file.parent for file in files} == {folder}
-    catalogue = from_index(folder) if indexed else _scanned(files, roots, look, tell, may_withhold)
-    catalogue = with_empty_classes_told(catalogue)
+    if (folder / INDEX).is_file() and {file.parent for file in files} == {folder}:
+        catalogue = _indexed(folder, {file.name for file in files}, roots, may_withhold)
+    else:
+        catalogue = with_empty_classes_told(_scanned(files, roots, look, tell, may_withhold))
     if not len(catalogue):
         seen = "; ".join(catalogue.faults.lines()) or "the archives are empty"
         raise DataError(f"no picture that can be used ({seen})", place=str(folder), fix="name other shards")
     return catalogue
+
+
+def _indexed(folder: Path, names: set[str], roots: Roots, may_lack: bool) -> Catalogue:
+    """What the index has of these shards. What was left out when they were made is told of every part of them."""
+    whole = from_index(folder)
+    known = {path.name for path in whole.shards}
+    if strange := sorted(names - known):
+        raise DataError(
+            f"{INDEX} beside it does not list it",
+            place=str(folder / strange[0]),
+            fix="take it out of the folder, or name the shards by a pattern or a list",
+        )
+    if names == known:
+        return with_empty_classes_told(whole)
+    key = "\n".join([str(folder.resolve()), *sorted(names)])
+    part = whole.of_shards(names, roots.cache / "parts" / hashlib.sha256(key.encode()).hexdigest()[:24])
+    told = with_empty_classes_told(replace(whole if may_lack else part, home=folder))
+    return replace(part, faults=told.faults)
 
 
 def _scanned(files: Sequence[Path], roots: Roots, look: Look, tell: Tell, may_withhold: bool) -> Catalogue:
