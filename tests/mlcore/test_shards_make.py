@@ -201,6 +201,14 @@ def test_a_changed_missing_or_cut_shard_fails_the_check_by_name(tmp_path: Path) 
     call("data", "check", out, "-q", fails=CheckFailed)
 
 
+def test_shards_of_one_name_in_two_folders_are_held_against_their_own_checksums(tmp_path: Path) -> None:
+    for name in ("p", "q"):
+        made(folders(tmp_path / "src", 6 if name == "p" else 12), tmp_path / name)
+    (tmp_path / "list.txt").write_text("p/shard-000000.tar\nq/shard-000000.tar\n")
+    rows = document("data", "check", tmp_path / "list.txt", "-q", fails=CheckFailed)["rows"]
+    assert [row["saw"] for row in rows if row["name"] == "shard-000000.tar"] == ["sha256 as known"] * 2
+
+
 def test_a_folder_of_something_else_and_other_options_are_refused(tmp_path: Path) -> None:
     source, out = folders(tmp_path / "src"), tmp_path / "out"
     out.mkdir()

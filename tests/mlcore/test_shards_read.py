@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -242,6 +243,18 @@ def test_shards_are_named_by_folder_pattern_or_list(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("gone.tar\n")
     with pytest.raises(DatasetMissing, match=r"gone\.tar"):
         shard_files("list.txt", here)
+
+
+def test_shards_of_one_name_in_two_folders_keep_a_checksum_each(tmp_path: Path) -> None:
+    for number, name in enumerate(("p/0.tar", "q/0.tar", "q/1.tar")):
+        tar(tmp_path / name, sound(3, 3 * number))
+    (tmp_path / "list.txt").write_text("p/0.tar\nq/0.tar\nq/1.tar\n")
+    for _ in ("scanned", "kept"):
+        seen = catalogued("list.txt", tmp_path).sha256
+        assert seen == {
+            key: hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()
+            for key, path in {"p/0.tar": "p/0.tar", "q/0.tar": "q/0.tar", "1.tar": "q/1.tar"}.items()
+        }
 
 
 def test_a_class_that_only_the_test_has_and_one_that_is_empty_are_faults(tmp_path: Path) -> None:

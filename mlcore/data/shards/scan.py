@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from mlcore.data.shards.files import Roots, Tell, plain, stamp_of
 from mlcore.data.shards.tarwalk import Member, Span, TarError, is_safe, walk
 from mlcore.errors import DataError
 
-VERSION = 1  # of what a scan keeps
+VERSION = 2  # of what a scan keeps
 PER_WORKER = 8  # pictures under way
 
 
@@ -158,11 +159,11 @@ def _look_at(
     may_withhold: bool,
 ) -> Catalogue:
     faults, seen, sha256 = Faults(), list[_Seen](), dict[str, str]()
-    names = set[str]()
+    names, keys = set[str](), keys_of(files)
     for shard, (file, (path, intact)) in enumerate(zip(files, unpacked, strict=True)):
         tell(f"looking at the pictures of {file.name} ({shard + 1} of {len(files)}, {len(seen):,} so far)")
         with path.open("rb") as stream:
-            sha256[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+            sha256[keys[shard]] = hashlib.file_digest(stream, "sha256").hexdigest()
             span = Span.of_file(stream.fileno(), str(file))
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             found = _candidates(span, shard, names, faults)
@@ -186,6 +187,16 @@ def _look_at(
     sides = {one.shorter for one in sound}
     side = sides.pop() if len(sides) == 1 else 0
     return Catalogue(tuple(path for path, _ in unpacked), table_of(rows), classes, sha256, faults, home, side)
+
+
+def keys_of(files: Sequence[Path]) -> list[str]:
+    """What each shard's checksum is known by: its file's name; of those that share one, the path below all shards."""
+    paths = [os.path.abspath(file) for file in files]  # noqa: PTH100
+    often, above = Counter(Path(path).name for path in set(paths)), os.path.commonpath(paths)
+    return [
+        file.name if often[file.name] == 1 else Path(path).relative_to(above).as_posix()
+        for file, path in zip(files, paths, strict=True)
+    ]
 
 
 def _candidates(span: Span, shard: int, names: set[str], faults: Faults) -> Iterator[_Found]:
