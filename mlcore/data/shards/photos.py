@@ -16,6 +16,7 @@ from mlcore.data.images import Normaliser
 from mlcore.data.loader import Indices
 from mlcore.data.shards.catalogue import Catalogue
 from mlcore.data.shards.decode import Look, decode_square
+from mlcore.data.shards.faults import Faults
 from mlcore.data.shards.feed import ColourNoise, Filler, PhotoFeed, PhotoStream, Seeing
 from mlcore.data.shards.files import Roots, Tell, shard_files
 from mlcore.data.shards.scan import open_catalogue
@@ -26,6 +27,7 @@ from mlcore.result import usable_cores
 from mlcore.rng import Rng
 
 NAME = "shards"
+BLACK = "{} picture for which a black square is scored: "  # a prediction belongs to every picture of the files
 
 
 @dataclass(frozen=True)
@@ -85,23 +87,24 @@ class Photos:
         return Feeds(
             train=PhotoFeed(train, part, labels, batch, rng.child("loader"), noise),
             validation=PhotoStream(Filler(self.train, seeing, train.faults), held, cut.views("centre")),
-            test=self.tested(normaliser),
+            test=self.tested(normaliser, train.faults),
             normaliser=normaliser,
             faults=train.faults,
         )
 
-    def tested(self, normaliser: Normaliser) -> PhotoStream:
-        """The test split, as the recipe has it evaluated."""
-        return self._stream(self.test, normaliser, self.data.views)
+    def tested(self, normaliser: Normaliser, faults: Faults) -> PhotoStream:
+        """The test split, as the recipe has it evaluated; what can't be had any more goes to `faults`."""
+        return self._stream(self.test, "test", normaliser, self.data.views, faults)
 
-    def trained(self, normaliser: Normaliser) -> PhotoStream:
+    def trained(self, normaliser: Normaliser, faults: Faults) -> PhotoStream:
         """All of the training split, not augmented, by the centre view."""
-        return self._stream(self.train, normaliser, "centre")
+        return self._stream(self.train, "training", normaliser, "centre", faults)
 
-    def _stream(self, split: Catalogue, normaliser: Normaliser, views: Views) -> PhotoStream:
+    def _stream(self, split: Catalogue, name: str, normaliser: Normaliser, views: Views, faults: Faults) -> PhotoStream:
         cut = _cut(self.data)
         seeing = Seeing(cut, normaliser, look_of(self.data), self.data.broken != "skip")
-        return PhotoStream(Filler(split, seeing), np.arange(len(split)), cut.views(views))
+        filler = Filler(split, seeing, faults, called=BLACK.format(name))
+        return PhotoStream(filler, np.arange(len(split)), cut.views(views))
 
 
 def find_photos(data: Data, folder: Path | None, tell: Tell) -> Photos:
