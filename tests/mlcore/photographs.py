@@ -57,11 +57,11 @@ def jpeg(seed: int, height: int = SIDE, width: int = 30, kind: int = 0) -> bytes
     return bytes(simplejpeg.encode_jpeg(pixels(seed, height, width, kind), 90))
 
 
-def png(seed: int) -> bytes:
+def png(seed: int, height: int = SIDE, width: int = 30) -> bytes:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(pixels(seed)).save(stream, "PNG")
+    Image.fromarray(pixels(seed, height, width)).save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -20,7 +20,7 @@ import simplejpeg
 from mlcore.data.shards import faults
 from mlcore.data.shards.catalogue import from_index
 from mlcore.data.shards.decode import Look
-from mlcore.data.shards.faults import Faults
+from mlcore.data.shards.faults import Faults, PictureError
 from mlcore.data.shards.files import shard_files
 from mlcore.data.shards.make import Making, recoded
 from mlcore.data.shards.originals import Original, Truth, originals, read_truth
@@ -86,6 +86,20 @@ def test_other_pictures_become_rgb_jpegs_of_the_shorter_side(
     got, shorter = recoded(content, making)
     height, width, colours, _ = simplejpeg.decode_jpeg_header(got)
     assert ((height, width), shorter, colours) == (shape, min(shape), "YCbCr")
+
+
+@pytest.mark.parametrize(
+    ("content", "making"),
+    [
+        (jpeg(1, 1, 300), Making(256, enlarge=True)),  # 76800 pixels wide
+        (png(1, 20, 66_000), Making(256)),
+        (jpeg(1, 24, 30), Making(48, enlarge=True, max_pixels=24 * 60)),
+    ],
+)
+def test_a_picture_that_no_jpeg_can_hold_is_left_out_as_too_large(content: bytes, making: Making) -> None:
+    with pytest.raises(PictureError, match="it would become") as caught:
+        recoded(content, making)
+    assert caught.value.kind == faults.TOO_LARGE
 
 
 # ------------------------------------------------------------------------------------------------ sources

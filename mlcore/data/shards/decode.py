@@ -72,14 +72,17 @@ def decode_square(content: bytes, side: int, most_pixels: int = MOST_PIXELS) -> 
     return Square(_resized(image_HW3, side), 0, 0)
 
 
-def resize(image_HW3: Bytes, shorter: int) -> Bytes:
-    """The whole picture, its shorter side made `shorter` pixels (bicubic, averaging where it shrinks)."""
+def shape_for(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """(height, width) of a picture when its shorter side is made `shorter` pixels."""
+    scale = shorter / min(height, width)
+    return max(round(height * scale), shorter), max(round(width * scale), shorter)
+
+
+def resize(image_HW3: Bytes, shape: tuple[int, int]) -> Bytes:
+    """The whole picture, made that (height, width) (bicubic, averaging where it shrinks)."""
     from PIL import Image
 
-    height, width = image_HW3.shape[:2]
-    scale = shorter / min(height, width)
-    size = (max(round(width * scale), shorter), max(round(height * scale), shorter))
-    return np.array(Image.fromarray(image_HW3).resize(size, Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image_HW3).resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def _resized(image_HW3: Bytes, side: int) -> Bytes:
