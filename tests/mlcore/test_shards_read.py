@@ -18,8 +18,10 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mlcore.data.loader import Batch
+from mlcore.data.pictures import read_pictures
 from mlcore.data.shards import faults
 from mlcore.data.shards.ahead import ahead
 from mlcore.data.shards.catalogue import from_index
@@ -81,6 +83,17 @@ def test_png_under_a_jpegs_name_cmyk_and_grey_become_rgb() -> None:
     grey = decode(bytes(simplejpeg.encode_jpeg(pixels(3)[..., :1].copy(), colorspace="GRAY")))
     assert grey.shape == (SIDE, 30, 3)
     assert np.array_equal(grey[..., 0], grey[..., 2])
+
+
+@pytest.mark.parametrize("ending", ["png", "pgm"])  # modes I;16 and I of Pillow
+def test_grey_of_sixteen_bits_keeps_its_upper_eight(tmp_path: Path, ending: str) -> None:
+    grey, path = pixels(3)[..., 0].astype(np.uint16), tmp_path / f"deep.{ending}"
+    grey[0, :3] = 0, 1, 255
+    Image.fromarray(grey * 257).save(path)
+    want = np.repeat(grey[..., None], 3, axis=2)
+    assert np.array_equal(read_pictures(path, (3, *grey.shape))[0].transpose(1, 2, 0), want)
+    if ending == "png":
+        assert np.array_equal(decode(path.read_bytes()), want)
 
 
 @pytest.mark.parametrize(

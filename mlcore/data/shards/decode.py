@@ -96,6 +96,15 @@ def _resized(image_HW3: Bytes, side: int) -> Bytes:
     return np.array(Image.fromarray(image_HW3).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
+def eight_bits(picture: Any) -> Any:
+    """A Pillow picture; of 16-bit grey the upper eight bits, for Pillow's `convert` makes all above 255 white."""
+    from PIL import Image
+
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
+
+
 def _by_pillow(content: bytes, least: int, most_pixels: int) -> Bytes:
     from PIL import Image, UnidentifiedImageError
 
@@ -104,7 +113,7 @@ def _by_pillow(content: bytes, least: int, most_pixels: int) -> Bytes:
         _demand_size(picture.height, picture.width, most_pixels)
         if least:
             picture.draft(None, (least, least))
-        return np.array(picture.convert("RGB"))
+        return np.array(eight_bits(picture).convert("RGB"))
     except UnidentifiedImageError as error:
         kind = DAMAGED if content.startswith(JPEG_BEGIN) else NO_PICTURE
         raise PictureError(kind, kind=kind) from error
