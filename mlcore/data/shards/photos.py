@@ -126,7 +126,7 @@ def find_photos(data: Data, folder: Path | None, tell: Tell) -> Photos:
     if len(train.classes) != data.classes:
         said = f"{data.classes} classes, but the shards have {len(train.classes)}"
         raise RecipeError(said, place="data.classes", fix="write that number")
-    statistics, _ = statistics_of(train, photo_shape(data)[1], roots.cache, look, tell)
+    statistics, _ = statistics_of(train, photo_shape(data)[1], roots.cache, look, tell, data.broken != "skip")
     return Photos(data, train, test, statistics, files[0].parent)
 
 
