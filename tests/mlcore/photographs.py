@@ -73,6 +73,14 @@ def cmyk(seed: int) -> bytes:
     return stream.getvalue()
 
 
+def bomb() -> bytes:
+    """A JPEG of a few hundred bytes whose header says 9000x9000."""
+    small = bytearray(jpeg(0))
+    at = small.index(b"\xff\xc0") + 5
+    small[at : at + 4] = (9000).to_bytes(2, "big") * 2
+    return bytes(small)
+
+
 def tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
     """A tar of these members, whatever their names."""
     path.parent.mkdir(parents=True, exist_ok=True)

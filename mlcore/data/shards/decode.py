@@ -22,6 +22,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MOST_PIXELS = 1 << 26  # ImageNet's largest has 61 million
 MOST_BYTES = 1 << 28
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError)  # as Pillow's decoders word it
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _by_pillow(content: bytes, least: int, most_pixels: int) -> Bytes:
         raise PictureError(kind, kind=kind) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError("far too many pixels", kind=TOO_LARGE) from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:  # as decoders word damage
+    except DAMAGE as error:
         raise PictureError(f"can't be decoded ({error})", kind=DAMAGED) from error
 
 

@@ -28,7 +28,7 @@ from mlcore.data.shards.faults import (
     Faults,
     PictureError,
 )
-from mlcore.data.shards.files import Roots, Tell, plain, shard_files
+from mlcore.data.shards.files import Roots, Tell, plain, reading, shard_files
 from mlcore.data.shards.tarwalk import Span, TarError, is_safe, walk
 from mlcore.errors import DataError, DatasetMissing
 
@@ -83,11 +83,12 @@ def originals(source: str, truth: Truth | None, roots: Roots, faults: Faults, te
 
     Raises DatasetMissing when there is nothing, DataError for a list of classes that does not fit.
     """
-    folders = [folder for root in roots.folders if (folder := root / source).is_dir()]
-    if folders and (classes := _class_folders(folders[0], faults)):
-        found = _in_folders(classes, faults)
-    else:
-        found = _in_archives(source, roots, faults, tell)
+    with reading(Path(source)):
+        folders = [folder for root in roots.folders if (folder := root / source).is_dir()]
+        if folders and (classes := _class_folders(folders[0], faults)):
+            found = _in_folders(classes, faults)
+        else:
+            found = _in_archives(source, roots, faults, tell)
     if truth:
         found = _with_truth(found, truth, faults)
     kept = [one for one in found if _has_class(one, faults)]

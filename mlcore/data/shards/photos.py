@@ -15,8 +15,8 @@ from mlcore.data.feeds import Feeds, seen_shape
 from mlcore.data.images import Normaliser
 from mlcore.data.loader import Indices
 from mlcore.data.shards.catalogue import Catalogue
-from mlcore.data.shards.decode import Look, decode_square
-from mlcore.data.shards.faults import Faults
+from mlcore.data.shards.decode import FORMATS, Look, decode_square
+from mlcore.data.shards.faults import Faults, PictureError
 from mlcore.data.shards.feed import ColourNoise, Filler, PhotoFeed, PhotoStream, Seeing
 from mlcore.data.shards.files import Roots, Tell, shard_files
 from mlcore.data.shards.scan import open_catalogue
@@ -137,12 +137,14 @@ def photo_shape(data: Data) -> Shape:
 
 
 def read_photo(path: Path, data: Data) -> Bytes:
-    """uint8 [1,3,S,S]: a picture from a file, as the recipe's photographs are; PictureError when it is none."""
+    """uint8 [1,3,S,S]: a picture from a file, as the recipe's photographs are; DataError when it is none."""
     try:
-        content = path.read_bytes()
+        return _square_of(path.read_bytes(), data)[None]
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", place=str(path), fix="name a picture") from error
-    return _square_of(content, data)[None]
+    except PictureError as error:
+        fix = error.fix or f"give {', '.join(FORMATS)}"
+        raise PictureError(error.what, kind=error.kind, place=str(path), fix=fix) from error
 
 
 def _square_of(content: bytes, data: Data) -> Bytes:

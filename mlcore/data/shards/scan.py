@@ -32,7 +32,7 @@ from mlcore.data.shards.faults import (
     Faults,
     PictureError,
 )
-from mlcore.data.shards.files import Roots, Tell, plain, stamp_of
+from mlcore.data.shards.files import Roots, Tell, plain, reading, stamp_of
 from mlcore.data.shards.tarwalk import Member, Span, TarError, is_safe, walk
 from mlcore.errors import DataError
 
@@ -162,7 +162,7 @@ def _look_at(
     names, keys = set[str](), keys_of(files)
     for shard, (file, (path, intact)) in enumerate(zip(files, unpacked, strict=True)):
         tell(f"looking at the pictures of {file.name} ({shard + 1} of {len(files)}, {len(seen):,} so far)")
-        with path.open("rb") as stream:
+        with reading(file), path.open("rb") as stream:
             sha256[keys[shard]] = hashlib.file_digest(stream, "sha256").hexdigest()
             span = Span.of_file(stream.fileno(), str(file))
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)

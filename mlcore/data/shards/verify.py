@@ -10,7 +10,7 @@ from mlcore.data.shards.ahead import ahead
 from mlcore.data.shards.catalogue import INDEX, Catalogue, read_document
 from mlcore.data.shards.decode import Look, decode
 from mlcore.data.shards.faults import PictureError
-from mlcore.data.shards.files import Tell
+from mlcore.data.shards.files import Tell, reading
 from mlcore.errors import DataError
 from mlcore.files import sha256_of
 
@@ -44,7 +44,8 @@ def check_files(files: Sequence[Path], tell: Tell) -> Iterator[Verified]:
     known = expected(files)
     for number, file in enumerate(files, start=1):
         tell(f"reading {file.name} ({number} of {len(files)})")
-        digest, wanted = sha256_of(file), known.get(file)
+        with reading(file):
+            digest, wanted = sha256_of(file), known.get(file)
         if wanted is None:
             yield Verified(file.name, f"no sha256 is known of it; it is {digest}", True)
         else:
