@@ -41,7 +41,8 @@ class Catalogue:
 
     table: `shard` int32 [N], `offset` and `size` int64 [N] in bytes, `crc` uint32 [N] of the bytes, `label` int64 [N]
     into `classes`, -1 where labels are withheld. sha256: by shard. `side`: of the shorter sides, 0 when they differ.
-    `home`: where the statistics belong: the shards' folder, or one of the cache.
+    `home`: where the statistics belong: the shards' folder, or one of the cache. `numbered`: the classes are numbers
+    from 0 that lie beside the pictures.
     """
 
     shards: tuple[Path, ...]
@@ -51,6 +52,7 @@ class Catalogue:
     faults: Faults
     home: Path
     side: int = 0
+    numbered: bool = False
 
     def __len__(self) -> int:
         return len(self.table["offset"])

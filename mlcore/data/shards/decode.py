@@ -18,6 +18,7 @@ from mlcore.data.shards.faults import DAMAGED, NO_PICTURE, TOO_LARGE, PictureErr
 
 JPEG_BEGIN = b"\xff\xd8\xff"
 PLAIN_JPEG = ("YCbCr", "Gray", "RGB")
+NUMBER = ".cls"  # a member that tells its picture's class
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MOST_PIXELS = 1 << 26  # ImageNet's largest has 61 million

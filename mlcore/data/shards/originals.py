@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from mlcore.data.shards.decode import MOST_BYTES, PICTURES
+from mlcore.data.shards.decode import MOST_BYTES, NUMBER, PICTURES
 from mlcore.data.shards.faults import (
     CUT_SHORT,
     DUPLICATE,
@@ -233,6 +233,12 @@ def _in_span(path: Path, span: Span, alone: str, faults: Faults, nest: int) -> I
                 faults.add(IRREGULAR, f"{span.place}:{member.name}")
             elif name.endswith(".tar") and nest > 1:
                 yield from _in_span(path, span.inside(member), PurePosixPath(name).stem, faults, nest - 1)
+            elif name.lower().endswith(NUMBER) and "/" not in name:
+                raise DataError(
+                    "its classes are numbers (.cls), of which no shards are made",
+                    place=f"{span.place}:{member.name}",
+                    fix="train on these shards as they are",
+                )
             elif name.lower().endswith(PICTURES):
                 folder, _, last = name.rpartition("/")
                 yield Original(path, member.offset, member.size, folder.replace("/", "_") or alone, last)

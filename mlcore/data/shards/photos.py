@@ -117,9 +117,10 @@ def find_photos(data: Data, folder: Path | None, tell: Tell) -> Photos:
     assert data.train is not None
     assert data.test is not None
     files = shard_files(data.train, roots)
-    train = open_catalogue(files, roots, look, tell)
+    train = open_catalogue(files, roots, look, tell, classes=data.classes or 0)
     test_files = shard_files(data.test, roots)
-    test = open_catalogue(test_files, roots, look, tell, may_withhold=True).as_classes_of(train.classes)
+    test = open_catalogue(test_files, roots, look, tell, may_withhold=True, classes=data.classes or 0)
+    test = test.as_classes_of(train.classes)
     if data.broken == "refuse":
         train.faults.demand_none()
         test.faults.demand_none()
