@@ -48,7 +48,11 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/20260101-120000-...")]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="A folder that holds mnist/, cifar10/ or is it; else MLCORE_DATA."),
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="A folder that holds mnist/, cifar10/ or is it; where a recipe's shard names begin. Else MLCORE_DATA.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]

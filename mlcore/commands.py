@@ -123,6 +123,7 @@ def _root_of(recipe: config.Recipe, dataset: Any, data: Path | None) -> str:
 def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run on the test images."""
     from mlcore.data.feeds import evaluated
+    from mlcore.data.shards.faults import Faults
     from mlcore.evaluate import evaluate
     from mlcore.session import use_threads
 
@@ -130,11 +131,14 @@ def evaluate_command(folder: Path, data: Path | None) -> dict[str, Any]:
     recipe, found = run.load_recipe(), _checkpoint_of(run)
     dataset = find_any(recipe, data or _existing(found.state.data_dir), quiet=False)
     use_threads(recipe.threads)
+    faults = Faults()
     if recipe.data.dataset == config.SHARDS:
-        stream = dataset.tested(_normaliser(found))
+        stream = dataset.tested(_normaliser(found), faults)
     else:
         stream = evaluated(recipe.data, dataset.test_images, dataset.test_labels, _normaliser(found))
     seen = evaluate(_model(recipe, found), stream)
+    for line in faults.lines():
+        _say(f"warning: {line}")
     return {
         "schema": "mlcore.evaluation/1",
         "run": str(folder),

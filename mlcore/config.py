@@ -52,12 +52,13 @@ SHARD_OPTIONS: dict[str, Any] = {"colour_noise": 0.0, "broken": "refuse", "max_p
 class ShardData(Closed):
     """What only the dataset "shards" has: photographs in tar shards.
 
-    `train`, `test`: a folder, a pattern or a list file, beginning at --data or MLCORE_DATA; where no test picture lies
-    in a class's folder, the labels are withheld and the pictures are predicted all the same. `side`: pixels of the
-    central square, to which a photograph's shorter side is made; `crop` is cut out of it. `classes`: how many there
-    are. `colour_noise`: the paper's sigma of noise along the colours' principal axes. `broken`: refuse a broken
-    picture, or leave it out and count it; what is larger than `max_pixels` is broken. `workers`: decoding threads
-    (0: one per core).
+    `train`, `test`: a folder, a pattern or a list file, beginning at --data or MLCORE_DATA. A picture's class is the
+    folder it lies in, or the number in its .cls (WebDataset's 000001.jpg and 000001.cls); where no test picture has
+    one, the labels are withheld and the pictures are predicted all the same. `side`: pixels of the central square, to
+    which a photograph's shorter side is made; `crop` is cut out of it. `classes`: how many there are; numbers go from
+    0 to one less. `colour_noise`: the paper's sigma of noise along the colours' principal axes. `broken`: refuse a
+    broken picture, or leave it out and count it; what is larger than `max_pixels` is broken. `workers`: decoding
+    threads (0: one per core).
     """
 
     train: str | None = None

@@ -41,7 +41,7 @@ def of_training_images(folder: Path, session: Session, dataset: AnyDataset) -> S
     """Snapshots by the centre view of each image; uint8, or uint16 of more than 256 classes."""
     data = session.recipe.data.model_copy(update={"views": "centre"})
     if isinstance(dataset, Photos):
-        images: Stream = dataset.trained(session.feeds.normaliser)
+        images: Stream = dataset.trained(session.feeds.normaliser, session.feeds.faults)
     else:
         images = evaluated(data, dataset.train_images, None, session.feeds.normaliser)
     return Snapshots(folder, images, np.uint8 if dataset.classes <= 256 else np.uint16)

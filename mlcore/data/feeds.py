@@ -20,7 +20,7 @@ from mlcore.rng import Rng
 class Feeds:
     """The three splits, and what all of them are normalised by. `validation` is empty when nothing is held out.
 
-    `faults`: what could not be read while training went on, counted.
+    `faults`: what of any split could not be read while training and evaluation went on, counted.
     """
 
     train: Feed

@@ -8,6 +8,7 @@ import numpy as np
 from mlcore.data import cifar
 from mlcore.data.dataset import Bytes, Shape
 from mlcore.data.idx import IDX_SUFFIX, read_images
+from mlcore.data.shards.decode import DAMAGE, eight_bits
 from mlcore.errors import DataError
 
 MOST_PIXELS = 4096 * 4096
@@ -29,11 +30,11 @@ def read_pictures(path: Path, shape: Shape) -> Bytes:
         with Image.open(path) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise DataError("more than 4096x4096 pixels", place=str(path), fix="make the picture smaller")
-            converted = picture.convert("L" if channels == 1 else "RGB")
+            converted = eight_bits(picture).convert("L" if channels == 1 else "RGB")
             pixels = np.asarray(converted.resize((width, height), Image.Resampling.LANCZOS), dtype=np.uint8)
     except UnidentifiedImageError as error:  # its message, and OSError's, would name the path again
         raise DataError("not a picture", place=str(path), fix="give PNG or IDX") from error
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"can't be read as a picture ({reason})", place=str(path), fix="give PNG or IDX") from error
     return _light_on_dark(pixels)[None, None] if channels == 1 else pixels.transpose(2, 0, 1)[None]

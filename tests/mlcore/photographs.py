@@ -57,11 +57,11 @@ def jpeg(seed: int, height: int = SIDE, width: int = 30, kind: int = 0) -> bytes
     return bytes(simplejpeg.encode_jpeg(pixels(seed, height, width, kind), 90))
 
 
-def png(seed: int) -> bytes:
+def png(seed: int, height: int = SIDE, width: int = 30) -> bytes:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(pixels(seed)).save(stream, "PNG")
+    Image.fromarray(pixels(seed, height, width)).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -71,6 +71,14 @@ def cmyk(seed: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels(seed)).convert("CMYK").save(stream, "JPEG")
     return stream.getvalue()
+
+
+def bomb() -> bytes:
+    """A JPEG of a few hundred bytes whose header says 9000x9000."""
+    small = bytearray(jpeg(0))
+    at = small.index(b"\xff\xc0") + 5
+    small[at : at + 4] = (9000).to_bytes(2, "big") * 2
+    return bytes(small)
 
 
 def tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:

@@ -144,6 +144,10 @@ def test_evaluate_repeats_what_training_measured(run: Path) -> None:
     assert got["step"] == result["steps"]
 
 
+def test_the_help_says_that_shard_names_begin_at_data() -> None:
+    assert "where a recipe's shard names begin" in " ".join(call("train", "--help").split())
+
+
 def test_evaluate_finds_the_data_where_training_found_it(run: Path) -> None:
     assert document("evaluate", run)["data"]["surrogate"] is True
 

@@ -19,12 +19,16 @@ import simplejpeg
 
 from mlcore.data.shards import faults
 from mlcore.data.shards.catalogue import from_index
-from mlcore.data.shards.faults import Faults
+from mlcore.data.shards.decode import Look
+from mlcore.data.shards.faults import Faults, PictureError
+from mlcore.data.shards.files import shard_files
 from mlcore.data.shards.make import Making, recoded
 from mlcore.data.shards.originals import Original, Truth, originals, read_truth
+from mlcore.data.shards.scan import open_catalogue
+from mlcore.data.shards.stats import statistics_of
 from mlcore.errors import CheckFailed, DataError
 from tests.mlcore.drawn import command
-from tests.mlcore.photographs import CLASSES, cmyk, jpeg, png, roots, sound, tar
+from tests.mlcore.photographs import CLASSES, catalogued, cmyk, jpeg, png, roots, sound, tar
 from tests.mlcore.test_cli import call, document
 
 
@@ -82,6 +86,20 @@ def test_other_pictures_become_rgb_jpegs_of_the_shorter_side(
     got, shorter = recoded(content, making)
     height, width, colours, _ = simplejpeg.decode_jpeg_header(got)
     assert ((height, width), shorter, colours) == (shape, min(shape), "YCbCr")
+
+
+@pytest.mark.parametrize(
+    ("content", "making"),
+    [
+        (jpeg(1, 1, 300), Making(256, enlarge=True)),  # 76800 pixels wide
+        (png(1, 20, 66_000), Making(256)),
+        (jpeg(1, 24, 30), Making(48, enlarge=True, max_pixels=24 * 60)),
+    ],
+)
+def test_a_picture_that_no_jpeg_can_hold_is_left_out_as_too_large(content: bytes, making: Making) -> None:
+    with pytest.raises(PictureError, match="it would become") as caught:
+        recoded(content, making)
+    assert caught.value.kind == faults.TOO_LARGE
 
 
 # ------------------------------------------------------------------------------------------------ sources
@@ -197,6 +215,14 @@ def test_a_changed_missing_or_cut_shard_fails_the_check_by_name(tmp_path: Path) 
     call("data", "check", out, "-q", fails=CheckFailed)
 
 
+def test_shards_of_one_name_in_two_folders_are_held_against_their_own_checksums(tmp_path: Path) -> None:
+    for name in ("p", "q"):
+        made(folders(tmp_path / "src", 6 if name == "p" else 12), tmp_path / name)
+    (tmp_path / "list.txt").write_text("p/shard-000000.tar\nq/shard-000000.tar\n")
+    rows = document("data", "check", tmp_path / "list.txt", "-q", fails=CheckFailed)["rows"]
+    assert [row["saw"] for row in rows if row["name"] == "shard-000000.tar"] == ["sha256 as known"] * 2
+
+
 def test_a_folder_of_something_else_and_other_options_are_refused(tmp_path: Path) -> None:
     source, out = folders(tmp_path / "src"), tmp_path / "out"
     out.mkdir()
@@ -256,6 +282,53 @@ def test_statistics_are_kept_beside_the_shards(tmp_path: Path) -> None:
     assert document("data", "stats", tmp_path / "out", "-q") == said
     assert Path(said["path"]).stat().st_mtime_ns == before
     assert json.loads((tmp_path / "out" / "index.json").read_text())["images"] == 12
+
+
+def test_some_shards_of_an_indexed_folder_are_those_and_no_others(tmp_path: Path) -> None:
+    made(folders(tmp_path / "src"), tmp_path / "out")
+    (tmp_path / "list.txt").write_text("out/shard-000000.tar\nout/shard-000002.tar\n")
+    whole = catalogued("out", tmp_path)
+    for name, chosen in {"out/shard-00000[12].tar": (1, 2), "out/shard-000001.tar": (1,), "list.txt": (0, 2)}.items():
+        part = catalogued(name, tmp_path)
+        files = [f"shard-{number:06}.tar" for number in chosen]
+        assert [path.name for path in part.shards] == list(part.sha256) == files
+        rows = [i for i, shard in enumerate(whole.table["shard"]) if shard in chosen]
+        assert [part.read(i) for i in range(len(part))] == [whole.read(i) for i in rows]
+        assert part.labels.tolist() == whole.labels[rows].tolist()
+        assert part.classes == CLASSES
+
+
+def test_each_part_of_an_indexed_folder_has_statistics_of_its_own(tmp_path: Path) -> None:
+    made(folders(tmp_path / "src"), tmp_path / "out")
+    paths = set[Path]()
+    for name, count in {"out": 12, "out/shard-00000[01].tar": 10, "out/shard-00000[12].tar": 7}.items():
+        part, cache = catalogued(name, tmp_path), tmp_path / "cache"
+        statistics, path = statistics_of(part, 24, cache, Look(1), lambda text: None)
+        assert statistics.count == count
+        paths.add(path)
+        written = path.stat().st_mtime_ns
+    for name in ("out", "out/shard-00000[01].tar"):
+        told = list[str]()
+        paths.add(statistics_of(catalogued(name, tmp_path), 24, cache, Look(1), told.append)[1])
+        assert not told  # kept: not measured again
+    assert (len(paths), path.stat().st_mtime_ns) == (3, written)
+
+
+def test_a_class_that_some_shards_lack_is_told_of_training_and_not_of_a_test(tmp_path: Path) -> None:
+    made(folders(tmp_path / "src", 3), tmp_path / "out", "--per-shard", "1")
+    here = roots(tmp_path)
+    files = shard_files("out/shard-000001.tar", here)
+    for withhold, seen in ((False, {faults.EMPTY_CLASS: 2}), (True, {})):
+        catalogue = open_catalogue(files, here, Look(1), lambda text: None, withhold)
+        assert (catalogue.classes, catalogue.faults.counts) == (CLASSES, seen)
+
+
+def test_a_shard_that_the_index_beside_it_does_not_list_is_refused(tmp_path: Path) -> None:
+    made(folders(tmp_path / "src"), tmp_path / "out")
+    tar(tmp_path / "out" / "more.tar", sound(3))
+    for name in ("out", "out/more.tar"):
+        with pytest.raises(DataError, match=r"more\.tar: index\.json beside it does not list it"):
+            catalogued(name, tmp_path)
 
 
 def test_a_second_member_of_one_name_is_left_out(tmp_path: Path) -> None:

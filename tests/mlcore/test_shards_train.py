@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from mlcore import config
+from mlcore.cli import app
 from mlcore.data.shards import faults
 from mlcore.errors import DataError, RecipeError
 from tests.mlcore.drawn import command, mlcore
@@ -79,6 +81,25 @@ def test_broken_pictures_are_refused_before_training_or_left_out_and_told_in_the
     assert [warning.partition(" (")[0] for warning in result["warnings"]] == [
         f"left out: 1 x {faults.DAMAGED}", f"left out: 1 x {faults.NO_PICTURE}",
     ]  # fmt: skip
+
+
+def test_broken_test_and_snapshot_pictures_that_are_scored_as_black_are_told_in_the_result(data: Path) -> None:
+    for split in ("train", "test"):
+        call("data", "shards", data / split, data / f"made-{split}", "--side", "24", "-q")
+        call("data", "stats", data / f"made-{split}", "-q")
+        with (data / f"made-{split}" / "shard-000000.tar").open("r+b") as stream:
+            stream.seek(700)  # in the first picture: changed after it was catalogued
+            stream.write(b"zzzz")
+    here = ("data.train=made-train", "data.test=made-test", 'data.broken="skip"')
+    result = trained(data, "run", *here, "train.epochs=1", "train.snapshots=true")
+    assert [warning.partition(" (")[0] for warning in result["warnings"]] == [
+        f"left out: 1 x {faults.CHANGED}",
+        f"left out: 1 x training picture for which a black square is scored: {faults.CHANGED}",
+        f"left out: 1 x test picture for which a black square is scored: {faults.CHANGED}",
+    ]
+    assert "made-test/shard-000000.tar: byte" in result["warnings"][-1]
+    told = CliRunner().invoke(app, ["evaluate", str(data / "run"), "--data", str(data)]).stderr
+    assert "warning: left out: 1 x test picture for which a black square is scored" in told
 
 
 def test_the_control_with_labels_dealt_out_anew_learns_nothing(data: Path) -> None:

@@ -14,7 +14,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -41,7 +41,8 @@ class Catalogue:
 
     table: `shard` int32 [N], `offset` and `size` int64 [N] in bytes, `crc` uint32 [N] of the bytes, `label` int64 [N]
     into `classes`, -1 where labels are withheld. sha256: by shard. `side`: of the shorter sides, 0 when they differ.
-    `home`: where the statistics belong: the shards' folder, or one of the cache.
+    `home`: where the statistics belong: the shards' folder, or one of the cache. `numbered`: the classes are numbers
+    from 0 that lie beside the pictures.
     """
 
     shards: tuple[Path, ...]
@@ -51,6 +52,7 @@ class Catalogue:
     faults: Faults
     home: Path
     side: int = 0
+    numbered: bool = False
 
     def __len__(self) -> int:
         return len(self.table["offset"])
@@ -90,6 +92,16 @@ class Catalogue:
     def kept(self, keep_N: npt.NDArray[np.bool_]) -> Catalogue:
         """Only the pictures where `keep_N` is true."""
         return replace(self, table={name: column[keep_N] for name, column in self.table.items()})
+
+    def of_shards(self, names: Collection[str], home: Path) -> Catalogue:
+        """Only the shards of these names, with the classes of all; `home` is this part's own."""
+        chosen = np.array([path.name in names for path in self.shards])
+        shards = tuple(path for path in self.shards if path.name in names)
+        part = self.kept(chosen[self.table["shard"]])
+        number = (np.cumsum(chosen) - 1).astype(COLUMNS["shard"])
+        table = {**part.table, "shard": number[part.table["shard"]]}
+        sha256 = {path.name: self.sha256[path.name] for path in shards}
+        return replace(self, shards=shards, table=table, sha256=sha256, home=home)
 
     def as_classes_of(self, classes: Sequence[str]) -> Catalogue:
         """The same with another split's classes; pictures of a class that it does not have become faults.

@@ -18,10 +18,12 @@ from mlcore.data.shards.faults import DAMAGED, NO_PICTURE, TOO_LARGE, PictureErr
 
 JPEG_BEGIN = b"\xff\xd8\xff"
 PLAIN_JPEG = ("YCbCr", "Gray", "RGB")
+NUMBER = ".cls"  # a member that tells its picture's class
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MOST_PIXELS = 1 << 26  # ImageNet's largest has 61 million
 MOST_BYTES = 1 << 28
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError)  # as Pillow's decoders word it
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,17 @@ def decode_square(content: bytes, side: int, most_pixels: int = MOST_PIXELS) -> 
     return Square(_resized(image_HW3, side), 0, 0)
 
 
-def resize(image_HW3: Bytes, shorter: int) -> Bytes:
-    """The whole picture, its shorter side made `shorter` pixels (bicubic, averaging where it shrinks)."""
+def shape_for(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """(height, width) of a picture when its shorter side is made `shorter` pixels."""
+    scale = shorter / min(height, width)
+    return max(round(height * scale), shorter), max(round(width * scale), shorter)
+
+
+def resize(image_HW3: Bytes, shape: tuple[int, int]) -> Bytes:
+    """The whole picture, made that (height, width) (bicubic, averaging where it shrinks)."""
     from PIL import Image
 
-    height, width = image_HW3.shape[:2]
-    scale = shorter / min(height, width)
-    size = (max(round(width * scale), shorter), max(round(height * scale), shorter))
-    return np.array(Image.fromarray(image_HW3).resize(size, Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image_HW3).resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def _resized(image_HW3: Bytes, side: int) -> Bytes:
@@ -93,6 +98,15 @@ def _resized(image_HW3: Bytes, side: int) -> Bytes:
     return np.array(Image.fromarray(image_HW3).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
+def eight_bits(picture: Any) -> Any:
+    """A Pillow picture; of 16-bit grey the upper eight bits, for Pillow's `convert` makes all above 255 white."""
+    from PIL import Image
+
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
+
+
 def _by_pillow(content: bytes, least: int, most_pixels: int) -> Bytes:
     from PIL import Image, UnidentifiedImageError
 
@@ -101,13 +115,13 @@ def _by_pillow(content: bytes, least: int, most_pixels: int) -> Bytes:
         _demand_size(picture.height, picture.width, most_pixels)
         if least:
             picture.draft(None, (least, least))
-        return np.array(picture.convert("RGB"))
+        return np.array(eight_bits(picture).convert("RGB"))
     except UnidentifiedImageError as error:
         kind = DAMAGED if content.startswith(JPEG_BEGIN) else NO_PICTURE
         raise PictureError(kind, kind=kind) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError("far too many pixels", kind=TOO_LARGE) from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:  # as decoders word damage
+    except DAMAGE as error:
         raise PictureError(f"can't be decoded ({error})", kind=DAMAGED) from error
 
 

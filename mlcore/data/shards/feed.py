@@ -109,13 +109,14 @@ class _Whole:
 class Filler:
     """Decodes and cuts in threads. `faults`: the photographs that could not be had any more, where that is allowed.
 
-    `mine`: of so many photographs, those that are wanted; None: all.
+    `mine`: of so many photographs, those that are wanted; None: all. `called`: what comes before a fault's kind.
     """
 
     catalogue: Catalogue
     seeing: Seeing
     faults: Faults = field(default_factory=Faults)
     mine: Callable[[int], slice] | None = None
+    called: str = ""
 
     def filled(self, wholes: Iterable[_Whole]) -> Iterator[tuple[Floats, npt.NDArray[np.bool_]]]:
         """For each whole: float32 [n,V,3,P,Q], and which of the n photographs are in it; the others are zeros."""
@@ -151,7 +152,7 @@ class Filler:
             except PictureError as error:
                 if self.seeing.refuse:
                     raise
-                piece.faults.add(error.kind, f"{error.place}: {error.what}")
+                piece.faults.add(f"{self.called}{error.kind}", f"{error.place}: {error.what}")
                 piece.came[at], piece.out[at] = False, 0
         return piece
 

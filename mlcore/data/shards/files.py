@@ -7,6 +7,7 @@ shard; it counts against a bound. Shards that `mlcore data shards` makes are pla
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import lzma
@@ -54,12 +55,23 @@ def shard_files(name: str, roots: Roots) -> tuple[Path, ...]:
     Sorted by name; of `x.tar` and `x.tar.xz` the plain one is taken. Raises DatasetMissing when there is none.
     """
     for root in roots.folders:
-        if found := _shards_at(root / name):
-            return found
+        with reading(root / name):
+            if found := _shards_at(root / name):
+                return found
     looked = ", ".join(str(root / name) for root in roots.folders)
     raise DatasetMissing(
         "no tar shards", place=looked, fix="name a folder, a pattern or a list file; --data or MLCORE_DATA is its root"
     )
+
+
+@contextlib.contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """Make what the system says of a file or folder that can't be read a DataError."""
+    try:
+        yield
+    except OSError as error:
+        fix = "make it readable, or name something else"
+        raise DataError(f"can't be read ({error.strerror})", place=str(error.filename or place), fix=fix) from error
 
 
 def _shards_at(path: Path) -> tuple[Path, ...]:
@@ -74,7 +86,11 @@ def _shards_at(path: Path) -> tuple[Path, ...]:
 
 def _listed(path: Path) -> tuple[Path, ...]:
     """The files that a list names, relative to its folder; # begins a comment."""
-    lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not a list of paths ({error})", place=str(path), fix="write it in UTF-8") from error
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
     files = tuple(path.parent / line for line in lines if line)
     for file in files:
         if not file.is_file():
@@ -93,7 +109,8 @@ def _chosen(files: Sequence[Path]) -> tuple[Path, ...]:
 
 def stamp_of(path: Path) -> str:
     """A name for the file as it is now: changes when its path, size or time does."""
-    status = path.stat()
+    with reading(path):
+        status = path.stat()
     text = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from mlcore.data.shards.ahead import ahead
 from mlcore.data.shards.catalogue import INDEX, read_document, table_of, write_index
-from mlcore.data.shards.decode import JPEG_BEGIN, MOST_PIXELS, PLAIN_JPEG, decode, resize
-from mlcore.data.shards.faults import Faults, PictureError
+from mlcore.data.shards.decode import JPEG_BEGIN, MOST_PIXELS, PLAIN_JPEG, decode, resize, shape_for
+from mlcore.data.shards.faults import TOO_LARGE, Faults, PictureError
 from mlcore.data.shards.files import Tell
 from mlcore.data.shards.originals import Original
 from mlcore.errors import DataError, MlcoreError
@@ -32,6 +32,7 @@ from mlcore.rng import Rng
 WORK = ".making"
 END = bytes(1024)  # two empty blocks
 PER_WORKER = 8
+MOST_JPEG = 65_500  # pixels a side that libjpeg writes
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,19 @@ def recoded(content: bytes, making: Making) -> tuple[bytes, int]:
     if shorter := _fits_already(content, making):
         return content, shorter
     image_HW3 = decode(content, making.side, making.max_pixels)
-    shorter = min(image_HW3.shape[:2])
-    if shorter > making.side or (shorter < making.side and making.enlarge):
-        image_HW3, shorter = resize(image_HW3, making.side), making.side
+    height, width = image_HW3.shape[:2]
+    shorter = making.side if making.enlarge else min(making.side, height, width)
+    shape = shape_for(height, width, shorter)
+    _demand_jpeg(*shape, making)  # before the picture is made that large
+    if shape != (height, width):
+        image_HW3 = resize(image_HW3, shape)
     return bytes(simplejpeg.encode_jpeg(image_HW3, making.quality, "RGB", "420")), shorter
+
+
+def _demand_jpeg(height: int, width: int, making: Making) -> None:
+    if max(height, width) > MOST_JPEG or height * width > making.max_pixels:
+        said = f"it would become {width}x{height} pixels, more than {MOST_JPEG} a side or {making.max_pixels} in all"
+        raise PictureError(said, kind=TOO_LARGE)
 
 
 def _fits_already(content: bytes, making: Making) -> int:

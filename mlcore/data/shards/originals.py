@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from mlcore.data.shards.decode import MOST_BYTES, PICTURES
+from mlcore.data.shards.decode import MOST_BYTES, NUMBER, PICTURES
 from mlcore.data.shards.faults import (
     CUT_SHORT,
     DUPLICATE,
@@ -28,7 +28,7 @@ from mlcore.data.shards.faults import (
     Faults,
     PictureError,
 )
-from mlcore.data.shards.files import Roots, Tell, plain, shard_files
+from mlcore.data.shards.files import Roots, Tell, plain, reading, shard_files
 from mlcore.data.shards.tarwalk import Span, TarError, is_safe, walk
 from mlcore.errors import DataError, DatasetMissing
 
@@ -83,11 +83,12 @@ def originals(source: str, truth: Truth | None, roots: Roots, faults: Faults, te
 
     Raises DatasetMissing when there is nothing, DataError for a list of classes that does not fit.
     """
-    folders = [folder for root in roots.folders if (folder := root / source).is_dir()]
-    if folders and (classes := _class_folders(folders[0], faults)):
-        found = _in_folders(classes, faults)
-    else:
-        found = _in_archives(source, roots, faults, tell)
+    with reading(Path(source)):
+        folders = [folder for root in roots.folders if (folder := root / source).is_dir()]
+        if folders and (classes := _class_folders(folders[0], faults)):
+            found = _in_folders(classes, faults)
+        else:
+            found = _in_archives(source, roots, faults, tell)
     if truth:
         found = _with_truth(found, truth, faults)
     kept = [one for one in found if _has_class(one, faults)]
@@ -232,6 +233,12 @@ def _in_span(path: Path, span: Span, alone: str, faults: Faults, nest: int) -> I
                 faults.add(IRREGULAR, f"{span.place}:{member.name}")
             elif name.endswith(".tar") and nest > 1:
                 yield from _in_span(path, span.inside(member), PurePosixPath(name).stem, faults, nest - 1)
+            elif name.lower().endswith(NUMBER) and "/" not in name:
+                raise DataError(
+                    "its classes are numbers (.cls), of which no shards are made",
+                    place=f"{span.place}:{member.name}",
+                    fix="train on these shards as they are",
+                )
             elif name.lower().endswith(PICTURES):
                 folder, _, last = name.rpartition("/")
                 yield Original(path, member.offset, member.size, folder.replace("/", "_") or alone, last)

@@ -15,7 +15,8 @@ from mlcore.data.feeds import Feeds, seen_shape
 from mlcore.data.images import Normaliser
 from mlcore.data.loader import Indices
 from mlcore.data.shards.catalogue import Catalogue
-from mlcore.data.shards.decode import Look, decode_square
+from mlcore.data.shards.decode import FORMATS, Look, decode_square
+from mlcore.data.shards.faults import Faults, PictureError
 from mlcore.data.shards.feed import ColourNoise, Filler, PhotoFeed, PhotoStream, Seeing
 from mlcore.data.shards.files import Roots, Tell, shard_files
 from mlcore.data.shards.scan import open_catalogue
@@ -26,6 +27,7 @@ from mlcore.result import usable_cores
 from mlcore.rng import Rng
 
 NAME = "shards"
+BLACK = "{} picture for which a black square is scored: "  # a prediction belongs to every picture of the files
 
 
 @dataclass(frozen=True)
@@ -85,23 +87,24 @@ class Photos:
         return Feeds(
             train=PhotoFeed(train, part, labels, batch, rng.child("loader"), noise),
             validation=PhotoStream(Filler(self.train, seeing, train.faults), held, cut.views("centre")),
-            test=self.tested(normaliser),
+            test=self.tested(normaliser, train.faults),
             normaliser=normaliser,
             faults=train.faults,
         )
 
-    def tested(self, normaliser: Normaliser) -> PhotoStream:
-        """The test split, as the recipe has it evaluated."""
-        return self._stream(self.test, normaliser, self.data.views)
+    def tested(self, normaliser: Normaliser, faults: Faults) -> PhotoStream:
+        """The test split, as the recipe has it evaluated; what can't be had any more goes to `faults`."""
+        return self._stream(self.test, "test", normaliser, self.data.views, faults)
 
-    def trained(self, normaliser: Normaliser) -> PhotoStream:
+    def trained(self, normaliser: Normaliser, faults: Faults) -> PhotoStream:
         """All of the training split, not augmented, by the centre view."""
-        return self._stream(self.train, normaliser, "centre")
+        return self._stream(self.train, "training", normaliser, "centre", faults)
 
-    def _stream(self, split: Catalogue, normaliser: Normaliser, views: Views) -> PhotoStream:
+    def _stream(self, split: Catalogue, name: str, normaliser: Normaliser, views: Views, faults: Faults) -> PhotoStream:
         cut = _cut(self.data)
         seeing = Seeing(cut, normaliser, look_of(self.data), self.data.broken != "skip")
-        return PhotoStream(Filler(split, seeing), np.arange(len(split)), cut.views(views))
+        filler = Filler(split, seeing, faults, called=BLACK.format(name))
+        return PhotoStream(filler, np.arange(len(split)), cut.views(views))
 
 
 def find_photos(data: Data, folder: Path | None, tell: Tell) -> Photos:
@@ -114,16 +117,17 @@ def find_photos(data: Data, folder: Path | None, tell: Tell) -> Photos:
     assert data.train is not None
     assert data.test is not None
     files = shard_files(data.train, roots)
-    train = open_catalogue(files, roots, look, tell)
+    train = open_catalogue(files, roots, look, tell, classes=data.classes or 0)
     test_files = shard_files(data.test, roots)
-    test = open_catalogue(test_files, roots, look, tell, may_withhold=True).as_classes_of(train.classes)
+    test = open_catalogue(test_files, roots, look, tell, may_withhold=True, classes=data.classes or 0)
+    test = test.as_classes_of(train.classes)
     if data.broken == "refuse":
         train.faults.demand_none()
         test.faults.demand_none()
     if len(train.classes) != data.classes:
         said = f"{data.classes} classes, but the shards have {len(train.classes)}"
         raise RecipeError(said, place="data.classes", fix="write that number")
-    statistics, _ = statistics_of(train, photo_shape(data)[1], roots.cache, look, tell)
+    statistics, _ = statistics_of(train, photo_shape(data)[1], roots.cache, look, tell, data.broken != "skip")
     return Photos(data, train, test, statistics, files[0].parent)
 
 
@@ -134,12 +138,14 @@ def photo_shape(data: Data) -> Shape:
 
 
 def read_photo(path: Path, data: Data) -> Bytes:
-    """uint8 [1,3,S,S]: a picture from a file, as the recipe's photographs are; PictureError when it is none."""
+    """uint8 [1,3,S,S]: a picture from a file, as the recipe's photographs are; DataError when it is none."""
     try:
-        content = path.read_bytes()
+        return _square_of(path.read_bytes(), data)[None]
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", place=str(path), fix="name a picture") from error
-    return _square_of(content, data)[None]
+    except PictureError as error:
+        fix = error.fix or f"give {', '.join(FORMATS)}"
+        raise PictureError(error.what, kind=error.kind, place=str(path), fix=fix) from error
 
 
 def _square_of(content: bytes, data: Data) -> Bytes:

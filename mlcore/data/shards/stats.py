@@ -17,15 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mlcore.data.shards.ahead import ahead
-from mlcore.data.shards.catalogue import Catalogue, members_bytes
+from mlcore.data.shards.catalogue import AGAIN, Catalogue, members_bytes
 from mlcore.data.shards.decode import Look, Square, decode_square
+from mlcore.data.shards.faults import Faults, PictureError
 from mlcore.data.shards.files import Tell
+from mlcore.errors import DataError
 from mlcore.files import write_bytes
 from mlcore.kernels.photo import add_up
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 TOLD_EVERY = 1000
 PER_WORKER = 4
+LACKED = "training picture that the mean image lacks: "
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +67,13 @@ class Statistics:
         return np.ascontiguousarray((vectors * signs * np.sqrt(np.maximum(values, 0))).T)
 
 
-def statistics_of(catalogue: Catalogue, side: int, cache: Path, look: Look, tell: Tell) -> tuple[Statistics, Path]:
+def statistics_of(
+    catalogue: Catalogue, side: int, cache: Path, look: Look, tell: Tell, refuse: bool = True
+) -> tuple[Statistics, Path]:
     """The statistics of a catalogue's central squares of that side, and the file that keeps them.
 
-    They are kept beside the shards, or in `cache` where that can't be written. Raises DataError (PictureError) for a
-    picture that can't be decoded.
+    They are kept beside the shards, or in `cache` where that can't be written; not those that lack a picture. Raises
+    DataError as `measure` does.
     """
     of = hashlib.sha256(members_bytes(catalogue.table)).hexdigest()
     name = f"statistics-{side}.npz"
@@ -76,8 +81,8 @@ def statistics_of(catalogue: Catalogue, side: int, cache: Path, look: Look, tell
     for path in places:
         if found := _kept(path, of, side):
             return found, path
-    made = measure(catalogue, side, look, tell)
-    for path in places:
+    made = measure(catalogue, side, look, tell, refuse)
+    for path in places if made.count == len(catalogue) else ():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, _packed(made, of))
@@ -87,18 +92,34 @@ def statistics_of(catalogue: Catalogue, side: int, cache: Path, look: Look, tell
     return made, places[-1]
 
 
-def measure(catalogue: Catalogue, side: int, look: Look, tell: Tell) -> Statistics:
-    """Decode every picture once and add up its central square."""
+def measure(catalogue: Catalogue, side: int, look: Look, tell: Tell, refuse: bool = True) -> Statistics:
+    """Decode every picture once and add up its central square.
 
-    def square(index: int) -> Square:
-        return decode_square(catalogue.read(index), side, look.most_pixels)
+    A picture that can't be had is refused (DataError), or counted in the catalogue's faults and not added.
+    """
+
+    def square(index: int) -> Square | PictureError:
+        try:
+            return decode_square(catalogue.read(index), side, look.most_pixels)
+        except PictureError as error:
+            return PictureError(error.what, kind=error.kind, place=catalogue.place(index))
 
     total, products = np.zeros((side, side, 3), np.int64), np.zeros((3, 3), np.int64)
-    count = len(catalogue)
+    count, faults = len(catalogue), Faults()
     for done, one in enumerate(ahead(square, range(count), look.workers, PER_WORKER * look.workers)):
-        add_up(one.image_HW3, (one.top, one.left), total, products)
+        if isinstance(one, PictureError):
+            faults.add(one.kind, f"{one.place}: {one.what}")
+            if refuse:
+                faults.demand_none()
+        else:
+            add_up(one.image_HW3, (one.top, one.left), total, products)
         if done % TOLD_EVERY == 0:
             tell(f"measuring the mean image and the colours: {done:,} of {count:,} pictures")
+    for kind, lost in faults.counts.items():
+        catalogue.faults.add(f"{LACKED}{kind}", faults.first[kind], lost)
+        count -= lost
+    if not count:
+        raise DataError(f"no picture can be measured ({faults.lines()[0]})", place=str(catalogue.home), fix=AGAIN)
     return Statistics(count, total, products)
 
 

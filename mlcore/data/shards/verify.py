@@ -10,7 +10,7 @@ from mlcore.data.shards.ahead import ahead
 from mlcore.data.shards.catalogue import INDEX, Catalogue, read_document
 from mlcore.data.shards.decode import Look, decode
 from mlcore.data.shards.faults import PictureError
-from mlcore.data.shards.files import Tell
+from mlcore.data.shards.files import Tell, reading
 from mlcore.errors import DataError
 from mlcore.files import sha256_of
 
@@ -27,14 +27,15 @@ class Verified:
     passed: bool
 
 
-def expected(files: Sequence[Path]) -> dict[str, str]:
-    """sha256 by file name, as index.json or MANIFEST.json beside the files has them."""
-    known = dict[str, str]()
+def expected(files: Sequence[Path]) -> dict[Path, str]:
+    """sha256 by file, as index.json or MANIFEST.json beside the files has them."""
+    known = dict[Path, str]()
     for folder in {file.parent for file in files}:
         for document, entries, name in ((INDEX, "shards", "name"), (MANIFEST, "files", "file")):
             if (folder / document).is_file():
                 listed = read_document(folder / document).get(entries, [])
-                known |= {str(one[name]): str(one["sha256"]) for one in listed if isinstance(one, dict) and name in one}
+                told = [one for one in listed if isinstance(one, dict) and name in one]
+                known |= {folder / str(one[name]): str(one["sha256"]) for one in told}
     return known
 
 
@@ -43,7 +44,8 @@ def check_files(files: Sequence[Path], tell: Tell) -> Iterator[Verified]:
     known = expected(files)
     for number, file in enumerate(files, start=1):
         tell(f"reading {file.name} ({number} of {len(files)})")
-        digest, wanted = sha256_of(file), known.get(file.name)
+        with reading(file):
+            digest, wanted = sha256_of(file), known.get(file)
         if wanted is None:
             yield Verified(file.name, f"no sha256 is known of it; it is {digest}", True)
         else:
