@@ -199,6 +199,15 @@ def test_a_network_that_can_not_learn_is_caught_by_overfitting_and_learning() ->
     assert got["batch round trip"]
 
 
+def test_a_recipe_that_begins_slowly_is_given_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "optimiser.rate=0.0001"
+    assert verdicts(None, slow)["real labels learn"]
+    verdicts.cache_clear()
+    monkeypatch.setattr("mlcore.check.PASSES", (1,))
+    assert not verdicts(None, slow)["real labels learn"]
+    verdicts.cache_clear()
+
+
 def test_what_trains_the_recipe_is_what_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan in lanes that forgets to move the weights can't learn one batch, although the tape could."""
     use_threads(1)
