@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +79,7 @@ def locate(name: str, data: Path | None) -> Dataset:
         raise InputError(f"dataset `{name}` could not be had; give its folder with --data (see the message above)")
     found = json.loads(done.stdout)
     folder, official = Path(found["path"]), dict(FORMATS[name].official)
-    hashes = {file: hashlib.sha256(FORMATS[name].raw(folder, file)).hexdigest() for file in official}
+    hashes = _digests(name, folder, official)
     return Dataset(name, folder, hashes, hashes == official, bool(found["surrogate"]))
 
 
@@ -90,8 +90,21 @@ def _photographs(name: str, data: Path | None) -> Dataset:
     folder = root / kind.folder if root else Path(kind.folder)
     if not (root and folder.is_dir()):
         return Dataset(name, folder, {}, official=False, surrogate=False, absent=True)
-    hashes = {split: hashlib.sha256(kind.raw(folder, split)).hexdigest() for split in kind.official}
+    hashes = _digests(name, folder, kind.official)
     return Dataset(name, folder, hashes, hashes == kind.official, surrogate=False)
+
+
+def _digests(name: str, folder: Path, parts: Iterable[str]) -> dict[str, str]:
+    raw = {**FORMATS, **PHOTOGRAPHS}[name].raw
+    return {part: hashlib.sha256(raw(folder, part)).hexdigest() for part in parts}
+
+
+def demand_same(dataset: Dataset) -> None:
+    """InputError when the files are no longer those that the dataset was known by."""
+    present = _digests(dataset.name, dataset.folder, dataset.sha256)
+    if other := [part for part, digest in dataset.sha256.items() if present[part] != digest]:
+        what = f"{dataset.folder}: {', '.join(other)} changed since the run began"
+        raise InputError(f"{what}; put the files back, or start a new run with `orchestrate run`")
 
 
 def withhold(dataset: Dataset, target: Path) -> Path:

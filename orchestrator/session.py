@@ -88,6 +88,8 @@ def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:
     base = base_files(state, checkout.root, row["base_commit"])
     plan, library, assignments = read_plan(base, row["plan"])
     found = {each["name"]: Dataset(**{**each, "folder": Path(each["folder"])}) for each in json.loads(row["dataset"])}
+    for dataset in found.values():
+        datasets.demand_same(dataset)
     return Run(
         id=run_id,
         state=state,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import lzma
 import struct
@@ -46,6 +47,16 @@ def split(folder: Path, dataset: Dataset, seed: int) -> tuple[Bytes, Bytes, np.n
     datasets.gate_split(dataset, folder, seed)
     found = read_idx(folder / "data/mnist" / TEST_IMAGES, 3)
     return found, np.load(folder / "answers.npy"), np.load(folder / "made.npy")
+
+
+def test_files_that_changed_while_a_run_was_interrupted_are_named(tmp_path: Path) -> None:
+    """Else a verdict would be signed under the checksums of files that it was not measured on."""
+    fresh = drawn(tmp_path / "mnist")
+    known = dataclasses.replace(fresh, sha256=datasets._digests("mnist", fresh.folder, fresh.sha256))
+    datasets.demand_same(known)
+    drawn(tmp_path / "mnist", seed=5)
+    with pytest.raises(InputError, match=rf"{TRAIN_IMAGES}.* changed since the run began; put the files back, or"):
+        datasets.demand_same(known)
 
 
 # What an agent sees
