@@ -72,6 +72,10 @@ class Trainer:
     team: Team = field(default_factory=Team)
     snapshots: Snapshots | None = None
     saved_at: float = field(default_factory=time.monotonic)
+    told: set[str] = field(default_factory=set)  # kinds of faults
+
+    def __post_init__(self) -> None:
+        self.faults_before = dict(self.session.feeds.faults.counts)  # those that were left out before training
 
     @cached_property
     def engine(self) -> Engine:
@@ -218,6 +222,7 @@ class Trainer:
         self.display.say(_epoch_line(row, -(-self.session.total_steps // self.session.loader.steps_per_epoch)))
         self._tell_progress(state.progress)
         self._snapshot(epoch)
+        self._tell_faults(epoch)
 
     def _validated(self) -> Row:
         """What the validation part adds to an epoch's row; rate, end and best weights follow from it."""
@@ -243,6 +248,14 @@ class Trainer:
         elif now.stopped:
             best = f"{now.best_pct:.2f} % at step {now.best_step}"
             self.display.say(f"the validation error stalls: training ends; the lowest was {best}")
+
+    def _tell_faults(self, epoch: int) -> None:
+        """What can't be read any more is told once, while there is time to mend it, and stays told after a kill."""
+        faults = self.session.feeds.faults
+        for kind, count in faults.counts.items():
+            if count > self.faults_before.get(kind, 0) and kind not in self.told:
+                self.told.add(kind)
+                self.warn(f"since epoch {epoch}: {faults.line(kind)}")
 
     def _snapshot(self, epoch: int) -> None:
         """A snapshot that can't be written costs a warning: training is worth more."""

@@ -91,10 +91,12 @@ def test_broken_test_and_snapshot_pictures_that_are_scored_as_black_are_told_in_
             stream.seek(700)  # in the first picture: changed after it was catalogued
             stream.write(b"zzzz")
     here = ("data.train=made-train", "data.test=made-test", 'data.broken="skip"')
-    result = trained(data, "run", *here, "train.epochs=1", "train.snapshots=true")
+    result = trained(data, "run", *here, "train.epochs=2", "train.snapshots=true")
     assert [warning.partition(" (")[0] for warning in result["warnings"]] == [
-        f"left out: 1 x {faults.CHANGED}",
-        f"left out: 1 x training picture for which a black square is scored: {faults.CHANGED}",
+        f"since epoch 1: 1 x {faults.CHANGED}",
+        f"since epoch 1: 1 x training picture for which a black square is scored: {faults.CHANGED}",
+        f"left out: 2 x {faults.CHANGED}",
+        f"left out: 2 x training picture for which a black square is scored: {faults.CHANGED}",
         f"left out: 1 x test picture for which a black square is scored: {faults.CHANGED}",
     ]
     assert "made-test/shard-000000.tar: byte" in result["warnings"][-1]
