@@ -31,10 +31,10 @@ from mlcore.rng import Rng
 @dataclass(frozen=True)
 class AlexNetOptions:
     """alpha: "paper" takes 1e-4 as the factor of the sum of squares; "divided" divides it by the 5 channels, as the
-    author's own program, Caffe and PyTorch do. dropout: of what goes into the two hidden fully connected layers.
+    author's own program, Caffe and PyTorch do. dropout: of what the two hidden fully connected layers give (sec. 4.2).
     hidden: the width of these two. weights: an initialiser; the paper's is "normal", N(0, 0.01^2). norm: False leaves
     response normalisation away (sec. 3.3). pool: "overlapping" is 3x3 every 2 pixels, "apart" 2x2 every 2, which gives
-    maps of the same size (sec. 3.4)."""
+    maps of the same size for images of 227 and 64 pixels (sec. 3.4)."""
 
     alpha: Literal["paper", "divided"] = "paper"
     dropout: float = 0.5
@@ -63,7 +63,7 @@ class Sizes:
 
 
 PAPER = Sizes(11, 4, 0, (96, 256, 384, 384, 256))
-SMALL = Sizes(5, 2, 2, (48, 128, 192, 192, 128))
+SMALL = Sizes(5, 2, 1, (48, 128, 192, 192, 128))  # 64 pixels become 31, 15, 7 and 3, by either pooling
 
 
 def alexnet(options: Mapping[str, Any], rng: Rng, input_shape: tuple[int, ...], classes: int) -> Sequential:
@@ -82,7 +82,7 @@ def _network(sizes: Sizes, chosen: AlexNetOptions, rng: Rng, input_shape: tuple[
 
     def hidden(name: str, inputs: int) -> list[tuple[str, Layer]]:
         linear = Linear(inputs, chosen.hidden, rng.child(name), weights=chosen.weights, biases="ones")
-        return [(f"{name}_drop", Dropout(chosen.dropout)), (name, linear), (f"{name}_act", ReLU())]
+        return [(name, linear), (f"{name}_act", ReLU()), (f"{name}_drop", Dropout(chosen.dropout))]
 
     output = Linear(chosen.hidden, classes, rng.child("fc8"), weights=chosen.weights)
     layers = [*maps, ("flatten", Flatten()), *hidden("fc6", features), *hidden("fc7", chosen.hidden), ("fc8", output)]

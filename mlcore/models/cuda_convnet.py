@@ -3,9 +3,10 @@
 Source: cuda-convnet's published configurations layers-80sec, layers-18pct, layers-conv-local-13pct and -11pct. All
 begin with 5x5 convolutions, each with a pooling of 3x3 windows 2 apart; the last two go on with locally connected
 layers, and the 11 % one normalises across channels, as in Krizhevsky et al. 2012, sec. 3.3. Its poolings count windows
-that stick out at the far edge; here a padding of 1 gives the same 16, 8 and 4 pixels a side. With weights =
-"published" each layer begins with the deviation of its configuration, for inputs of 0..255 less the mean image. The
-11 % network is trained on random crops of 24x24.
+that stick out at the far edge; here a padding of 1 gives the same 16, 8 and 4 pixels a side. Its averages divide by
+how many pixels of a window lie in the image, ours always by 9. With weights = "published" each layer begins with the
+deviation of its configuration, for inputs of 0..255 less the mean image. The 11 % network is trained on random crops of
+24x24, less the mean of the pixels under the crop; the author's less the mean image's centre.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_the_small_alexnet_has_the_large_ones_layers_on_64_pixels() -> None:
     large = build("alexnet", {"hidden": 8}, Rng(0))
     assert [row.layer for row in summary.rows] == list(large.layers)
     maps = {row.layer: row.output_shape for row in summary.rows}
-    wanted = {"conv1": (48, 32, 32), "pool1": (48, 15, 15), "pool2": (128, 7, 7), "pool5": (128, 3, 3), "fc8": (200,)}
+    wanted = {"conv1": (48, 31, 31), "pool1": (48, 15, 15), "pool2": (128, 7, 7), "pool5": (128, 3, 3), "fc8": (200,)}
     assert {name: maps[name] for name in wanted} == wanted
     assert summary.parameters == 3_648 + 76_928 + 221_376 + 166_080 + 110_720 + 1_180_672 + 1_049_600 + 205_000
     for classes in (10, 1000):
@@ -274,6 +274,16 @@ def test_a_network_that_is_not_really_wanted_is_blank() -> None:
     assert not any(tensor.data.any() for tensor in model.parameters().values())
 
 
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_small"])
+def test_alexnet_drops_what_its_two_hidden_layers_give(name: str) -> None:
+    """Sec. 4.2, and the author's own files: behind each of the two, and nothing of the last pooling."""
+    side = 227 if name == "alexnet" else 64
+    with init.together(really=False):
+        model = build(name, {"hidden": 16}, Rng(1), (3, side, side), 10)
+    hidden = ["fc6", "fc6_act", "fc6_drop", "fc7", "fc7_act", "fc7_drop"]
+    assert list(model.layers)[-9:] == ["pool5", "flatten", *hidden, "fc8"]
+
+
 def test_alexnet_without_a_part_has_the_same_maps_and_parameters() -> None:
     def built(**options: Any) -> Sequential:
         return build("alexnet_small", {"hidden": 16, **options}, Rng(1), (3, 64, 64), 10)
@@ -285,6 +295,10 @@ def test_alexnet_without_a_part_has_the_same_maps_and_parameters() -> None:
     assert [name for name in whole.layers if name not in bare.layers] == ["norm1", "norm2"]
     assert sizes(bare) == sizes(whole)
     assert {name: p.shape for name, p in bare.parameters().items()} == {
+        name: p.shape for name, p in whole.parameters().items()
+    }
+    assert sizes(apart) == sizes(whole)
+    assert {name: p.shape for name, p in apart.parameters().items()} == {
         name: p.shape for name, p in whole.parameters().items()
     }
     assert (apart.layers["pool1"].size, apart.layers["pool1"].stride) == (2, 2)  # type: ignore[attr-defined]
