@@ -23,12 +23,9 @@ Json = Any
 
 def publish(run: Run, forge: Forge, task: Task, change: Change, judgement: Judgement, words: str) -> Json:
     """`{"detail": ...}` once it is published; `{"stale": change}` when it must be judged again on a new base."""
-    known = run.ledger.pull_of(run.id, task.id)
-    if known:
-        if _head(run) == known.base_commit:  # it was not moved yet; others may have gone on top since
-            run.repository.set_branch(run.stack, known.commit)
-        return {"detail": f"pull request {known.number}"}
     head = _head(run)
+    if known := run.ledger.pull_of(run.id, task.id):
+        return {"detail": f"pull request {known.number}"}
     commit = _stacked(run, task, change, head)
     if isinstance(commit, Change):
         return {"stale": commit.model_dump(mode="json")}
@@ -81,8 +78,13 @@ def matters(run: Run, task: Task, path: str) -> bool:
 
 
 def _head(run: Run) -> str:
-    """What the next accepted change goes on top of."""
-    return run.repository.resolve(f"refs/heads/{run.stack}") or run.base_commit
+    """What the next accepted change goes on top of; a kill may have kept the newest pull request off the stack."""
+    head = run.repository.resolve(f"refs/heads/{run.stack}") or run.base_commit
+    top = _top(run)
+    if top is None or top.base_commit != head:
+        return head
+    run.repository.set_branch(run.stack, top.commit)
+    return top.commit
 
 
 def _record(run: Run, task: Task, change: Change, judgement: Judgement, commit: str) -> str:

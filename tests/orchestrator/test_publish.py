@@ -60,7 +60,7 @@ def test_a_publication_that_is_repeated_after_a_crash_takes_nothing_off_the_stac
 
     def again(base_commit: str | None) -> Any:
         mine = SimpleNamespace(number=1, commit=measured.commit, base_commit=base_commit)
-        ledger = SimpleNamespace(pull_of=lambda *_: mine)
+        ledger = SimpleNamespace(pull_of=lambda *_: mine, pulls=lambda *_, **__: [mine])
         known = cast(Run, SimpleNamespace(**{**vars(run), "ledger": ledger}))
         return publish.publish(known, cast(Any, None), task, measured, cast(Any, None), "")
 
@@ -68,6 +68,18 @@ def test_a_publication_that_is_repeated_after_a_crash_takes_nothing_off_the_stac
     assert run.repository.resolve("refs/heads/odyssey/r-1/stack") == top
     again(top)  # cut off before the branch was moved
     assert run.repository.resolve("refs/heads/odyssey/r-1/stack") == measured.commit
+
+
+def test_a_pull_request_that_a_kill_kept_off_the_stack_is_below_the_next_whoever_publishes_first(
+    tmp_path: Path,
+) -> None:
+    run, _ = place(tmp_path, {"code_.py": "z = 2\n"})
+    stack = run.repository.resolve("refs/heads/odyssey/r-1/stack")
+    run.repository.bring_in(tmp_path, theirs := commit(tmp_path, {"r.toml": "x = 3\n"}))
+    cut_off = SimpleNamespace(number=1, commit=theirs, base_commit=stack)
+    ledger = SimpleNamespace(pulls=lambda *_, **__: [cut_off])
+    assert publish._head(cast(Run, SimpleNamespace(**{**vars(run), "ledger": ledger}))) == theirs
+    assert run.repository.resolve("refs/heads/odyssey/r-1/stack") == theirs
 
 
 def tried(outcome: str, number: int, tier: Tier) -> Tried:
