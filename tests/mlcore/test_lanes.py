@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numba
@@ -80,6 +81,31 @@ def _edges() -> Sequential:
     return Sequential(layers, (2, 11, 10))
 
 
+def _left_over(last: Layer, *between: Layer) -> Sequential:
+    """9x9 maps behind a convolution, of which `last` leaves some of the last rows and columns to nobody."""
+    rng = Rng(6)
+    layers = [
+        Conv2d(2, 6, 3, rng.child("c"), padding=1), *between, last, Flatten(),
+        Linear(math.prod(last.output_shape((6, 9, 9))), 5, rng.child("l")),
+    ]  # fmt: skip
+    return Sequential([(f"n{i}", layer) for i, layer in enumerate(layers)], (2, 9, 9))
+
+
+def _left_over_twice() -> Sequential:
+    """As `_left_over`, but the 9x9 maps are pooled ones of 19x19."""
+    rng = Rng(7)
+    layers: list[tuple[str, Layer]] = [
+        ("c", Conv2d(2, 6, 3, rng.child("c"), padding=1)),
+        ("p1", MaxPool2d(2)),
+        ("n", RESPONSE),
+        ("p2", MaxPool2d(2)),
+        ("f", Flatten()),
+        ("l", Linear(6 * 4 * 4, 5, rng.child("l"))),
+    ]
+    return Sequential(layers, (2, 19, 19))
+
+
+RESPONSE = LocalResponseNorm(5, 2.0, 0.1, 0.75)
 CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "a bit of everything": (_mixed, (3, 29, 27), 7),
     "edges": (_edges, (2, 11, 10), 5),
@@ -87,7 +113,16 @@ CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "fig1 of tanh": (lambda: build("fig1", {"activation": "tanh"}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
     "lenet5": (lambda: build("lenet5", {"activation": "tanh", "pool": "avg"}, Rng(1), (1, 14, 14)), (1, 14, 14), 10),
     "mlp": (lambda: build("mlp", {"dropout": 0.2}, Rng(1), (1, 5, 5)), (1, 5, 5), 10),
-}
+    "rows that max pooling leaves over": (
+        lambda: _left_over(MaxPool2d(2), Tanh(), RESPONSE, Dropout(0.3)), (2, 9, 9), 5,
+    ),
+    "rows that wide max pooling leaves over": (lambda: _left_over(MaxPool2d(4, 3), RESPONSE, ReLU()), (2, 9, 9), 5),
+    "rows that average pooling leaves over": (lambda: _left_over(AvgPool2d(2, 3), RESPONSE, Tanh()), (2, 9, 9), 5),
+    "rows that a convolution leaves over": (
+        lambda: _left_over(Conv2d(6, 5, 2, Rng(8), stride=2), AvgPool2d(3, 1, 1), RESPONSE), (2, 9, 9), 5,
+    ),
+    "rows left over twice": (_left_over_twice, (2, 19, 19), 5),
+}  # fmt: skip
 
 
 @needs_compiler
