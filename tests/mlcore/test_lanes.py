@@ -224,6 +224,11 @@ print(this_machine().lanes)
     assert int(run_python(code, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")) == lanes
 
 
+def _no_biases(maps: int) -> Sequential:
+    layers = [("c", Conv2d(1, maps, 3, Rng(1), biases=None)), ("f", Flatten()), ("l", Linear(maps * 9, 5, Rng(2)))]
+    return Sequential(layers, (1, 5, 5))
+
+
 class _Unknown(Layer):
     """A layer that nobody has heard of."""
 
@@ -233,6 +238,8 @@ def test_a_network_that_has_no_form_in_lanes_says_which_layer_is_in_the_way() ->
         network(Sequential([("c", Conv2d(1, 4, 3, Rng(1))), ("u", _Unknown())]), (1, 5, 5))
     with pytest.raises(Unplannable, match="one number for each class"):
         network(Sequential([("c", Conv2d(1, 4, 3, Rng(1))), ("f", Flatten())]), (1, 5, 5))
+    with pytest.raises(Unplannable, match="layer 'c': it has no biases"):
+        network(_no_biases(4), (1, 5, 5))
 
 
 @needs_compiler
@@ -249,15 +256,18 @@ def test_a_nan_in_one_image_reaches_its_logits_and_the_loss_but_no_other_image()
 @needs_compiler
 def test_small_networks_go_into_lanes_wide_ones_and_large_images_onto_planes_and_small_batches_neither() -> None:
     def kind(name: str, batch: int) -> type[object]:
-        model = build(name, {}, Rng(1))
-        return type(planned(model, SGD(model.parameters()), batch, INPUTS[name][0]))
+        return kind_of(build(name, {}, Rng(1)), batch, INPUTS[name][0])
+
+    def kind_of(model: Sequential, batch: int, shape: tuple[int, ...]) -> type[object]:
+        return type(planned(model, SGD(model.parameters()), batch, shape))
 
     assert kind("lenet5", 64) is LanePlan
     assert kind("lenet5", 8) is type(None)
     assert kind("mnist_cnn", 8) is Plan
     assert kind("cuda_convnet", 64) is Plan  # its convolutions save multiplications there
-    large = build("mnist_cnn", {}, Rng(1), (1, 60, 60), 10)
-    assert type(planned(large, SGD(large.parameters()), 64, (1, 60, 60))) is Plan
+    assert kind_of(build("mnist_cnn", {}, Rng(1), (1, 60, 60), 10), 64, (1, 60, 60)) is Plan
+    assert kind_of(_no_biases(4), 64, (1, 5, 5)) is type(None)
+    assert kind_of(_no_biases(40), 64, (1, 5, 5)) is Plan
 
 
 @needs_compiler
