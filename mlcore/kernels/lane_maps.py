@@ -112,14 +112,16 @@ def dropout_row(op: Array, memory: Array, seeds: Array, constants: Array, first:
     """out = x / (1 - probability), or zero; which, depends on the image's number and the place, as on the tape.
 
     seeds: of each dropout, and behind them how many images of the batch come before those at hand.
+    In evaluation, where the limit is 0, there are none.
     """
     limit, scale = np.uint32(constants[op[CONSTANTS]]), np.float32(constants[op[CONSTANTS] + 1])
-    features, seed = op[CHANNELS] * op[HEIGHT] * op[WIDTH], np.uint32(seeds[op[NUMBER]])
+    features = op[CHANNELS] * op[HEIGHT] * op[WIDTH]
     for channel in range(op[CHANNELS]):
         x, out = _run(op, memory, X, X_CHANNEL, channel), _run(op, memory, OUT, OUT_CHANNEL, channel)
         if limit == 0:
             copy_block(x, out)
             continue
+        seed = np.uint32(seeds[op[NUMBER]])
         for w in range(op[WIDTH]):
             start = (seeds[-1] + first) * features + (channel * op[HEIGHT] + op[ROW]) * op[WIDTH] + w
             part = slice(w * op[LANES], (w + 1) * op[LANES])

@@ -178,6 +178,8 @@ def _stage(made: Network, steps: Sequence[Step], place: int) -> Stage:
     pooled = _pools(steps, place + 1)
     out = _out(step, x, arena, _border(steps, place + 1), steps[place + 1].layer if pooled else None)
     if isinstance(layer, Conv2d):
+        if layer.bias is None:
+            raise Unplannable(f"layer '{name}': it has no biases")
         return ConvStage(name, layer, step.relu, pooled, x, x_grad, out, arena, made.parameters)
     if isinstance(layer, Linear):
         return LinearStage(name, layer, step.relu, x, x_grad, out, arena, made.factors, made.parameters)

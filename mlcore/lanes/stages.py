@@ -225,16 +225,19 @@ class ResponseStage:
         self.out_grad = arena.plane(out.channels, out.height, out.width)
         self.sums = arena.plane(out.channels, out.height, out.width)
         self.pull = arena.plane(out.channels, 1, out.width)
+        self.made = 0  # rows; those behind them nobody needs
 
     def last_needed(self, row: int) -> int:
         return row
 
     def forward(self, row: int, training: bool) -> Operations:
+        self.made = row + 1
         yield operation("respond", **runs(row, x=self.x, out=self.out), **self._scratch(row))
 
     def backward(self) -> Operations:
+        """Rows that were never made have no sums; their gradient stays at the zeros that memory begins with."""
         if self.x_grad is not None:
-            for row in range(self.out.height):
+            for row in range(self.made):
                 planes = runs(row, x=self.x, gate=self.out_grad, out=self.x_grad)
                 yield operation("respond back", **planes, **self._scratch(row))
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore.kernels import lane_program, reference
-from mlcore.kernels.lane_kinds import Batch, Table
+from mlcore.kernels.lane_kinds import Batch, Table, operation
+from mlcore.kernels.lane_maps import dropout_row
 from mlcore.kernels.lane_program import Memory
 from mlcore.lanes.layout import Arena, Parameters, Plane, group_images
-from mlcore.lanes.program import PooledStage
+from mlcore.lanes.program import NO_DROPOUT, PooledStage
 from mlcore.lanes.stages import AvgPoolStage, Groups, MaxPoolStage, ResponseStage, Stage
 from mlcore.lanes.weighted import ConvStage, LinearStage
 from mlcore.layers import AvgPool2d, Conv2d, Linear, MaxPool2d
@@ -199,6 +200,13 @@ def test_local_response_normalisation_in_lanes_equals_its_slow_twin(
     assert_close(bench.look(out, GROUP), want, "output")
     want_grad = reference.local_response_backward(grad, x, sums, size, factor, beta)
     assert_close(bench.look(back, GROUP), want_grad, "gradient")
+
+
+def test_no_dropout_reads_no_seed_for_evaluation_has_none() -> None:
+    op = np.array(operation("dropout", out=64, channels=1, count=16, height=1, width=1, lanes=16))
+    memory = np.arange(32, dtype=np.float32)
+    dropout_row.py_func(op, memory, np.zeros(0, np.int64), np.array(NO_DROPOUT), 0)  # uncompiled, it minds its bounds
+    assert memory.tolist() == 2 * list(range(16))
 
 
 def test_a_pool_behind_the_first_convolution_keeps_only_some_rows() -> None:

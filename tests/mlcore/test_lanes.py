@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numba
@@ -80,6 +81,31 @@ def _edges() -> Sequential:
     return Sequential(layers, (2, 11, 10))
 
 
+def _left_over(last: Layer, *between: Layer) -> Sequential:
+    """9x9 maps behind a convolution, of which `last` leaves some of the last rows and columns to nobody."""
+    rng = Rng(6)
+    layers = [
+        Conv2d(2, 6, 3, rng.child("c"), padding=1), *between, last, Flatten(),
+        Linear(math.prod(last.output_shape((6, 9, 9))), 5, rng.child("l")),
+    ]  # fmt: skip
+    return Sequential([(f"n{i}", layer) for i, layer in enumerate(layers)], (2, 9, 9))
+
+
+def _left_over_twice() -> Sequential:
+    """As `_left_over`, but the 9x9 maps are pooled ones of 19x19."""
+    rng = Rng(7)
+    layers: list[tuple[str, Layer]] = [
+        ("c", Conv2d(2, 6, 3, rng.child("c"), padding=1)),
+        ("p1", MaxPool2d(2)),
+        ("n", RESPONSE),
+        ("p2", MaxPool2d(2)),
+        ("f", Flatten()),
+        ("l", Linear(6 * 4 * 4, 5, rng.child("l"))),
+    ]
+    return Sequential(layers, (2, 19, 19))
+
+
+RESPONSE = LocalResponseNorm(5, 2.0, 0.1, 0.75)
 CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "a bit of everything": (_mixed, (3, 29, 27), 7),
     "edges": (_edges, (2, 11, 10), 5),
@@ -87,7 +113,16 @@ CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "fig1 of tanh": (lambda: build("fig1", {"activation": "tanh"}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
     "lenet5": (lambda: build("lenet5", {"activation": "tanh", "pool": "avg"}, Rng(1), (1, 14, 14)), (1, 14, 14), 10),
     "mlp": (lambda: build("mlp", {"dropout": 0.2}, Rng(1), (1, 5, 5)), (1, 5, 5), 10),
-}
+    "rows that max pooling leaves over": (
+        lambda: _left_over(MaxPool2d(2), Tanh(), RESPONSE, Dropout(0.3)), (2, 9, 9), 5,
+    ),
+    "rows that wide max pooling leaves over": (lambda: _left_over(MaxPool2d(4, 3), RESPONSE, ReLU()), (2, 9, 9), 5),
+    "rows that average pooling leaves over": (lambda: _left_over(AvgPool2d(2, 3), RESPONSE, Tanh()), (2, 9, 9), 5),
+    "rows that a convolution leaves over": (
+        lambda: _left_over(Conv2d(6, 5, 2, Rng(8), stride=2), AvgPool2d(3, 1, 1), RESPONSE), (2, 9, 9), 5,
+    ),
+    "rows left over twice": (_left_over_twice, (2, 19, 19), 5),
+}  # fmt: skip
 
 
 @needs_compiler
@@ -189,6 +224,11 @@ print(this_machine().lanes)
     assert int(run_python(code, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")) == lanes
 
 
+def _no_biases(maps: int) -> Sequential:
+    layers = [("c", Conv2d(1, maps, 3, Rng(1), biases=None)), ("f", Flatten()), ("l", Linear(maps * 9, 5, Rng(2)))]
+    return Sequential(layers, (1, 5, 5))
+
+
 class _Unknown(Layer):
     """A layer that nobody has heard of."""
 
@@ -198,6 +238,8 @@ def test_a_network_that_has_no_form_in_lanes_says_which_layer_is_in_the_way() ->
         network(Sequential([("c", Conv2d(1, 4, 3, Rng(1))), ("u", _Unknown())]), (1, 5, 5))
     with pytest.raises(Unplannable, match="one number for each class"):
         network(Sequential([("c", Conv2d(1, 4, 3, Rng(1))), ("f", Flatten())]), (1, 5, 5))
+    with pytest.raises(Unplannable, match="layer 'c': it has no biases"):
+        network(_no_biases(4), (1, 5, 5))
 
 
 @needs_compiler
@@ -214,15 +256,18 @@ def test_a_nan_in_one_image_reaches_its_logits_and_the_loss_but_no_other_image()
 @needs_compiler
 def test_small_networks_go_into_lanes_wide_ones_and_large_images_onto_planes_and_small_batches_neither() -> None:
     def kind(name: str, batch: int) -> type[object]:
-        model = build(name, {}, Rng(1))
-        return type(planned(model, SGD(model.parameters()), batch, INPUTS[name][0]))
+        return kind_of(build(name, {}, Rng(1)), batch, INPUTS[name][0])
+
+    def kind_of(model: Sequential, batch: int, shape: tuple[int, ...]) -> type[object]:
+        return type(planned(model, SGD(model.parameters()), batch, shape))
 
     assert kind("lenet5", 64) is LanePlan
     assert kind("lenet5", 8) is type(None)
     assert kind("mnist_cnn", 8) is Plan
     assert kind("cuda_convnet", 64) is Plan  # its convolutions save multiplications there
-    large = build("mnist_cnn", {}, Rng(1), (1, 60, 60), 10)
-    assert type(planned(large, SGD(large.parameters()), 64, (1, 60, 60))) is Plan
+    assert kind_of(build("mnist_cnn", {}, Rng(1), (1, 60, 60), 10), 64, (1, 60, 60)) is Plan
+    assert kind_of(_no_biases(4), 64, (1, 5, 5)) is type(None)
+    assert kind_of(_no_biases(40), 64, (1, 5, 5)) is Plan
 
 
 @needs_compiler

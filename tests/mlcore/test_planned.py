@@ -106,10 +106,27 @@ def _local() -> Sequential:
     return Sequential(layers, (3, 10, 11))
 
 
+def _no_biases() -> Sequential:
+    """Convolutions without biases, as before a batch normalisation, but with none."""
+    rng = Rng(7)
+    layers: list[tuple[str, Layer]] = [
+        ("c1", Conv2d(2, 20, 3, rng.child("c1"), biases=None)),
+        ("p1", MaxPool2d(2)),
+        ("c2", Conv2d(20, 34, 3, rng.child("c2"), padding=1, biases=None)),
+        ("r2", ReLU()),
+        ("p2", MaxPool2d(2)),
+        ("c3", Conv2d(34, 9, 1, rng.child("c3"), biases=None)),
+        ("f", Flatten()),
+        ("l", Linear(9 * 2 * 2, 5, rng.child("l"))),
+    ]
+    return Sequential(layers, (2, 11, 10))
+
+
 CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "a bit of everything": (_mixed, (3, 37, 35), 7),
     "layers without a planned form": (_unusual, (3, 15, 13), 6),
     "locally connected": (_local, (3, 10, 11), 6),
+    "convolutions without biases": (_no_biases, (2, 11, 10), 5),
     "mnist_cnn": (lambda: build("mnist_cnn", {}, Rng(1), (1, 12, 11)), (1, 12, 11), 10),
     "cuda_convnet": (lambda: build("cuda_convnet", {}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
     "lenet5": (lambda: build("lenet5", {}, Rng(1), (1, 14, 14)), (1, 14, 14), 10),
