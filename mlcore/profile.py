@@ -213,13 +213,14 @@ class _TimedLayer:
             return self.layer(*arguments)
 
 
-def _tape(model: Any, optimiser: SGD, clock: Clock) -> tuple[Callable[[int], Callable[..., Any]], list[str]]:
+def _tape(model: Sequential, optimiser: SGD, clock: Clock) -> tuple[Callable[[int], Callable[..., Any]], list[str]]:
     """The steps of the tape, and the names of the layers."""
-    model.layers = {name: _TimedLayer(name, layer, clock) for name, layer in model.layers.items()}
+    layers: list[Any] = [(name, _TimedLayer(name, layer, clock)) for name, layer in model.layers.items()]
+    timed = Sequential(layers)
 
     def step(number: int, x: Any, labels: Any) -> None:
         optimiser.zero_grad()
-        ops.cross_entropy(model(Tensor(x), Rng(number)), labels).backward()
+        ops.cross_entropy(timed(Tensor(x), Rng(number)), labels).backward()
         with clock.at("(optimiser)", UPDATE):
             optimiser.step(0.0)
 

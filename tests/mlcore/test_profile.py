@@ -33,6 +33,7 @@ def test_every_direction_of_every_layer_has_its_time(model: str, batch: int, eng
     assert document["engine"] == engine
     rows = {(row["layer"], row["direction"]): row for row in document["rows"]}
     assert {direction for _, direction in rows} == {FORWARD, INPUT, WEIGHTS, UPDATE}
+    assert (first, FORWARD) in rows
     assert rows["output", WEIGHTS]["gflops"] > 0
     assert rows.get((first, INPUT), {"gflops": 0})["gflops"] == 0  # nobody wants the gradient of the images
     if engine != "lanes":  # where each part runs by itself
