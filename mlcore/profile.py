@@ -23,7 +23,7 @@ from mlcore.kernels.peak import measured_peaks
 from mlcore.kernels.precision import PRECISIONS
 from mlcore.lanes.plan import LanePlan
 from mlcore.layers import Residual, Sequential
-from mlcore.optim import SGD
+from mlcore.optim import Optimiser
 from mlcore.planned.plan import Plan
 from mlcore.profile_lanes import FORWARD, INPUT, UPDATE, WEIGHTS, Key, seconds_by_part
 from mlcore.rng import Rng
@@ -32,7 +32,8 @@ from mlcore.warm import Wanted
 
 DIRECTIONS = (FORWARD, INPUT, WEIGHTS, UPDATE)
 REST = "(input, loss)"
-BYTES = 4  # of the weights that are moved, and of their gradients and velocities, in any precision
+BYTES = 4  # of the weights that are moved, their gradients and what the optimiser remembers, in any precision
+MOVED = {"sgd": 5, "adam": 7}  # arrays of an update: weights and what is remembered of them in and out, gradients in
 NOTHING_S = 5e-6  # what a call costs that has nothing to do
 
 # What is done for the gradients of weights, wherever it is called: a linear layer on a plan makes them in its update.
@@ -84,7 +85,7 @@ def profile(wanted: Wanted, threads: int, steps: int, tell: Callable[[str], None
     tell("measuring the machine's peak")
     peaks = measured_peaks(threads)
     model = models.build(wanted.model, wanted.options, Rng(1), wanted.input_shape, wanted.classes)
-    optimiser = SGD(model.parameters(), 0.9)
+    optimiser = wanted.optimiser_of(model)
     engine = planned(model, optimiser, wanted.batch, wanted.input_shape, wanted.precision)
     batch = _batch(wanted)
     if isinstance(engine, LanePlan):
@@ -106,7 +107,7 @@ def profile(wanted: Wanted, threads: int, steps: int, tell: Callable[[str], None
 
 
 def _by_clock(
-    model: Sequential, optimiser: SGD, engine: Plan | None, batch: Any, steps: int, tell: Callable[[str], None]
+    model: Sequential, optimiser: Optimiser, engine: Plan | None, batch: Any, steps: int, tell: Callable[[str], None]
 ) -> tuple[list[dict[Key, float]], list[str]]:
     """Seconds of each step's parts, after two steps that warm up, and the names of the parts."""
     clock = Clock()
@@ -214,7 +215,9 @@ class _TimedLayer:
             return self.layer(*arguments)
 
 
-def _tape(model: Sequential, optimiser: SGD, clock: Clock) -> tuple[Callable[[int], Callable[..., Any]], list[str]]:
+def _tape(
+    model: Sequential, optimiser: Optimiser, clock: Clock
+) -> tuple[Callable[[int], Callable[..., Any]], list[str]]:
     """The steps of the tape, and the names of the layers."""
     layers: list[Any] = [(name, _TimedLayer(name, layer, clock)) for name, layer in model.layers.items()]
     timed = Sequential(layers)
@@ -245,9 +248,9 @@ def _least(model: Sequential, names: Sequence[str], wanted: Wanted) -> dict[Key,
             useless = (direction != FORWARD and isinstance(layer, Residual)) or (direction == INPUT and is_first)
             size = kept * images + (BYTES if direction == WEIGHTS else kept) * weights
             least[name, direction] = (0.0, 0.0) if useless else (flops, size)
-        least[name, UPDATE] = 0.0, BYTES * 5 * weights  # weights and velocities in and out, gradients in
+        least[name, UPDATE] = 0.0, BYTES * MOVED[wanted.optimiser] * weights
     every = sum(tensor.data.size for tensor in model.parameters().values())
-    return least | {("(optimiser)", UPDATE): (0.0, 5.0 * BYTES * every)}
+    return least | {("(optimiser)", UPDATE): (0.0, BYTES * MOVED[wanted.optimiser] * every)}
 
 
 def _rows(medians: dict[Key, float], least: dict[Key, tuple[float, float]], peak: float | None) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mlcore import models
@@ -52,6 +54,17 @@ def test_bf16_is_profiled_where_the_processor_has_no_peak_of_it(monkeypatch: pyt
     assert {row["peak_pct"] for row in document["rows"]} == {None}
     line = next(line for line in profile_table(document).splitlines() if line.startswith("output") and FORWARD in line)
     assert line.endswith("-")
+
+
+@needs_compiler
+def test_a_recipe_with_adam_is_profiled_on_the_tape_where_it_trains() -> None:
+    in_lanes = Wanted("mlp", {"hidden": [16]}, (1, 14, 14), 10, 40)
+    document = profile(replace(in_lanes, optimiser="adam"), 1, 1, lambda text: None)
+    assert document["engine"] == "the tape"
+    (row,) = (row for row in document["rows"] if row["layer"] == "(optimiser)")
+    every = 14 * 14 * 16 + 16 + 16 * 10 + 10
+    moved = 4 * 7 * every  # weights and two running means in and out, gradients in
+    assert row["gbytes_per_s"] * row["ms"] * 1e6 == pytest.approx(moved)
 
 
 def test_bytes_are_counted_as_each_array_is_kept() -> None:
