@@ -36,8 +36,9 @@ def bench_recipe_command(
     if list(against) not in ([], ["torch"]):
         raise RecipeError(f"no whole runs against {', '.join(against)}", place="mlcore bench", fix="known: torch")
     loaded = config.load(recipe)
-    if loaded.data.normalise != "scalar" or loaded.data.crop or loaded.data.flip:
-        raise RecipeError("whole runs against torch augment no images", place=recipe, fix="race another recipe")
+    if loaded.data.normalise != "scalar" or loaded.data.views == "ten":
+        said = "whole runs against torch normalise by one mean and one deviation, and test the centre view"
+        raise RecipeError(said, place=recipe, fix="race another recipe")
     train = loaded.train
     if loaded.schedule.name == "plateau" or train.stop_after or train.keep_best or train.stop_at_pct:
         raise RecipeError("whole runs against torch don't end early", place=recipe, fix="race another recipe")

@@ -159,7 +159,7 @@ def torch_step(task: Task, bf16: bool, compiled: bool, last: bool, lrn: bool) ->
     images, classes = torch.from_numpy(task.images), torch.from_numpy(task.labels)
     if last:
         net, images = net.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
+    optimiser = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, weight_decay=DECAY, fused=True)
     net.train(not task.forward)
     run = torch.compile(net) if compiled else net
 

@@ -20,9 +20,10 @@ from mlcore import autograd, models, ops
 from mlcore.engines import planned
 from mlcore.kernels import conv, gemm, panels, plane_local, plane_weights, planes, winograd
 from mlcore.kernels.peak import measured_peaks
+from mlcore.kernels.precision import PRECISIONS
 from mlcore.lanes.plan import LanePlan
 from mlcore.layers import Residual, Sequential
-from mlcore.optim import SGD
+from mlcore.optim import Optimiser
 from mlcore.planned.plan import Plan
 from mlcore.profile_lanes import FORWARD, INPUT, UPDATE, WEIGHTS, Key, seconds_by_part
 from mlcore.rng import Rng
@@ -31,7 +32,8 @@ from mlcore.warm import Wanted
 
 DIRECTIONS = (FORWARD, INPUT, WEIGHTS, UPDATE)
 REST = "(input, loss)"
-BYTES = 4
+BYTES = 4  # of the weights that are moved, their gradients and what the optimiser remembers, in any precision
+MOVED = {"sgd": 5, "adam": 7}  # arrays of an update: weights and what is remembered of them in and out, gradients in
 NOTHING_S = 5e-6  # what a call costs that has nothing to do
 
 # What is done for the gradients of weights, wherever it is called: a linear layer on a plan makes them in its update.
@@ -83,7 +85,7 @@ def profile(wanted: Wanted, threads: int, steps: int, tell: Callable[[str], None
     tell("measuring the machine's peak")
     peaks = measured_peaks(threads)
     model = models.build(wanted.model, wanted.options, Rng(1), wanted.input_shape, wanted.classes)
-    optimiser = SGD(model.parameters(), 0.9)
+    optimiser = wanted.optimiser_of(model)
     engine = planned(model, optimiser, wanted.batch, wanted.input_shape, wanted.precision)
     batch = _batch(wanted)
     if isinstance(engine, LanePlan):
@@ -100,12 +102,12 @@ def profile(wanted: Wanted, threads: int, steps: int, tell: Callable[[str], None
         "engine": ENGINES[type(engine)],
         "peak_gflops": peaks,
         "step_ms": 1e3 * statistics.median(whole),
-        "rows": _rows(medians, _least(model, names, wanted), peaks[wanted.precision]),
+        "rows": _rows(medians, _least(model, names, wanted), peaks.get(wanted.precision)),
     }
 
 
 def _by_clock(
-    model: Sequential, optimiser: SGD, engine: Plan | None, batch: Any, steps: int, tell: Callable[[str], None]
+    model: Sequential, optimiser: Optimiser, engine: Plan | None, batch: Any, steps: int, tell: Callable[[str], None]
 ) -> tuple[list[dict[Key, float]], list[str]]:
     """Seconds of each step's parts, after two steps that warm up, and the names of the parts."""
     clock = Clock()
@@ -213,13 +215,16 @@ class _TimedLayer:
             return self.layer(*arguments)
 
 
-def _tape(model: Any, optimiser: SGD, clock: Clock) -> tuple[Callable[[int], Callable[..., Any]], list[str]]:
+def _tape(
+    model: Sequential, optimiser: Optimiser, clock: Clock
+) -> tuple[Callable[[int], Callable[..., Any]], list[str]]:
     """The steps of the tape, and the names of the layers."""
-    model.layers = {name: _TimedLayer(name, layer, clock) for name, layer in model.layers.items()}
+    layers: list[Any] = [(name, _TimedLayer(name, layer, clock)) for name, layer in model.layers.items()]
+    timed = Sequential(layers)
 
     def step(number: int, x: Any, labels: Any) -> None:
         optimiser.zero_grad()
-        ops.cross_entropy(model(Tensor(x), Rng(number)), labels).backward()
+        ops.cross_entropy(timed(Tensor(x), Rng(number)), labels).backward()
         with clock.at("(optimiser)", UPDATE):
             optimiser.step(0.0)
 
@@ -232,6 +237,7 @@ def _least(model: Sequential, names: Sequence[str], wanted: Wanted) -> dict[Key,
     known = [name for name in names if name in shapes]  # inside of a residual block, and back through it: times only
     outputs = [shapes[name][1] for name in known[1:]] + [(wanted.classes,)]
     least: dict[Key, tuple[float, float]] = {}
+    kept = np.dtype(PRECISIONS[wanted.precision].dtype).itemsize
     for name, out_shape in zip(known, outputs, strict=True):
         layer, in_shape = shapes[name]
         flops = 2.0 * layer.macs(in_shape) * wanted.batch
@@ -240,14 +246,15 @@ def _least(model: Sequential, names: Sequence[str], wanted: Wanted) -> dict[Key,
         is_first = not any(flops for flops, _ in least.values())  # nobody wants the gradient of the images
         for direction in (FORWARD, INPUT, WEIGHTS):
             useless = (direction != FORWARD and isinstance(layer, Residual)) or (direction == INPUT and is_first)
-            least[name, direction] = (0.0, 0.0) if useless else (flops, BYTES * (images + weights))
-        least[name, UPDATE] = 0.0, BYTES * 5 * weights  # weights and velocities in and out, gradients in
+            size = kept * images + (BYTES if direction == WEIGHTS else kept) * weights
+            least[name, direction] = (0.0, 0.0) if useless else (flops, size)
+        least[name, UPDATE] = 0.0, BYTES * MOVED[wanted.optimiser] * weights
     every = sum(tensor.data.size for tensor in model.parameters().values())
-    return least | {("(optimiser)", UPDATE): (0.0, 5.0 * BYTES * every)}
+    return least | {("(optimiser)", UPDATE): (0.0, BYTES * MOVED[wanted.optimiser] * every)}
 
 
-def _rows(medians: dict[Key, float], least: dict[Key, tuple[float, float]], peak: float) -> list[dict[str, Any]]:
-    """In the order of the network, directions below one another."""
+def _rows(medians: dict[Key, float], least: dict[Key, tuple[float, float]], peak: float | None) -> list[dict[str, Any]]:
+    """In the order of the network, directions below one another. peak: None where the processor has none to measure."""
     total, rows = sum(medians.values()), []
     layers = dict.fromkeys(name for name, _ in (*least, *medians))
     for layer in layers:
@@ -263,7 +270,7 @@ def _rows(medians: dict[Key, float], least: dict[Key, tuple[float, float]], peak
                         "share_pct": 100 * seconds / total,
                         "gflops": flops / seconds / 1e9,
                         "gbytes_per_s": size / seconds / 1e9,
-                        "peak_pct": 100 * flops / seconds / 1e9 / peak,
+                        "peak_pct": 100 * flops / seconds / 1e9 / peak if peak else None,
                     }
                 )
     return rows

@@ -85,7 +85,7 @@ def bench_cells(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
             f"{row['cpu_ms']:,.1f}",
             f"{row['images_per_s']:,.1f}",
             f"{row['ratio']:.2f}",
-            "-" if row["share_pct"] is None else f"{row['share_pct']:.0f}",
+            _share(row["share_pct"]),
             f"{row['peak_mib']:,.0f}",
             f"{row['first_s']:.1f}",
             f"{row['quiet']}/{row['turns']}",
@@ -143,7 +143,7 @@ def profile_table(document: dict[str, Any]) -> str:
             f"{row['share_pct']:.1f}",
             f"{row['gflops']:,.1f}" if row["gflops"] else "",
             f"{row['gbytes_per_s']:,.1f}",
-            f"{row['peak_pct']:.0f}" if row["gflops"] else "",
+            _share(row["peak_pct"]) if row["gflops"] else "",
         )
         for row in document["rows"]
     ]
@@ -167,6 +167,10 @@ def gradcheck_table(document: dict[str, Any]) -> str:
         for row in document["rows"]
     ]
     return columns([("gradient", "", "error", "allowed", ""), *rows])
+
+
+def _share(pct: float | None) -> str:
+    return "-" if pct is None else f"{pct:.0f}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -60,6 +60,10 @@ class Wanted:
         network = recipe.model.name, recipe.model.options, input_shape, classes
         return cls(*network, recipe.train.batch, recipe.precision, recipe.optimiser.name)
 
+    def optimiser_of(self, model: Sequential) -> Optimiser:
+        """Of the recipe's kind, with usual options: what is run and how long it takes does not depend on them."""
+        return SGD(model.parameters(), 0.9) if self.optimiser == "sgd" else Adam(model.parameters())
+
 
 @dataclass(frozen=True)
 class Warmed:
@@ -112,7 +116,7 @@ def _train_and_evaluate(wanted: Wanted) -> None:
     rng = Rng(0)
     with together(really=False):
         model = models.build(wanted.model, wanted.options, rng, wanted.input_shape, wanted.classes)
-    optimiser = SGD(model.parameters(), 0.9) if wanted.optimiser == "sgd" else Adam(model.parameters())
+    optimiser = wanted.optimiser_of(model)
     x = np.zeros((wanted.batch, *wanted.input_shape), np.float32)
     labels = np.zeros(wanted.batch, np.int64)
     plan = planned(model, optimiser, wanted.batch, wanted.input_shape, wanted.precision)

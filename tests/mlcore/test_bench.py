@@ -13,7 +13,9 @@ import pytest
 
 from mlcore import benchset
 from mlcore.bench import Order, bench, contenders
+from mlcore.contender import Task, network_for, torch_step
 from mlcore.errors import DataError, RecipeError
+from mlcore.parallel import join
 from mlcore.race import Sample, Seen, race
 from mlcore.tables import bench_table
 from tests.mlcore.helpers import needs_compiler
@@ -137,6 +139,28 @@ def test_a_set_goes_on_where_it_was_and_renews_the_page_between_its_marks(
     assert "- mlcore is 2.50 times as fast as the best of its kind: torch compiled" in text
     with pytest.raises(DataError, match="no page"):
         benchset.write_page(tmp_path / "none.md", "")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_pytorch_fuses_its_updates_as_mlcore_does(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    made: list[Any] = []
+
+    class Noted(torch.optim.SGD):  # type: ignore[misc]  # its base is known only once PyTorch is imported
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(torch.optim, "SGD", Noted)
+    network, _, images, labels = network_for("mlp", 4)
+    before = [tensor.data.copy() for tensor in network.parameters().values()]
+    task = Task(network, images, labels, torch.get_num_threads(), False, join())
+    torch_step(task, bf16=bf16, compiled=False, last=False, lrn=True)(0)
+    (group,) = made[0].param_groups
+    assert group["fused"]
+    for old, new in zip(before, group["params"], strict=True):
+        assert new.dtype == torch.float32
+        assert (new.detach().numpy() != old).any()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of one program only")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlcore import config
 from mlcore.data.surrogate import write_surrogate
 from mlcore.errors import MlcoreError, RecipeError
 from mlcore.peer_run import run
@@ -73,3 +74,19 @@ def test_only_torch_is_raced_against_over_whole_runs(monkeypatch: pytest.MonkeyP
         bench_recipe_command("lenet5_mnist", ["tensorflow"], None, 1, 1, None, True)
     with pytest.raises(RecipeError, match="PyTorch is not installed"):
         bench_recipe_command("lenet5_mnist", ["torch"], None, 1, 1, None, True)
+
+
+def test_crops_and_mirrored_images_are_raced_but_not_ten_views(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mlcore.bench_commands import bench_recipe_command
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    raced, ten, by_channel = (tmp_path / f"{name}.toml" for name in ("raced", "ten", "by_channel"))
+    raced.write_text(config.to_toml(config.load("lenet5_mnist_fast", ["data.crop=24", "data.flip=true"])))
+    ten.write_text(config.to_toml(config.load(str(raced), ["data.views=ten"])))
+    by_channel.write_text(config.to_toml(config.load(str(raced), ["data.normalise=channel"])))
+    for recipe in ("lenet5_mnist_fast", str(raced)):
+        with pytest.raises(RecipeError, match="PyTorch is not installed"):  # which is looked for next
+            bench_recipe_command(recipe, ["torch"], None, 1, 1, None, True)
+    for path in (ten, by_channel):
+        with pytest.raises(RecipeError, match="one mean and one deviation, and test the centre view"):
+            bench_recipe_command(str(path), ["torch"], None, 1, 1, None, True)
