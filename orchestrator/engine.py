@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import InputError
+
 Json = Any
 Workflow = Callable[..., Coroutine[Any, Any, Json]]
 
@@ -26,6 +28,7 @@ Workflow = Callable[..., Coroutine[Any, Any, Json]]
 APPLICATION_VERSION = "odyssey-7"
 POLL_S, SELDOM_S = 0.05, 1.0  # between looks at the journal: while something is due, and in a training's hours
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 64 * 1024  # as malloc.h numbers it
+DATABASE = "workflows.db"  # a run's journal
 PAGES_KB = 256  # of the journal, kept in memory by one connection
 
 
@@ -46,6 +49,18 @@ class Paused(Exception):
     def __init__(self, reason: str, code: int = 5, task: str = "") -> None:
         self.code, self.task = code, task
         super().__init__(reason)
+
+
+def check_version(database: Path, run: str, plan: str) -> None:
+    """Raises InputError when another version left work in this journal: DBOS would never begin it, and say nothing."""
+    sql = "SELECT application_version FROM workflow_status WHERE status IN ('PENDING', 'ENQUEUED')"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'workflow_status'").fetchone()
+        left = {version for (version,) in connection.execute(sql)} if there else set()
+    if others := sorted(left - {APPLICATION_VERSION, None}):
+        what = f"was begun by {', '.join(others)}, and this is {APPLICATION_VERSION}, which can't read what is under way"
+        fix = f"start a new run with `orchestrate run {plan}`, or resume with the version that began it"
+        raise InputError(f"run `{run}` {what}; {fix}")
 
 
 class Engine:

@@ -21,7 +21,7 @@ from orchestrator import attempt as attempts
 from orchestrator import outcomes, publish, review, risk
 from orchestrator.calls import BUDGET, Calls, Json
 from orchestrator.colleagues import Blocked, Team
-from orchestrator.engine import Engine, Paused
+from orchestrator.engine import DATABASE, Engine, Paused
 from orchestrator.forge.base import Forge
 from orchestrator.gate import Gate
 from orchestrator.hierarchy import Hierarchy, plan_key, todo
@@ -61,7 +61,7 @@ class Runner:
         self._forge = forge
         self._secret = secret
         self._publishing = threading.Lock()
-        database = run.state.path("runs", run.id) / "workflows.db"
+        database = run.state.path("runs", run.id) / DATABASE
         self._engine = Engine(database, {"delegate": self.delegate, "task": self.do_task}, self._hold)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()

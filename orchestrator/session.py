@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from orchestrator import config, datasets, inputs
 from orchestrator.attempt import check_models, check_recording
 from orchestrator.datasets import Dataset
+from orchestrator.engine import DATABASE, check_version
 from orchestrator.errors import InputError, NotFound, NothingToDo, Problem
 from orchestrator.house import Run, Say, State, base_files
 from orchestrator.lint import read_plan
@@ -83,6 +84,7 @@ def _named(plan: Plan, only: Sequence[str]) -> set[str]:
 def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:
     """A run of before, as it was: same commit, same settings, same datasets."""
     row = state.ledger.run(run_id)
+    check_version(state.path("runs", run_id) / DATABASE, run_id, row["plan"])
     settings = config.Settings.model_validate_json(row["settings"])
     _check_models(settings, state, hear)
     base = base_files(state, checkout.root, row["base_commit"])
