@@ -16,6 +16,7 @@ from orchestrator.commands import here as _here
 from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
 
 if TYPE_CHECKING:
+    from orchestrator.engine import Paused
     from orchestrator.house import Run, State
     from orchestrator.workspace import Checkout
 
@@ -356,8 +357,7 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
         with display.shown():
             Runner(job, forge, (state.folder / "key").read_bytes()).go()
     except Paused as paused:
-        more = " --minutes 30" if "minutes" in str(paused) else " --usd 1 --tokens 100000" if paused.code == 5 else ""
-        more = f" --task {paused.task}{more}" if paused.task else more
+        more = _what_it_needs(paused, job.settings.provider)
         print(f"paused: {paused}\ngo on with: {resume_with}{more}", file=sys.stderr, flush=True)
         code = paused.code
     except Exception as error:
@@ -370,6 +370,14 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
         top = state.ledger.pulls(job.id, newest=1)
         print(_next_steps(content, top[0].number if top else 0, resume_with), file=sys.stderr, flush=True)
     os._exit(code)  # a paused workflow still waits in this process; it must not be told that it was cancelled
+
+
+def _what_it_needs(paused: Paused, provider: str) -> str:
+    """The options of `resume` with which a paused run may go on."""
+    if paused.code != 5:
+        return " --provider anthropic" if provider == "none" else ""
+    more = " --minutes 30" if "minutes" in str(paused) else " --usd 1 --tokens 100000"
+    return f" --task {paused.task}{more}" if paused.task else more
 
 
 def _next_steps(content: dict[str, Any], top: int, resume_with: str) -> str:

@@ -19,16 +19,19 @@ from tests.orchestrator.forks import RUN, Forks, run
 pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
 
 
-def killed(warm: Forks, repo: Path, api: FakeApi, at: str) -> None:
-    """A run that died at this boundary, when it came to it first."""
+ASKS, USES_TOOLS = 6, 12  # boundaries of the task's first turn, after the six of the chief's call
+
+
+def killed(warm: Forks, repo: Path, api: FakeApi, at: int, then: str) -> None:
+    """A run that died at this boundary."""
     with serving(api):
-        done = replace(warm, url=api.url).run(repo, RUN, at={at})
-    assert done["code"] == -9, done["err"]
+        done = replace(warm, url=api.url).run(repo, RUN, kill=at)
+    assert (done["code"], done["passed"][-1]) == (-9, then), done["err"]
 
 
 def test_a_run_that_another_version_left_under_way_is_not_waited_for(tmp_path: Path, warm: Forks) -> None:
     repo, api = brains.repository(tmp_path, 1), brains.api(1)
-    killed(warm, repo, api, "before tool read")
+    killed(warm, repo, api, USES_TOOLS, "before tools")
     with closing(sqlite3.connect(State.of(repo).path("runs", "p-1") / DATABASE)) as journal, journal:
         journal.execute("UPDATE workflow_status SET application_version = 'odyssey-1' WHERE status = 'PENDING'")
     code, err = run(warm, repo, api, "resume", "p-1")
@@ -36,3 +39,18 @@ def test_a_run_that_another_version_left_under_way_is_not_waited_for(tmp_path: P
     assert f"run `p-1` was begun by odyssey-1, and this is {APPLICATION_VERSION}" in err
     assert "start a new run with `orchestrate run plans/p.md`, or resume with the version that began it" in err
     assert "go on with" not in err
+
+
+@pytest.mark.parametrize(("at", "then"), [(ASKS, "before intent"), (USES_TOOLS, "before tools")])
+def test_what_a_model_began_is_paused_without_one_and_goes_on_with_one(
+    tmp_path: Path, warm: Forks, at: int, then: str
+) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    killed(warm, repo, api, at, then)
+    code, err = run(warm, repo, None, "resume", "p-1", "--provider", "none")
+    assert code == 6, err
+    assert "is under way with a language model, and the run's provider is now `none`" in err
+    assert "go on with: orchestrate resume p-1 --provider anthropic" in err
+    code, err = run(warm, repo, api, "resume", "p-1", "--provider", "anthropic")
+    assert code == 0, err
+    assert brains.statuses(repo) == {"a": "accepted"}
