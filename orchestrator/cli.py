@@ -342,7 +342,7 @@ def _display(as_json: bool) -> Any:
 
 def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool) -> NoReturn:
     from orchestrator import documents, views
-    from orchestrator.engine import Paused
+    from orchestrator.engine import Died, Paused
     from orchestrator.forge.local import LocalForge
     from orchestrator.runner import Runner
 
@@ -360,6 +360,8 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
         more = _what_it_needs(paused, job.settings.provider)
         print(f"paused: {paused}\ngo on with: {resume_with}{more}", file=sys.stderr, flush=True)
         code = paused.code
+    except Died as died:
+        _leave_broken(died, f"a new run: orchestrate run {job.plan.path}; `{resume_with}` would end here again")
     except Exception as error:
         _leave_broken(error, resume_with)
     content, pulls = documents.run(state, job.id, pulls=as_json), state.ledger.each_pull(job.id)
@@ -391,13 +393,13 @@ def _next_steps(content: dict[str, Any], top: int, resume_with: str) -> str:
     return "\n".join([*lines, f"the run is over; `{resume_with}` would only show this again"])
 
 
-def _leave_broken(error: Exception, resume_with: str) -> NoReturn:
+def _leave_broken(error: Exception, go_on_with: str) -> NoReturn:
     """What broke the run, and how to go on once it is mended: the journal holds all that was done."""
     import traceback
 
     known = isinstance(error, OrchestratorError)
     print(error if known else "".join(traceback.format_exception(error)), file=sys.stderr)
-    print(f"go on with: {resume_with}", file=sys.stderr, flush=True)
+    print(f"go on with: {go_on_with}", file=sys.stderr, flush=True)
     os._exit(error.exit_code if isinstance(error, OrchestratorError) else 1)
 
 

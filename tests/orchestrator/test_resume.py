@@ -29,11 +29,15 @@ def killed(warm: Forks, repo: Path, api: FakeApi, at: int, then: str) -> None:
     assert (done["code"], done["passed"][-1]) == (-9, then), done["err"]
 
 
+def change_journal(repo: Path, sql: str) -> None:
+    with closing(sqlite3.connect(State.of(repo).path("runs", "p-1") / DATABASE)) as journal, journal:
+        journal.execute(sql)
+
+
 def test_a_run_that_another_version_left_under_way_is_not_waited_for(tmp_path: Path, warm: Forks) -> None:
     repo, api = brains.repository(tmp_path, 1), brains.api(1)
     killed(warm, repo, api, USES_TOOLS, "before tools")
-    with closing(sqlite3.connect(State.of(repo).path("runs", "p-1") / DATABASE)) as journal, journal:
-        journal.execute("UPDATE workflow_status SET application_version = 'odyssey-1' WHERE status = 'PENDING'")
+    change_journal(repo, "UPDATE workflow_status SET application_version = 'odyssey-1' WHERE status = 'PENDING'")
     code, err = run(warm, repo, api, "resume", "p-1")
     assert code == 2, err
     assert f"run `p-1` was begun by odyssey-1, and this is {APPLICATION_VERSION}" in err
@@ -54,3 +58,14 @@ def test_what_a_model_began_is_paused_without_one_and_goes_on_with_one(
     code, err = run(warm, repo, api, "resume", "p-1", "--provider", "anthropic")
     assert code == 0, err
     assert brains.statuses(repo) == {"a": "accepted"}
+
+
+def test_a_task_whose_journal_is_broken_ends_the_process_with_words(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    killed(warm, repo, api, USES_TOOLS, "before tools")
+    change_journal(repo, "UPDATE operation_outputs SET function_name = 'other' WHERE function_name = 'begin'")
+    for _ in ("broken", "was broken"):
+        code, err = run(warm, repo, api, "resume", "p-1")
+        assert code == 1, err
+        assert "`p-1/a` broke off and can't go on: " in err
+        assert "go on with: a new run: orchestrate run plans/p.md; `orchestrate resume p-1` would end here again" in err
