@@ -98,7 +98,7 @@ class Runner:
                 schedule.hold(ended) if status == PAUSED else schedule.end(ended, status)
                 at_work.discard(ended)
         self._raise_paused()
-        outcome = "accepted" if set(schedule.status.values()) <= {"accepted"} else "incomplete"
+        outcome = "accepted" if set(schedule.status.values()) == {"accepted"} else "incomplete"
         run.ledger.set_run(run.id, status=outcome, finished_at=run.ledger.time())
         return outcome
 

@@ -165,20 +165,21 @@ def _new_id(state: State, plan: Plan) -> str:
 
 
 def _record(run: Run, todo: set[str], hashes: dict[str, inputs.Hashes]) -> None:
+    """The run with its tasks, or nothing at all."""
     described = [{**asdict(each), "folder": str(each.folder)} for each in run.datasets.values()]
-    run.ledger.open_run(
-        run.id,
-        plan=run.plan.path,
-        plan_sha256=run.plan.sha256,
-        base_commit=run.base_commit,
-        base_branch=run.base_branch,
-        budget=run.plan.budget.model_dump_json(),
-        settings=run.settings.model_dump_json(),
-        provider=run.settings.provider,
-        sandbox=run.sandbox.tier,
-        dataset=json.dumps(described),
-    )
     with run.ledger.together():
+        run.ledger.open_run(
+            run.id,
+            plan=run.plan.path,
+            plan_sha256=run.plan.sha256,
+            base_commit=run.base_commit,
+            base_branch=run.base_branch,
+            budget=run.plan.budget.model_dump_json(),
+            settings=run.settings.model_dump_json(),
+            provider=run.settings.provider,
+            sandbox=run.sandbox.tier,
+            dataset=json.dumps(described),
+        )
         for position, task in enumerate(run.plan.tasks):
             if task.id in todo:
                 who = run.assignments[task.id].agent

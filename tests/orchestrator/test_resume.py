@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import session
 from orchestrator.engine import APPLICATION_VERSION, DATABASE
 from orchestrator.house import State
+from orchestrator.workspace import find_checkout
 from tests.orchestrator import brains
 from tests.orchestrator.endtoend import has_bubblewrap
 from tests.orchestrator.fakeapi import FakeApi, serving
@@ -69,3 +71,18 @@ def test_a_task_whose_journal_is_broken_ends_the_process_with_words(tmp_path: Pa
         assert code == 1, err
         assert "`p-1/a` broke off and can't go on: " in err
         assert "go on with: a new run: orchestrate run plans/p.md; `orchestrate resume p-1` would end here again" in err
+
+
+def test_a_run_is_on_record_with_its_tasks_or_not_at_all_and_one_without_tasks_did_not_end_well(
+    tmp_path: Path, warm: Forks
+) -> None:
+    repo = brains.repository(tmp_path, 1)
+    state = State.of(repo)
+    begun = session.start(find_checkout(repo), state, "plans/p.md", {}, lambda *_: None, again=False)
+    with pytest.raises(KeyError):
+        session._record(replace(begun, id="cut-off"), {"a"}, {})  # after the run's own row
+    assert [row["id"] for row in state.ledger.runs()] == ["p-1"]
+    session._record(replace(begun, id="p-2"), set(), {})  # as older versions left them
+    code, err = run(warm, repo, None, "resume", "p-2")
+    assert code == 3, err
+    assert state.ledger.run("p-2")["status"] == "incomplete"
