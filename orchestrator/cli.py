@@ -112,9 +112,9 @@ def resume(
         display = _display(as_json)
         chosen = run_id or session.latest(state, unfinished=True)
         session.change_provider(state, chosen, given_provider(provider))
-        session.extend_budget(state, chosen, minutes, usd, tokens, task)
         display.say("", "resume", f"going on with {chosen}; what ended is not done again")
         job = session.again(checkout, state, chosen, display.say)
+        session.extend_budget(state, chosen, minutes, usd, tokens, task)
         _go(checkout, state, job, display, as_json)
 
 

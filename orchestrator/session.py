@@ -35,10 +35,7 @@ def start(
     only: Sequence[str] = (),
 ) -> Run:
     """A new run of the plan as HEAD's commit has it. Everything a person can mend is checked before it begins."""
-    base = base_files(state, checkout.root, checkout.commit)
-    if not (base / plan_path).is_file():
-        fix = "commit it first: a run works from the commit, never from uncommitted files"
-        raise InputError([Problem(plan_path, 0, f"is not in commit {checkout.commit[:12]}", fix)])
+    base = committed(checkout, state, plan_path)
     settings, _ = config.load(base, flags)
     plan, library, assignments = read_plan(base, plan_path)
     hashes = inputs.of_plan(plan, library, base)
@@ -67,6 +64,15 @@ def start(
     )
     _record(run, todo, hashes)
     return run
+
+
+def committed(checkout: Checkout, state: State, plan_path: str) -> Path:
+    """HEAD's files. Raises InputError when the plan is not among them."""
+    base = base_files(state, checkout.root, checkout.commit)
+    if not (base / plan_path).is_file():
+        fix = "commit it first: a run works from the commit, never from uncommitted files"
+        raise InputError([Problem(plan_path, 0, f"is not in commit {checkout.commit[:12]}", fix)])
+    return base
 
 
 def _named(plan: Plan, only: Sequence[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -71,6 +72,35 @@ def test_a_task_whose_journal_is_broken_ends_the_process_with_words(tmp_path: Pa
         assert code == 1, err
         assert "`p-1/a` broke off and can't go on: " in err
         assert "go on with: a new run: orchestrate run plans/p.md; `orchestrate resume p-1` would end here again" in err
+
+
+def test_a_larger_budget_is_given_once_everything_else_is_sound(tmp_path: Path, warm: Forks) -> None:
+    repo, api = brains.repository(tmp_path, 1), brains.api(1)
+    killed(warm, repo, api, ASKS, "before intent")
+
+    def usd() -> float:
+        return float(json.loads(State.of(repo).ledger.run("p-1")["budget"])["usd"])
+
+    before, unknown = usd(), replace(api, models=("claude-haiku-5-5",))
+    code, err = run(replace(warm, service=True), repo, unknown, "resume", "p-1", "--usd", "1")
+    assert code == 2, err
+    assert usd() == before
+    assert run(warm, repo, api, "resume", "p-1", "--usd", "1")[0] == 0
+    assert usd() == before + 1
+
+
+def test_a_comparison_is_held_against_the_budget_of_the_committed_plan(tmp_path: Path, warm: Forks) -> None:
+    repo = brains.repository(tmp_path, 1, budget="{usd: 10, tokens: 2000000, minutes: 20}")
+    plan = repo / "plans/p.md"
+    plan.write_text(plan.read_text().replace("usd: 10", "usd: 0.01"))
+    argv = ("compare", "plans/p.md", "--without", "skills", "--seeds", "1", "--usd", "5", "--provider", "anthropic")
+    code, err = run(warm, repo, None, *argv)
+    assert code == 2, err
+    assert "2 runs may cost $20.00 by the plan's budget, over the limit of $5.00" in err
+    plan.rename(repo / "plans/new.md")
+    code, err = run(warm, repo, None, "compare", "plans/new.md", *argv[2:])
+    assert code == 2, err
+    assert "plans/new.md: is not in commit" in err
 
 
 def test_a_run_is_on_record_with_its_tasks_or_not_at_all_and_one_without_tasks_did_not_end_well(
