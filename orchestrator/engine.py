@@ -59,7 +59,7 @@ def check_version(database: Path, run: str, plan: str) -> None:
         there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'workflow_status'").fetchone()
         left = {version for (version,) in connection.execute(sql)} if there else set()
     if others := sorted(left - {APPLICATION_VERSION, None}):
-        what = f"was begun by {', '.join(others)}, and this is {APPLICATION_VERSION}, which can't go on with its work"
+        what = f"was begun by {', '.join(others)}, and this is {APPLICATION_VERSION}, which can't take up its work"
         fix = f"start a new run with `orchestrate run {plan}`, or resume with the version that began it"
         raise InputError(f"run `{run}` {what}; {fix}")
 
