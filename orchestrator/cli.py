@@ -16,6 +16,7 @@ from orchestrator.commands import here as _here
 from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
 
 if TYPE_CHECKING:
+    from orchestrator.engine import Paused
     from orchestrator.house import Run, State
     from orchestrator.workspace import Checkout
 
@@ -111,9 +112,9 @@ def resume(
         display = _display(as_json)
         chosen = run_id or session.latest(state, unfinished=True)
         session.change_provider(state, chosen, given_provider(provider))
-        session.extend_budget(state, chosen, minutes, usd, tokens, task)
         display.say("", "resume", f"going on with {chosen}; what ended is not done again")
         job = session.again(checkout, state, chosen, display.say)
+        session.extend_budget(state, chosen, minutes, usd, tokens, task)
         _go(checkout, state, job, display, as_json)
 
 
@@ -341,7 +342,7 @@ def _display(as_json: bool) -> Any:
 
 def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool) -> NoReturn:
     from orchestrator import documents, views
-    from orchestrator.engine import Paused
+    from orchestrator.engine import Died, Paused
     from orchestrator.forge.local import LocalForge
     from orchestrator.runner import Runner
 
@@ -356,10 +357,11 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
         with display.shown():
             Runner(job, forge, (state.folder / "key").read_bytes()).go()
     except Paused as paused:
-        more = " --minutes 30" if "minutes" in str(paused) else " --usd 1 --tokens 100000" if paused.code == 5 else ""
-        more = f" --task {paused.task}{more}" if paused.task else more
+        more = _what_it_needs(paused, job.settings.provider)
         print(f"paused: {paused}\ngo on with: {resume_with}{more}", file=sys.stderr, flush=True)
         code = paused.code
+    except Died as died:
+        _leave_broken(died, f"a new run: orchestrate run {job.plan.path}; `{resume_with}` would end here again")
     except Exception as error:
         _leave_broken(error, resume_with)
     content, pulls = documents.run(state, job.id, pulls=as_json), state.ledger.each_pull(job.id)
@@ -370,6 +372,14 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
         top = state.ledger.pulls(job.id, newest=1)
         print(_next_steps(content, top[0].number if top else 0, resume_with), file=sys.stderr, flush=True)
     os._exit(code)  # a paused workflow still waits in this process; it must not be told that it was cancelled
+
+
+def _what_it_needs(paused: Paused, provider: str) -> str:
+    """The options of `resume` with which a paused run may go on."""
+    if paused.code != 5:
+        return " --provider anthropic" if provider == "none" else ""
+    more = " --minutes 30" if "minutes" in str(paused) else " --usd 1 --tokens 100000"
+    return f" --task {paused.task}{more}" if paused.task else more
 
 
 def _next_steps(content: dict[str, Any], top: int, resume_with: str) -> str:
@@ -383,13 +393,13 @@ def _next_steps(content: dict[str, Any], top: int, resume_with: str) -> str:
     return "\n".join([*lines, f"the run is over; `{resume_with}` would only show this again"])
 
 
-def _leave_broken(error: Exception, resume_with: str) -> NoReturn:
+def _leave_broken(error: Exception, go_on_with: str) -> NoReturn:
     """What broke the run, and how to go on once it is mended: the journal holds all that was done."""
     import traceback
 
     known = isinstance(error, OrchestratorError)
     print(error if known else "".join(traceback.format_exception(error)), file=sys.stderr)
-    print(f"go on with: {resume_with}", file=sys.stderr, flush=True)
+    print(f"go on with: {go_on_with}", file=sys.stderr, flush=True)
     os._exit(error.exit_code if isinstance(error, OrchestratorError) else 1)
 
 

@@ -132,16 +132,16 @@ def compare(
     """
     from orchestrator import compare as comparing
     from orchestrator import config as settings
-    from orchestrator import documents
-    from orchestrator.house import base_files
+    from orchestrator import documents, session
     from orchestrator.lint import read_plan
 
     checkout, state = here()
     path, layer = relative(plan, checkout), _layer(without)
-    loaded, _, _ = read_plan(checkout.root, path)
+    base = session.committed(checkout, state, path)
+    loaded, _, _ = read_plan(base, path)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     flags = {"provider": given_provider(provider), "data": data.resolve() if data else None}
-    values, _ = settings.load(base_files(state, checkout.root, checkout.commit), flags)
+    values, _ = settings.load(base, flags)
     if values.provider == "anthropic":
         comparing.check_dollars(path, loaded.budget.usd, 2 * seeds, usd)
     experiment = comparing.Experiment(

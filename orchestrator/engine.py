@@ -15,8 +15,11 @@ import logging
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
+
+from orchestrator.errors import InputError
 
 Json = Any
 Workflow = Callable[..., Coroutine[Any, Any, Json]]
@@ -26,6 +29,7 @@ Workflow = Callable[..., Coroutine[Any, Any, Json]]
 APPLICATION_VERSION = "odyssey-7"
 POLL_S, SELDOM_S = 0.05, 1.0  # between looks at the journal: while something is due, and in a training's hours
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 64 * 1024  # as malloc.h numbers it
+DATABASE = "workflows.db"  # a run's journal
 PAGES_KB = 256  # of the journal, kept in memory by one connection
 
 
@@ -48,6 +52,22 @@ class Paused(Exception):
         super().__init__(reason)
 
 
+def check_version(database: Path, run: str, plan: str) -> None:
+    """Raises InputError when another version left work in this journal: DBOS would never begin it, and say nothing."""
+    sql = "SELECT application_version FROM workflow_status WHERE status IN ('PENDING', 'ENQUEUED')"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'workflow_status'").fetchone()
+        left = {version for (version,) in connection.execute(sql)} if there else set()
+    if others := sorted(left - {APPLICATION_VERSION, None}):
+        what = f"was begun by {', '.join(others)}, and this is {APPLICATION_VERSION}, which can't take up its work"
+        fix = f"start a new run with `orchestrate run {plan}`, or resume with the version that began it"
+        raise InputError(f"run `{run}` {what}; {fix}")
+
+
+class Died(Exception):
+    """A workflow ended by an exception of its own, a defect: its journal is closed, so `resume` only tells it again."""
+
+
 class Engine:
     """One process's share of the durable work. Use as a context manager; workflows are named functions."""
 
@@ -58,7 +78,8 @@ class Engine:
         self._workflows = workflows
         self._on_hold = on_hold
         self._registered: dict[str, Workflow] = {}
-        self._paused: asyncio.Future[Paused] | None = None
+        self._over: Future[Paused | Died] = Future()  # settled from any thread, even before `drive`
+        self._watches: set[asyncio.Task[None]] = set()
         self._dbos: Any = None
 
     def __enter__(self) -> Engine:
@@ -96,18 +117,18 @@ class Engine:
             self._dbos._registry.get_internal_queue()._polling_interval_sec = seconds
 
     async def drive(self, main: Coroutine[Any, Any, Json]) -> Json:
-        """Go on with every workflow that a dead process left, and run `main` beside them. Raises Paused."""
+        """Go on with every workflow that a dead process left, and run `main` beside them. Raises Paused or Died."""
         from dbos import DBOS
 
-        self._paused = asyncio.get_running_loop().create_future()
+        over = asyncio.wrap_future(self._over)
         for status in await DBOS.list_workflows_async(status="PENDING"):
             await DBOS.resume_workflow_async(status.workflow_id)
         self._look_every(SELDOM_S)  # from the look on that finds these
         finished = asyncio.ensure_future(main)
-        await asyncio.wait([finished, self._paused], return_when=asyncio.FIRST_COMPLETED)
-        if self._paused.done():
+        await asyncio.wait([finished, over], return_when=asyncio.FIRST_COMPLETED)
+        if over.done():
             finished.cancel()
-            raise self._paused.result()
+            raise over.result()
         return await finished
 
     async def finish(self, name: str, workflow_id: str, *args: Json) -> Json:
@@ -119,11 +140,22 @@ class Engine:
         return await handle.get_result(polling_interval_sec=POLL_S)
 
     async def spawn(self, name: str, workflow_id: str, *args: Json) -> None:
-        """Start a workflow; does nothing if it was started before."""
+        """Start a workflow; does nothing if it was started before. Its death is that of what `drive` runs."""
         from dbos import DBOS, SetWorkflowID
 
         with SetWorkflowID(workflow_id):
-            await DBOS.start_workflow_async(self._registered[name], *args)
+            handle = await DBOS.start_workflow_async(self._registered[name], *args)
+        watch = asyncio.create_task(self._watch(workflow_id, handle))
+        self._watches.add(watch)
+        watch.add_done_callback(self._watches.discard)
+
+    async def _watch(self, workflow_id: str, handle: Any) -> None:
+        try:
+            await handle.get_result(polling_interval_sec=SELDOM_S)
+        except Exception as error:
+            died = Died(f"`{workflow_id}` broke off and can't go on: {type(error).__name__}: {error}")
+            died.__cause__ = error
+            self._end(died)
 
     async def step(self, name: str, do: Callable[[], Awaitable[Json]]) -> Json:
         """Run once and journal what it returns; after a crash give that back. A step cut off by a crash runs again."""
@@ -138,9 +170,13 @@ class Engine:
         """Stop the run, or one task of it, from inside its workflow, which stays as after a crash. No return."""
         if task and self._on_hold:
             self._on_hold(task, reason)
-        elif self._paused is not None and not self._paused.done():
-            self._paused.get_loop().call_soon_threadsafe(_settle, self._paused, Paused(reason, code))
+        else:
+            self._end(Paused(reason, code))
         await asyncio.Event().wait()
+
+    def _end(self, why: Paused | Died) -> None:
+        with contextlib.suppress(InvalidStateError):  # the first word counts
+            self._over.set_result(why)
 
 
 def _give_back() -> None:
@@ -159,11 +195,6 @@ def _function(do: Workflow) -> Workflow:
         return await do(*args)
 
     return call
-
-
-def _settle(future: asyncio.Future[Paused], reason: Paused) -> None:
-    if not future.done():
-        future.set_result(reason)
 
 
 def _serializer() -> Any:

@@ -19,9 +19,9 @@ from typing import Any, cast
 
 from orchestrator import attempt as attempts
 from orchestrator import outcomes, publish, review, risk
-from orchestrator.calls import BUDGET, Calls, Json
+from orchestrator.calls import BUDGET, NO_MODEL, Calls, Json
 from orchestrator.colleagues import Blocked, Team
-from orchestrator.engine import Engine, Paused
+from orchestrator.engine import DATABASE, Engine, Paused
 from orchestrator.forge.base import Forge
 from orchestrator.gate import Gate
 from orchestrator.hierarchy import Hierarchy, plan_key, todo
@@ -61,7 +61,7 @@ class Runner:
         self._forge = forge
         self._secret = secret
         self._publishing = threading.Lock()
-        database = run.state.path("runs", run.id) / "workflows.db"
+        database = run.state.path("runs", run.id) / DATABASE
         self._engine = Engine(database, {"delegate": self.delegate, "task": self.do_task}, self._hold)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
@@ -98,7 +98,7 @@ class Runner:
                 schedule.hold(ended) if status == PAUSED else schedule.end(ended, status)
                 at_work.discard(ended)
         self._raise_paused()
-        outcome = "accepted" if set(schedule.status.values()) <= {"accepted"} else "incomplete"
+        outcome = "accepted" if set(schedule.status.values()) == {"accepted"} else "incomplete"
         run.ledger.set_run(run.id, status=outcome, finished_at=run.ledger.time())
         return outcome
 
@@ -137,7 +137,8 @@ class Runner:
         """The workflow in which the chief and the leads are asked."""
         run = self._run
         provider = attempts.model(run, partial(run.say, ""))
-        assert provider is not None, "checked by _hand_out"
+        if provider is None:  # the run was resumed without one: the planner's word stands
+            return "[]"
         hierarchy = Hierarchy(
             run.plan,
             run.library,
@@ -185,8 +186,7 @@ class Runner:
     ) -> Tried:
         """One attempt. missed: what an earlier one measured; code that is the same gets no second draw of seeds."""
         worktree = Path(opened["worktree"])
-        provider = attempts.brain(self._run, task, number, tier, feedback)
-        assert provider is not None, "checked by _climb"
+        provider = attempts.brain(self._run, task, number, tier, feedback) or await self._unplugged(task)
         loop = self._agents(task, provider)
         attempt = attempts.prepare(self._run, task, number, tier, worktree, feedback)
         outcome = await loop.work(replace(attempt, tree=opened["tree"]))
@@ -262,6 +262,12 @@ class Runner:
         )
         why = f"its procedure was refused: {last.judgement.feedback}\n" if last else ""
         return await self._give_up(task, last, "blocked", why + need)
+
+    async def _unplugged(self, task: Task) -> Any:
+        """What a language model began waits for one, where the run has none any more. Does not return."""
+        need = "it needs --provider anthropic with ANTHROPIC_API_KEY set, mailbox or replay:FILE"
+        why = f"task `{task.id}` is under way with a language model, and the run's provider is now `none`; {need}"
+        return await self._engine.pause(why, NO_MODEL)
 
     async def _give_up(self, task: Task, last: Tried | None, status: str, why: str) -> Json:
         """The task's end, where no tier is left; what was measured is published even so."""

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from orchestrator import config, datasets, inputs
 from orchestrator.attempt import check_models, check_recording
 from orchestrator.datasets import Dataset
+from orchestrator.engine import DATABASE, check_version
 from orchestrator.errors import InputError, NotFound, NothingToDo, Problem
 from orchestrator.house import Run, Say, State, base_files
 from orchestrator.lint import read_plan
@@ -34,10 +35,7 @@ def start(
     only: Sequence[str] = (),
 ) -> Run:
     """A new run of the plan as HEAD's commit has it. Everything a person can mend is checked before it begins."""
-    base = base_files(state, checkout.root, checkout.commit)
-    if not (base / plan_path).is_file():
-        fix = "commit it first: a run works from the commit, never from uncommitted files"
-        raise InputError([Problem(plan_path, 0, f"is not in commit {checkout.commit[:12]}", fix)])
+    base = committed(checkout, state, plan_path)
     settings, _ = config.load(base, flags)
     plan, library, assignments = read_plan(base, plan_path)
     hashes = inputs.of_plan(plan, library, base)
@@ -68,6 +66,15 @@ def start(
     return run
 
 
+def committed(checkout: Checkout, state: State, plan_path: str) -> Path:
+    """HEAD's files. Raises InputError when the plan is not among them."""
+    base = base_files(state, checkout.root, checkout.commit)
+    if not (base / plan_path).is_file():
+        fix = "commit it first: a run works from the commit, never from uncommitted files"
+        raise InputError([Problem(plan_path, 0, f"is not in commit {checkout.commit[:12]}", fix)])
+    return base
+
+
 def _named(plan: Plan, only: Sequence[str]) -> set[str]:
     """The tasks that were named, ticked or not. Raises InputError if one doesn't exist, or needs what is not done."""
     tasks = {task.id: task for task in plan.tasks}
@@ -83,6 +90,7 @@ def _named(plan: Plan, only: Sequence[str]) -> set[str]:
 def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:
     """A run of before, as it was: same commit, same settings, same datasets."""
     row = state.ledger.run(run_id)
+    check_version(state.path("runs", run_id) / DATABASE, run_id, row["plan"])
     settings = config.Settings.model_validate_json(row["settings"])
     _check_models(settings, state, hear)
     base = base_files(state, checkout.root, row["base_commit"])
@@ -163,20 +171,21 @@ def _new_id(state: State, plan: Plan) -> str:
 
 
 def _record(run: Run, todo: set[str], hashes: dict[str, inputs.Hashes]) -> None:
+    """The run with its tasks, or nothing at all."""
     described = [{**asdict(each), "folder": str(each.folder)} for each in run.datasets.values()]
-    run.ledger.open_run(
-        run.id,
-        plan=run.plan.path,
-        plan_sha256=run.plan.sha256,
-        base_commit=run.base_commit,
-        base_branch=run.base_branch,
-        budget=run.plan.budget.model_dump_json(),
-        settings=run.settings.model_dump_json(),
-        provider=run.settings.provider,
-        sandbox=run.sandbox.tier,
-        dataset=json.dumps(described),
-    )
     with run.ledger.together():
+        run.ledger.open_run(
+            run.id,
+            plan=run.plan.path,
+            plan_sha256=run.plan.sha256,
+            base_commit=run.base_commit,
+            base_branch=run.base_branch,
+            budget=run.plan.budget.model_dump_json(),
+            settings=run.settings.model_dump_json(),
+            provider=run.settings.provider,
+            sandbox=run.sandbox.tier,
+            dataset=json.dumps(described),
+        )
         for position, task in enumerate(run.plan.tasks):
             if task.id in todo:
                 who = run.assignments[task.id].agent
