@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.terminal import printable
+
 QUIET_KINDS = frozenset({"output"})
 OUTPUT_EVERY_S = 15.0
 WORDS = 300
@@ -32,7 +34,7 @@ ENDS = frozenset(MARKS) - {"waiting", "running"}
 def tell(line: str) -> None:
     """A line on stderr. Once nobody reads it any more, this and all later ones are dropped: talk can fail no work."""
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
 
@@ -106,7 +108,7 @@ class Display:
             row.status = kind
             row.ended = time.monotonic() if kind not in ("running", "waiting") else 0.0
         line = _last_line(text)
-        row.last = (line if kind in QUIET_KINDS or kind in MARKS else f"{kind}: {line}")[:SHOWN]
+        row.last = printable(line if kind in QUIET_KINDS or kind in MARKS else f"{kind}: {line}")[:SHOWN]
 
     def _table(self) -> Any:
         from rich.table import Table
