@@ -20,7 +20,7 @@ from orchestrator.providers.base import Provider
 from orchestrator.providers.mailbox import ByMail, Mailbox
 from orchestrator.providers.replay import Recording, Replay
 from orchestrator.records import Agent, Skill, Target, Task, Tier
-from orchestrator.sandbox.base import Limits, Mount
+from orchestrator.sandbox.base import Mount
 from orchestrator.tools.base import ToolContext
 
 DATA_INSIDE = Path("/data")
@@ -132,7 +132,7 @@ def reach(run: Run, task: Task, skill: Skill, number: int, worktree: Path) -> To
         mounts=(Mount(run.state.path("data"), DATA_INSIDE),),
         env={"MLCORE_DATA": str(DATA_INSIDE), "MLCORE_THREADS": str(settings.threads)},
         outputs=run.state.path("outputs", run.id, task.id, str(number)),
-        limits=Limits(wall_s=settings.command_minutes * 60, memory_bytes=int(settings.memory_gb * 2**30)),
+        limits=run.limits,
         on_output=lambda text: run.say(task.id, "output", text),
         skills=bodies(others(run, agent, skill)),
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from orchestrator.terminal import printable
 
 QUIET_KINDS = frozenset({"output"})
 OUTPUT_EVERY_S = 15.0
@@ -25,6 +29,14 @@ MARKS = {
     "paused": "‖",
 }
 ENDS = frozenset(MARKS) - {"waiting", "running"}
+
+
+def tell(line: str) -> None:
+    """A line on stderr. Once nobody reads it any more, this and all later ones are dropped: talk can fail no work."""
+    try:
+        print(printable(line), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
 
 
 @dataclass(slots=True)
@@ -72,7 +84,7 @@ class Display:
         if kind in QUIET_KINDS:
             kind, text = "...", _last_line(text)
         words = " ".join(f"{kind} {text}".split())[:WORDS]
-        print(f"{time.strftime('%H:%M:%S')} {task or 'run'}: {words}", file=sys.stderr, flush=True)
+        tell(f"{time.strftime('%H:%M:%S')} {task or 'run'}: {words}")
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -82,8 +94,13 @@ class Display:
         from rich.console import Console
         from rich.live import Live
 
-        with Live(console=Console(stderr=True), refresh_per_second=4, get_renderable=self._table) as self._screen:
+        self._screen = Live(console=Console(stderr=True), refresh_per_second=4, get_renderable=self._table)
+        self._screen.start()
+        try:
             yield
+        finally:
+            with suppress(OSError, ValueError):  # a terminal that was closed
+                self._screen.stop()
 
     def _update(self, row: _Row, kind: str, text: str) -> None:
         row.since = row.since or time.monotonic()
@@ -91,7 +108,7 @@ class Display:
             row.status = kind
             row.ended = time.monotonic() if kind not in ("running", "waiting") else 0.0
         line = _last_line(text)
-        row.last = (line if kind in QUIET_KINDS or kind in MARKS else f"{kind}: {line}")[:SHOWN]
+        row.last = printable(line if kind in QUIET_KINDS or kind in MARKS else f"{kind}: {line}")[:SHOWN]
 
     def _table(self) -> Any:
         from rich.table import Table

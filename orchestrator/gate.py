@@ -113,7 +113,7 @@ class Gate:
         shutil.copyfile(suite.PLUGIN, place / suite.PLUGIN.name)
         mounts = (Mount(tree, REPO, writable=tree != self.run.base_folder), Mount(place, SCORER))
         env = {"PYTHONPATH": str(SCORER)}  # the plugin adds the change's files, once pytest itself is loaded
-        limits = replace(self._limits, output_bytes=suite.OUTPUT_BYTES)
+        limits = replace(self.run.limits, output_bytes=suite.OUTPUT_BYTES)
         done = self._run(suite.argv(REPO, selection, *flags), mounts, env, f"{nonce}\n".encode(), limits)
         return done, suite.reported(done.stdout, nonce)
 
@@ -244,7 +244,7 @@ class Gate:
             folder=self._folder,
             tree=tree,
             sandbox=self._sandbox,
-            limits=self._limits,
+            limits=self.run.limits,
             threads=self.run.settings.threads,
             machine=machine(),
             environment=environment(),
@@ -258,11 +258,6 @@ class Gate:
         tree = self._folder / name
         self.run.repository.export(self.change.commit, tree)
         return tree
-
-    @property
-    def _limits(self) -> Limits:
-        settings = self.run.settings
-        return Limits(wall_s=settings.command_minutes * 60, memory_bytes=int(settings.memory_gb * 2**30))
 
     def _run(
         self,
@@ -281,7 +276,7 @@ class Gate:
             mounts=(*mounts, Mount(self.run.state.path("data"), DATA), Mount(cache, CACHE, writable=True)),
             env={"MLCORE_DATA": str(DATA), "NUMBA_CACHE_DIR": str(CACHE), "HOME": "/tmp", **env},
             stdin=stdin,
-            limits=limits or self._limits,
+            limits=limits or self.run.limits,
         )
         return self._sandbox.run(command)
 

@@ -22,9 +22,11 @@ from orchestrator.errors import Busy, InputError
 from orchestrator.ledger import Ledger, load_key
 from orchestrator.library import Library
 from orchestrator.records import Assignment, Plan, Skill, Task
-from orchestrator.sandbox.base import Sandbox
+from orchestrator.sandbox.base import Limits, Sandbox
 from orchestrator.workspace import Repository
 
+FILE_BYTES = 16 << 30  # checkpoints and datasets fit in it, a full disk takes longer
+PROCESSES = 4096  # threads count too
 Say = Callable[[str, str, str], None]  # task, kind, text
 
 
@@ -115,6 +117,17 @@ class Run:
     def stand_ins(self) -> list[str]:
         """Datasets that are not what the plan names; nothing done on them is ever *accepted*."""
         return [dataset.label for dataset in self.datasets.values() if not dataset.official]
+
+    @property
+    def limits(self) -> Limits:
+        """Of every command that an agent or the gate runs."""
+        settings = self.settings
+        return Limits(
+            wall_s=settings.command_minutes * 60,
+            memory_bytes=int(settings.memory_gb * 2**30),
+            file_bytes=FILE_BYTES,
+            processes=PROCESSES,
+        )
 
     @property
     def stack(self) -> str:

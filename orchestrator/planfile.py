@@ -39,7 +39,7 @@ TASK_KEYS = ("skill", "writes", "needs", "targets", "accept", "agent", "tier", "
 BUDGET_KEYS = ("usd", "tokens", "minutes")
 BUDGET_FIX = "write as in `budget: usd=0.50, tokens=20000, minutes=10`"
 BLOCKS = ("result", "tree", "as-built")
-MARKER = re.compile(r"<!--\s*/?\s*odyssey\b[^>]*-->")
+MARKER = re.compile(r"<!--\s*(?:/\s*)?odyssey\b[^<>]*-->")
 MAX_NAMED = 20  # names that one message lists
 
 

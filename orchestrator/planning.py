@@ -14,6 +14,7 @@ import typer
 
 from orchestrator import attempt, config, documents, drafts, library, planfile
 from orchestrator.calls import Calls
+from orchestrator.display import tell
 from orchestrator.engine import Paused
 from orchestrator.errors import InputError, Problem
 from orchestrator.house import State
@@ -133,7 +134,7 @@ def _run(paper: Path) -> str:
 
 
 def _tell(kind: str, text: str) -> None:
-    print(f"{kind}: {text}", file=sys.stderr, flush=True)
+    tell(f"{kind}: {text}")
 
 
 def _cost(state: State, run: str) -> str:

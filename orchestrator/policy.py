@@ -15,14 +15,20 @@ SYMLINK, GITLINK = "120000", "160000"
 SECRETS = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bsk-ant-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b"
 )
-TEST = re.compile(r"^\s*(?:async )?def test_", re.MULTILINE)
-ASSERTION = re.compile(r"^\s*assert\b|\bpytest\.raises\b|\.assert\w+\(", re.MULTILINE)
+TEST = re.compile(r"^[ \t]*(?:async )?def test_", re.MULTILINE)
+ASSERTION = re.compile(r"^[ \t]*assert\b|\bpytest\.raises\b|\.assert\w+\(", re.MULTILINE)
 
 
 def violations(change: Change, task: Task, skill: Skill, plan: Plan, repository: Repository) -> list[str]:
-    """Why the change can't be taken, one line each; empty when it can."""
-    found = [*_paths(change, task, skill), *_contents(change, repository), *_tests(change, repository)]
-    return found + [line for file in change.files for line in _plans(file, change, plan, repository)]
+    """Why the change can't be taken, one line each; empty when it can.
+
+    Texts are read only of files that it may write and that are not too large.
+    """
+    found = [*_paths(change, task, skill), *_contents(change, repository)]
+    if found:
+        return found
+    plans = (line for file in change.files for line in _plans(file, change, plan, repository))
+    return [*_tests(change, repository), *plans]
 
 
 def _paths(change: Change, task: Task, skill: Skill) -> Iterator[str]:
@@ -71,7 +77,7 @@ def _plans(file: FileChange, change: Change, plan: Plan, repository: Repository)
         return
     before = repository.read(change.base, file.path) or ""
     promised = plan if file.path == plan.path else planfile.read(file.path, before)[0]
-    if promised is None or repository.size(change.commit, file.path) > MAX_FILE_BYTES:
+    if promised is None:
         return
     text = repository.read(change.commit, file.path) or ""
     if not text.isascii() and any("\ud800" <= character < "\ue000" for character in text):

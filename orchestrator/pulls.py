@@ -43,8 +43,10 @@ def pr_show(number: Number, as_json: AsJson = False) -> None:
 
 @pr.command("diff")
 def pr_diff(number: Number) -> None:
-    """What it changes, against what it is stacked on."""
-    print(_forge().diff(number), end="")
+    """What it changes, against what it is stacked on; to read, not to apply: what can't be printed is spelt out."""
+    from orchestrator.terminal import printable
+
+    print(printable(_forge().diff(number)), end="")
 
 
 @pr.command("approve")

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from orchestrator.house import Run
 from orchestrator.records import Change, Judgement, Plan, Receipt, Target, Task, Verdict
+from orchestrator.terminal import printable
 from orchestrator.verdicts import half_width_pct, name_of, recipe_of
 
 MOVED = (
@@ -178,7 +179,8 @@ def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str,
         ("Receipts", f"{len(receipts)}, signed; the chain's head is `{head}`. `orchestrate report {run.id} --verify`"),
         (
             "What the agent says",
-            "Unverified, quoted:\n\n" + "\n".join(f"> {line}" for line in words.splitlines() or ["(nothing)"]),
+            "Unverified, quoted:\n\n"
+            + "\n".join(f"> {printable(line)}" for line in words.splitlines() or ["(nothing)"]),
         ),
     ]
     return "\n\n".join(f"## {heading}\n\n{text}" for heading, text in parts if text)
@@ -214,4 +216,4 @@ def _verdict(run: Run, task: Task, judgement: Judgement, receipts: list[Receipt]
 
 def _cell(text: str) -> str:
     """Text that may quote what an agent's code printed: on one line, and never a new cell or the end of a block."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return printable(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")

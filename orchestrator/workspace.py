@@ -342,7 +342,8 @@ class Repository:
         return git(self.folder, "show", "--no-patch", "--format=%B", commit, "--")
 
     def diff(self, base: str, commit: str) -> str:
-        return git(self.folder, "diff", "--no-ext-diff", "--no-textconv", "--no-color", base, commit, "--", strip=False)
+        options = ("--no-ext-diff", "--no-textconv", "--no-color")
+        return _printable(git(self.folder, "diff", *options, base, commit, "--", strip=False))
 
     def changed(self, base: str, commit: str) -> tuple[FileChange, ...]:
         """Each file that differs. Renames are shown as a deletion and an addition: both paths count."""
@@ -383,9 +384,9 @@ class Repository:
         return _ScratchIndex(self.folder)
 
 
-def _printable(path: str) -> str:
-    """A path as text; bytes that are none become `\\xff`, a path that no one may write."""
-    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+def _printable(given: str) -> str:
+    """What git said, as text; bytes that are none become `\\xff`: in a path, one that no one may write."""
+    return given.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _settle(path: Path, text: str) -> None:

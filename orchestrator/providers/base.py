@@ -19,7 +19,7 @@ from orchestrator.records import Record, Tier
 Block = dict[str, Any]
 Message = dict[str, Any]
 Json = Any
-FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+FENCED = re.compile(r"```(?:json)?[^\S\n]*\n(.*?)```", re.DOTALL)
 
 
 class Request(Record):

@@ -26,6 +26,7 @@ from orchestrator.providers.base import Block, Json, Reply, Request, json_in
 from orchestrator.providers.rendering import message
 from orchestrator.providers.shape import misfits
 from orchestrator.records import Record
+from orchestrator.terminal import printable
 
 POLL_S = 0.5
 HALF = re.compile("[\ud800-\udfff]")
@@ -78,8 +79,9 @@ class Mailbox:
         return document.pop("subject"), Request.model_validate(document)
 
     def show(self, name: str) -> str:
+        """A request as people read it."""
         self.request(name)
-        return (self.outbox / f"{name}.md").read_text()
+        return printable((self.outbox / f"{name}.md").read_text())
 
     def answer(self, name: str, text: str) -> Reply:
         """Take a reply. Raises InputError with every reason why it can't be taken; then the request stays open."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from orchestrator.prompts import fenced
 from orchestrator.providers.base import Block, Message
 
 
@@ -24,5 +25,5 @@ def _block(block: Block) -> str:
         return f"Call `{block['id']}` of `{block['name']}`:\n\n```json\n{json.dumps(block['input'], indent=2)}\n```"
     if block["type"] == "tool_result":
         failed = " (failed)" if block.get("is_error") else ""
-        return f"Result of `{block['tool_use_id']}`{failed}:\n\n````\n{block['content']}\n````"
+        return f"Result of `{block['tool_use_id']}`{failed}:\n\n{fenced(block['content'])}"
     return f"[{block['type']}]"

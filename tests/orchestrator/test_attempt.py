@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator import planfile, prompts
-from orchestrator.attempt import allowed
+from orchestrator.attempt import allowed, reach
+from orchestrator.config import Settings
+from orchestrator.house import Run, State
 from orchestrator.library import load
+from orchestrator.planner import assign
 from orchestrator.records import Agent, Skill
 from orchestrator.sandbox.unsafe import UnsandboxedSandbox
 from orchestrator.tools import call
-from tests.orchestrator.helpers import ROOT
+from tests.orchestrator.helpers import ROOT, plan, skill, small_library, task
 from tests.orchestrator.sandbox_helpers import context_for, worktree_at
 
 LIBRARY = load(ROOT)
@@ -86,6 +89,18 @@ def test_a_brief_says_who_runs_what_a_task_is_accepted_by(accept: tuple[str, ...
     task = plan.tasks[0].model_copy(update={"accept": accept})
     said = {"task": task, "plan": plan, "targets": (), "advice": advice, "feedback": "", "prose": ""}
     assert f"\n{words}\n\nFrom the agent above you:\n\n{advice}\n" in prompts.render("brief.md.j2", said)
+
+
+def test_an_agents_commands_have_the_runs_limits(tmp_path: Path) -> None:
+    loaded, made = plan(), small_library()
+    run = Run(
+        id="r-1", state=State.of(tmp_path), settings=Settings(), sandbox=UnsandboxedSandbox(), plan=loaded,
+        library=made, assignments={each.task: each for each in assign(loaded, made)}, base_commit="", base_branch="",
+        base_folder=tmp_path, datasets={}, hear=lambda *_: None,
+    )  # fmt: skip
+    limits = reach(run, task("a"), skill("tune"), 1, tmp_path).limits
+    assert limits == run.limits
+    assert (limits.file_bytes, limits.processes) == (16 << 30, 4096)
 
 
 def test_a_skill_gives_its_body_when_it_is_opened(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import pulls
 from orchestrator.errors import ForgeError, NotFound
 from orchestrator.forge.local import LocalForge, person
 from orchestrator.ledger import Ledger
@@ -75,6 +76,15 @@ def test_a_diff_is_against_what_the_pull_request_is_stacked_on(house: House) -> 
     diff = house.forge.diff(two.number)
     assert "+B" in diff
     assert "+A" not in diff
+
+
+def test_a_diff_is_shown_as_words_alone(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pulls, "_forge", lambda: house.forge)
+    house.forge.open(house.draft("one", house.first, "a.txt", "\x1b[2Kverdict\tx\n"))
+    pulls.pr_diff(1)
+    assert capsys.readouterr().out.endswith("-a\n+\\x1b[2Kverdict\tx\n")
 
 
 def test_a_merge_lands_in_the_users_branch_files_and_history(house: House) -> None:

@@ -259,6 +259,12 @@ def test_acceptance_commands_of_the_task_are_run_in_the_changes_files(
         assert found.feedback == "accept: `test -f none` ended with 1: "
 
 
+def test_no_command_may_fill_the_disk_with_one_file_or_fork_for_ever(tmp_path: Path) -> None:
+    held = 'test "$(ulimit -f)" = $((16 << 21)) && test "$(ulimit -p)" -lt 5000'  # files in blocks of 512 bytes
+    found = judge(tmp_path, {"r.toml": "x = 1\n"}, accept=(f"/bin/sh -c '{held}'",))
+    assert (found.outcome, found.feedback) == ("accepted", "")
+
+
 def test_acceptance_commands_get_their_share_of_the_threads_and_no_more(tmp_path: Path) -> None:
     share = Settings().threads
     command = f"python -c \"import os; assert os.environ['MLCORE_THREADS'] == '{share}'\""

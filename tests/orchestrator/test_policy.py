@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from orchestrator import planfile, policy
+from orchestrator.providers.base import FENCED
 from orchestrator.records import Change, Plan, Skill, Task
 from orchestrator.workspace import Repository
 from tests.orchestrator.helpers import PLAN, plan, repository, skill, task, write
@@ -163,6 +166,29 @@ def link(worktree: Path) -> None:
 def test_each_violation_is_named(tmp_path: Path, edit: Edit, expected: str) -> None:
     found = violations(tmp_path, edit)
     assert [line for line in found if line.startswith(expected)], found
+
+
+def test_a_change_beyond_its_bounds_has_none_of_its_texts_read(tmp_path: Path) -> None:
+    edits: dict[str, str | bytes] = {"big": b"x" * ((1 << 20) + 1), "tests/test_x.py": "", "plans/p.md": "no plan"}
+    assert violations(tmp_path, putting(edits)) == ["big: larger than 1048576 bytes"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (policy.TEST, "\n" * 50_000),
+        (policy.ASSERTION, "\n" * 50_000),
+        (policy.TEST, " " * 50_000),
+        (policy.SECRETS, "-----BEGIN " * 10_000),
+        (planfile.MARKER, "<!--" + " " * 50_000),
+        (planfile.MARKER, "<!-- odyssey" * 20_000),
+        (FENCED, "```" + "\n" * 50_000),
+    ],
+)
+def test_what_an_agent_writes_makes_no_search_slower_than_its_text_is_long(pattern: re.Pattern[str], text: str) -> None:
+    began = time.process_time()
+    assert pattern.findall(text) == []
+    assert time.process_time() - began < 1.0  # four of them took 4 to 60 s, growing with the square
 
 
 def test_prose_around_the_tasks_of_a_plan_may_be_edited(tmp_path: Path) -> None:

@@ -122,6 +122,14 @@ def test_what_no_two_runs_share_is_no_difference_in_the_first_words_either(tmp_p
     assert replies(recording(tmp_path, first=was), request(first=moved))[0] == ["turn 0"]
 
 
+def test_whether_words_are_quoted_is_no_difference_and_what_they_say_is_one(tmp_path: Path) -> None:
+    was = "Its words:\n\n{}\n" + EVIDENCE
+    now = was.format("> Done.\n>\n> All.", "> tests", "1 failed\n> in all")
+    assert replies(recording(tmp_path, first=was.format("Done.\n\nAll.", "tests", "7")), request(first=now))[0]
+    with pytest.raises(Diverged, match=r"'All\.' instead of 'None\.'"):
+        replies(recording(tmp_path, first=was.format("Done.\n\nNone.", "tests", "7")), request(first=now))
+
+
 def test_the_gates_evidence_is_known_by_the_briefs_own_words() -> None:
     assert GATE_SAW in (Path(prompts.__file__).parent / "brief.md.j2").read_text()
 

@@ -349,6 +349,14 @@ def test_a_name_that_is_no_text_becomes_a_path_that_nobody_may_write(open_worktr
     assert not inside(file.path)
 
 
+def test_a_diff_of_bytes_that_are_no_text_can_be_sent_and_printed(open_worktree: Opened) -> None:
+    made, worktree, base = open_worktree
+    (worktree / "latin.txt").write_bytes(b"caf\xe9 \xc3\xa9\n")
+    diff = made.diff(base, made.commit(worktree, base, "x", "x"))
+    assert diff.endswith("+caf\\xe9 é\n")
+    assert diff.encode()
+
+
 def test_a_nested_repository_is_seen_and_none_of_its_commands_run(open_worktree: Opened, sentinel: Path) -> None:
     made, worktree, base = open_worktree
     repository(worktree / "nested", {"x": "x", ".gitattributes": "* filter=evil\n"})
