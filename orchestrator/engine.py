@@ -26,7 +26,7 @@ Workflow = Callable[..., Coroutine[Any, Any, Json]]
 
 # A journal is read by position and name of its steps. Whoever adds, drops, renames or moves a step, or changes what one
 # returns, raises this: unfinished runs of before are then left to the version that began them. A test names all steps.
-APPLICATION_VERSION = "odyssey-7"
+APPLICATION_VERSION = "odyssey-8"
 POLL_S, SELDOM_S = 0.05, 1.0  # between looks at the journal: while something is due, and in a training's hours
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 64 * 1024  # as malloc.h numbers it
 DATABASE = "workflows.db"  # a run's journal

@@ -89,7 +89,7 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 STEPS = {
-    "odyssey-7": [
+    "odyssey-8": [
         "@plan/chief reply 0", "begin",
         "a/1 reply 0", "a/1 tools 0", "a/1 reply 1", "a/1 tools 1", "a/1 reply 2", "a/1 tools 2", "a/1 reply 3",
         "freeze",
