@@ -234,7 +234,7 @@ def _tape(
 def _least(model: Sequential, names: Sequence[str], wanted: Wanted) -> dict[Key, tuple[float, float]]:
     """(flops, bytes) that each direction of a part takes at least; a part reaches to where the next one begins."""
     shapes = {name: (layer, got) for name, layer, got, _ in model.trace(wanted.input_shape)}
-    known = [name for name in names if name in shapes]  # inside of a residual block, and back through it: times only
+    known = [name for name in names if name in shapes]  # inside of a residual block, and through it: times only
     outputs = [shapes[name][1] for name in known[1:]] + [(wanted.classes,)]
     least: dict[Key, tuple[float, float]] = {}
     kept = np.dtype(PRECISIONS[wanted.precision].dtype).itemsize
@@ -245,7 +245,7 @@ def _least(model: Sequential, names: Sequence[str], wanted: Wanted) -> dict[Key,
         images = (math.prod(in_shape) + math.prod(out_shape)) * wanted.batch
         is_first = not any(flops for flops, _ in least.values())  # nobody wants the gradient of the images
         for direction in (FORWARD, INPUT, WEIGHTS):
-            useless = (direction != FORWARD and isinstance(layer, Residual)) or (direction == INPUT and is_first)
+            useless = isinstance(layer, Residual) or (direction == INPUT and is_first)
             size = kept * images + (BYTES if direction == WEIGHTS else kept) * weights
             least[name, direction] = (0.0, 0.0) if useless else (flops, size)
         least[name, UPDATE] = 0.0, BYTES * MOVED[wanted.optimiser] * weights

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mlcore import models
+from mlcore.layers import Residual
 from mlcore.profile import FORWARD, INPUT, UPDATE, WEIGHTS, Clock, Key, _least, profile
 from mlcore.rng import Rng
 from mlcore.tables import profile_table
@@ -44,6 +45,16 @@ def test_every_direction_of_every_layer_has_its_time(model: str, batch: int, eng
         assert sum(row["ms"] for row in rows.values()) == pytest.approx(document["step_ms"], rel=0.5)
     assert 90 < sum(row["share_pct"] for row in rows.values()) < 100.1
     assert len(profile_table(document).splitlines()) == len(rows) + 2
+
+
+def test_a_residual_block_has_times_and_no_rates() -> None:
+    """Its time may be that of its sum alone: the whole block's arithmetic in it was 190 times the peak."""
+    wanted = Wanted("resnet_small", {}, (3, 16, 16), 10, 8)
+    model = models.build(wanted.model, {}, Rng(0), wanted.input_shape, wanted.classes)
+    blocks = [name for name, layer in model.layers.items() if isinstance(layer, Residual)]
+    least = _least(model, list(model.layers), wanted)
+    assert blocks
+    assert {least[name, direction] for name in blocks for direction in (FORWARD, INPUT, WEIGHTS)} == {(0.0, 0.0)}
 
 
 @needs_compiler
