@@ -52,7 +52,7 @@ class Check:
 
 
 def run_checks(recipe: Recipe, dataset: Dataset, make_loader: MakeLoader = lambda loader: loader) -> Iterator[Check]:
-    """The checks, one after another as they are done; about twenty seconds for LeNet-5."""
+    """The checks, one after another as they are done; seven CPU seconds for LeNet-5 once it is compiled."""
     images, labels = _files_bytes(dataset)
     yield check_round_trip(make_loader(_loader(assemble(recipe, dataset))), images, labels, recipe)
     yield check_shapes(recipe)

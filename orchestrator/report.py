@@ -11,8 +11,9 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 
 from orchestrator.house import Run
+from orchestrator.prompts import quoted
 from orchestrator.records import Change, Judgement, Plan, Receipt, Target, Task, Verdict
-from orchestrator.terminal import printable
+from orchestrator.terminal import one_line, printable
 from orchestrator.verdicts import half_width_pct, name_of, recipe_of
 
 MOVED = (
@@ -177,11 +178,7 @@ def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str,
         ("Tier", f"{change.tier}, attempt {change.attempt}. The router: {run.ledger.why_tier(run.id, task.id)}"),
         ("Cost", _cost(run, task)),
         ("Receipts", f"{len(receipts)}, signed; the chain's head is `{head}`. `orchestrate report {run.id} --verify`"),
-        (
-            "What the agent says",
-            "Unverified, quoted:\n\n"
-            + "\n".join(f"> {printable(line)}" for line in words.splitlines() or ["(nothing)"]),
-        ),
+        ("What the agent says", f"Unverified, quoted:\n\n{quoted(printable(words))}"),
     ]
     return "\n\n".join(f"## {heading}\n\n{text}" for heading, text in parts if text)
 
@@ -216,4 +213,4 @@ def _verdict(run: Run, task: Task, judgement: Judgement, receipts: list[Receipt]
 
 def _cell(text: str) -> str:
     """Text that may quote what an agent's code printed: on one line, and never a new cell or the end of a block."""
-    return printable(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;")

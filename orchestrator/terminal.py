@@ -8,5 +8,10 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else _spelt(char) for char in text)
 
 
+def one_line(text: str) -> str:
+    """The same on one line, words one blank apart."""
+    return printable(" ".join(text.split()))
+
+
 def _spelt(char: str) -> str:
     return char.encode("unicode_escape").decode()

@@ -15,7 +15,7 @@ from orchestrator.house import State
 from orchestrator.library import Library
 from orchestrator.planfile import load
 from orchestrator.records import Assignment, Plan, PullRequest, Receipt, Verdict
-from orchestrator.terminal import printable
+from orchestrator.terminal import one_line, printable
 
 
 def estimates(
@@ -80,7 +80,7 @@ def status(content: Mapping[str, Any], pulls: Iterable[PullRequest]) -> str:
     for each in content["verdicts"]:
         verdict = Verdict.model_validate(each)
         values = ", ".join(f"{value:.2f}" for value in verdict.values.values())
-        reason = _one_line(verdict.reason)
+        reason = one_line(verdict.reason)
         lines.append(f"verdict {verdict.target}: {verdict.outcome} ({reason}; seeds: {values or 'none'})")
     return "\n".join([*lines, *(_pull_line(each) for each in pulls)])
 
@@ -105,7 +105,7 @@ def pulls(found: list[PullRequest]) -> str:
 def pull(found: PullRequest) -> str:
     stacked = f", stacked on {found.below}" if found.below else ""
     lines = [
-        f"# {_one_line(found.title)}",
+        f"# {one_line(found.title)}",
         "",
         f"pull request {found.number} ({found.status}) by {found.author}, {found.created_at}",
         f"{found.head} -> {found.base or 'any branch'}{stacked}; commit {found.commit[:12]}; risk {found.risk}",
@@ -143,13 +143,9 @@ def _short(detail: str) -> str:
     return printable(" ... ".join(dict.fromkeys([lines[0][:200], lines[-1][:200]]))) if lines else ""
 
 
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
-
-
 def _pull_line(each: PullRequest) -> str:
     stacked = f", on {each.below}" if each.below else ""
-    return f"pull request {each.number} [{each.status}{stacked}] {_one_line(each.title)} (risk {each.risk})"
+    return f"pull request {each.number} [{each.status}{stacked}] {one_line(each.title)} (risk {each.risk})"
 
 
 def _measured_minutes(state: State, assignments: Mapping[str, Assignment]) -> dict[str, float]:
