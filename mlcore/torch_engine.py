@@ -33,7 +33,7 @@ class TorchEngine:
         self.named = dict(zip(names, self.net.parameters(), strict=True))
         chosen = session.recipe.optimiser
         groups = grouped(self.named, paces_of(chosen, names))
-        self.optimiser = self.torch.optim.SGD(groups, chosen.rate, chosen.options["momentum"])
+        self.optimiser = self.torch.optim.SGD(groups, chosen.rate, chosen.options["momentum"], fused=True)
         self.take()
 
     def step(self, batch: Batch, number: int) -> tuple[float, Array]:

@@ -76,17 +76,34 @@ def test_only_torch_is_raced_against_over_whole_runs(monkeypatch: pytest.MonkeyP
         bench_recipe_command("lenet5_mnist", ["torch"], None, 1, 1, None, True)
 
 
-def test_crops_and_mirrored_images_are_raced_but_not_ten_views(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_crops_and_mirrored_images_are_raced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from mlcore.bench_commands import bench_recipe_command
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    raced, ten, by_channel = (tmp_path / f"{name}.toml" for name in ("raced", "ten", "by_channel"))
-    raced.write_text(config.to_toml(config.load("lenet5_mnist_fast", ["data.crop=24", "data.flip=true"])))
-    ten.write_text(config.to_toml(config.load(str(raced), ["data.views=ten"])))
-    by_channel.write_text(config.to_toml(config.load(str(raced), ["data.normalise=channel"])))
-    for recipe in ("lenet5_mnist_fast", str(raced)):
+    cropped = tmp_path / "cropped.toml"
+    cropped.write_text(config.to_toml(config.load("lenet5_mnist_fast", ["data.crop=24", "data.flip=true"])))
+    for recipe in ("lenet5_mnist_fast", str(cropped)):
         with pytest.raises(RecipeError, match="PyTorch is not installed"):  # which is looked for next
             bench_recipe_command(recipe, ["torch"], None, 1, 1, None, True)
-    for path in (ten, by_channel):
-        with pytest.raises(RecipeError, match="one mean and one deviation, and test the centre view"):
-            bench_recipe_command(str(path), ["torch"], None, 1, 1, None, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("data.views=ten", "test but the centre view"),
+        ("data.normalise=channel", "normalise but by one mean and one deviation"),
+        ("data.shuffle_labels=true", "shuffle labels"),
+        ("optimiser.name=adam", "train but by SGD"),
+        ("precision=bf16", "train but in fp32"),
+        ("train.stop_at_pct=25", "end early"),
+    ],
+)
+def test_what_pytorchs_side_does_not_do_is_not_raced(change: str, what: str, tmp_path: Path) -> None:
+    from mlcore.bench_commands import bench_recipe_command
+
+    recipe = config.parse(
+        config.to_toml(config.load("lenet5_mnist")).replace("momentum = 0.9\n", ""), "here", ["data.crop=24", change]
+    )
+    (path := tmp_path / "other.toml").write_text(config.to_toml(recipe))
+    with pytest.raises(RecipeError, match=f"don't {what}"):
+        bench_recipe_command(str(path), ["torch"], None, 1, 1, None, True)
