@@ -91,7 +91,7 @@ def contenders(order: Order) -> list[str]:
     names = [BASE]
     for given in order.against:
         if given not in groups:
-            demand_known(given, [*groups, *known])
+            demand_known(given, [*dict.fromkeys([*groups, *known])])
         names += [name for name in known if groups[given](name)] if given in groups else [given]
     return list(dict.fromkeys(names))
 

@@ -277,7 +277,7 @@ def bench(
         document = bench_ranks_command(Order(model or "", (), batch, rounds=rounds), ranks, page, out, quiet)
         return _print(document, as_json, lambda d: scaling_page(d["races"]))
     if sum(given is not None for given in (model, the_set, recipe, loader)) != 1:
-        said = "one of MODEL, --recipe, --loader and --set is wanted"
+        said = "one of MODEL, --recipe, --loader, --set and --ranks is wanted"
         raise RecipeError(said, place="mlcore bench", fix="write: mlcore bench alexnet")
     if loader:
         return _print(bench_loader_command(loader, data, threads, rounds, out, quiet), as_json, loader_table)

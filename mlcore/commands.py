@@ -220,7 +220,7 @@ def fetch_command(name: str, data: Path | None, out: Path | None, count: int | N
     kind = kind_of(name)
     if count and (name != SURROGATE or out is None):
         raise RecipeError(
-            "--count is of a surrogate", place="mlcore fetch", fix="write: fetch surrogate --count N --out DIR"
+            "--count is of a surrogate", place="mlcore fetch", fix="write: mlcore fetch surrogate --count N --out DIR"
         )
     if name == SURROGATE and out and not data:
         dataset = _draw(out, count or TRAIN_COUNT)

@@ -64,7 +64,7 @@ def loader_table(document: dict[str, Any]) -> str:
     ]
     step = f"{document['recipe']} {document['precision']}, batch {document['batch']}, {document['threads']} threads"
     times = f"{document['ready_ms']:.1f} ms on ready batches, {document['stream_ms']:.1f} ms on the stream's"
-    return f"{columns([head, *rows])}\n{step}: {times}: {document['slower_pct']:+.1f} %"
+    return f"{columns([head, *rows])}\n{step}: {times}: {document['slower_pct']:+.1f} % in the median turn"
 
 
 def bench_title(document: dict[str, Any]) -> str:

@@ -84,8 +84,10 @@ class Trainer:
 
     def train(self) -> State:
         """Train to the end; raises Interrupted (checkpoint written) or NotFinite (the last one stays)."""
-        start, first, clock = time.perf_counter(), self.state.step, time.perf_counter()
-        for step in () if self._is_over() else fit(self.session, first, self.engine, self._drops):
+        first = self.state.step
+        steps = () if self._is_over() else fit(self.session, first, self.engine, self._drops)
+        start = clock = time.perf_counter()  # the engine stands
+        for step in steps:
             self._count(step, time.perf_counter() - clock)
             self._log(step)
             pace = (time.perf_counter() - start) / (self.state.step - first)

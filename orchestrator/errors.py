@@ -14,7 +14,7 @@ OrchestratorError          1   a defect, or something nobody planned for
 └── ToolRefused            -   told to the agent as a tool result, never raised to a person
 
 Exit codes that are not errors: 0 every task accepted and every measured target reproduced; 3 the run is over, but a
-target was missed or not measured, or a task failed or is blocked; 130 interrupted, resumable.
+target was missed or not measured, or a task failed or is blocked; 128 and a signal's number: interrupted, resumable.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXIT_CODES = {
     5: "a budget is used up; paused, resumable",
     6: "no language model answers; paused, resumable",
     75: "another orchestrator works on this repository",
-    130: "interrupted; resumable",
+    130: "interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; resumable",
 }
 
 

@@ -2,11 +2,13 @@
 
 Source: cuda-convnet's published configurations layers-80sec, layers-18pct, layers-conv-local-13pct and -11pct. All
 begin with 5x5 convolutions, each with a pooling of 3x3 windows 2 apart; the last two go on with locally connected
-layers, and the 11 % one normalises across channels, as in Krizhevsky et al. 2012, sec. 3.3. Its poolings count windows
-that stick out at the far edge; here a padding of 1 gives the same 16, 8 and 4 pixels a side. Its averages divide by
-how many pixels of a window lie in the image, ours always by 9. With weights = "published" each layer begins with the
-deviation of its configuration, for inputs of 0..255 less the mean image. The 11 % network is trained on random crops of
-24x24, less the mean of the pixels under the crop; the author's less the mean image's centre.
+layers, and the 11 % one normalises across channels, as in Krizhevsky et al. 2012, sec. 3.3. It is also the larger one
+(twice the maps in local3, 1.9 times the weights): what differs from it in normalisation alone is itself with norm =
+false. The author's poolings count windows that stick out at the far edge; here a padding of 1 gives the same 16, 8 and
+4 pixels a side. His averages divide by how many pixels of a window lie in the image, ours always by 9. With weights =
+"published" each layer begins with the deviation of its configuration, for inputs of 0..255 less the mean image. The
+last two are trained on random crops of 24x24, less the mean of the pixels under the crop; the author's less the mean
+image's centre.
 """
 
 from __future__ import annotations
@@ -34,16 +36,18 @@ from mlcore.rng import Rng
 
 @dataclass(frozen=True)
 class CudaConvnetOptions:
-    """net: which of the four. weights: how all weights begin; "published": each layer's as the author's."""
+    """net: which of the four. weights: how all weights begin; "published": each layer's as the author's. norm: false
+    leaves out the response normalisation of those that have one, and nothing else."""
 
     net: Literal["80s", "18pct", "13pct", "11pct"] = "80s"
     weights: str = "he"
+    norm: bool = True
 
 
 def cuda_convnet(options: Mapping[str, Any], rng: Rng, input_shape: tuple[int, ...], classes: int) -> Sequential:
     """The network for `input_shape` (channels, height, width), usually (3, 32, 32); see CudaConvnetOptions."""
     chosen = read_options(CudaConvnetOptions, options, "model.options")
-    stack = _Stack(input_shape, _beginnings(chosen), rng)
+    stack = _Stack(input_shape, _beginnings(chosen), chosen.norm, rng)
     NETS[chosen.net](stack)
     stack.linear("output", classes)
     return Sequential(stack.layers, input_shape)
@@ -58,13 +62,17 @@ def _beginnings(chosen: CudaConvnetOptions) -> Mapping[str, str]:
 class _Stack:
     """Layers put on one another; each is made for what the one below it gives."""
 
-    def __init__(self, input_shape: tuple[int, ...], weights: Mapping[str, str], rng: Rng) -> None:
-        self.shape, self.weights, self.rng = input_shape, weights, rng
+    def __init__(self, input_shape: tuple[int, ...], weights: Mapping[str, str], normed: bool, rng: Rng) -> None:
+        self.shape, self.weights, self.normed, self.rng = input_shape, weights, normed, rng
         self.layers: list[tuple[str, Layer]] = []
 
     def add(self, name: str, layer: Layer) -> None:
         self.shape = Sequential([(name, layer)]).output_shape(self.shape)
         self.layers.append((name, layer))
+
+    def norm(self, name: str, layer: Layer) -> None:
+        if self.normed:
+            self.add(name, layer)
 
     def conv(self, name: str, outputs: int) -> None:
         """5x5, the map keeps its size; no ReLU."""
@@ -102,10 +110,10 @@ def _net_18pct(stack: _Stack) -> None:
     stack.conv("conv1", 32)
     stack.add("pool1", MaxPool2d(3, 2, 1))
     stack.add("conv1_act", ReLU())
-    stack.add("norm1", MapResponseNorm(3, 1.0, 5e-5, 0.75))
+    stack.norm("norm1", MapResponseNorm(3, 1.0, 5e-5, 0.75))
     stack.conv_relu("conv2", 32)
     stack.add("pool2", AvgPool2d(3, 2, 1))
-    stack.add("norm2", MapResponseNorm(3, 1.0, 5e-5, 0.75))
+    stack.norm("norm2", MapResponseNorm(3, 1.0, 5e-5, 0.75))
     stack.conv_relu("conv3", 64)
     stack.add("pool3", AvgPool2d(3, 2, 1))
 
@@ -122,9 +130,9 @@ def _net_13pct(stack: _Stack) -> None:
 def _net_11pct(stack: _Stack) -> None:
     stack.conv_relu("conv1", 64)
     stack.add("pool1", MaxPool2d(3, 2, 1))
-    stack.add("norm1", LocalResponseNorm(9, 1.0, 1e-3, 0.75, divided=True))
+    stack.norm("norm1", LocalResponseNorm(9, 1.0, 1e-3, 0.75, divided=True))
     stack.conv_relu("conv2", 64)
-    stack.add("norm2", LocalResponseNorm(9, 1.0, 1e-3, 0.75, divided=True))
+    stack.norm("norm2", LocalResponseNorm(9, 1.0, 1e-3, 0.75, divided=True))
     stack.add("pool2", MaxPool2d(3, 2, 1))
     stack.local_relu("local3", 64)
     stack.local_relu("local4", 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 
 import pytest
@@ -122,10 +123,24 @@ def test_candidates_are_the_same_for_the_same_seed_and_none_is_the_recipe_itself
 def test_times_draws_around_the_recipes_own_value_and_only_if_it_has_one() -> None:
     recipe = tomllib.loads(RECIPE)
     rule = {"times": [0.25, 4.0]}
-    drawn = [space.draw("optimiser.rate", rule, recipe, str(k)) for k in range(200)]
-    assert 0.125 <= min(drawn) < 0.25
-    assert 1.0 < max(drawn) <= 2.0
-    assert space.draw("optimiser.missing", rule, recipe, "1") is None
+    drawn = [space.draw("optimiser.rate", rule, recipe, place) for place in (0.0, 0.5, 0.999)]
+    assert drawn == [0.125, 0.5, 1.99]
+    assert space.draw("optimiser.missing", rule, recipe, 0.5) is None
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_candidates_of_one_knob_leave_no_wide_gap(seed: int) -> None:
+    recipe = tomllib.loads(RECIPE)
+    drawn = space.candidates({"optimiser.rate": {"times": [0.25, 4.0]}}, recipe, 9, seed)
+    places = [math.log(knobs["optimiser.rate"] / 0.125, 16) * 9 for knobs in drawn]
+    assert all(
+        part - 0.01 <= place <= part + 1.01 for part, place in enumerate(sorted(places))
+    )  # three digits are kept
+    assert places != sorted(places)
+
+
+def test_whole_numbers_are_drawn_up_to_both_ends() -> None:
+    assert {space.draw("x", {"range": [3, 5]}, {}, place / 100) for place in range(100)} == {3, 4, 5}
 
 
 def test_a_space_smaller_than_asked_for_gives_what_there_is() -> None:

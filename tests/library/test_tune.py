@@ -80,6 +80,15 @@ def test_candidates_are_halved_and_only_the_best_see_full_length(tmp_path: Path)
     assert len(epochs) <= 15
 
 
+def test_where_early_ranks_mislead_all_candidates_see_full_length(tmp_path: Path) -> None:
+    done = tune(tmp_path, "--least-epochs", "4")
+    assert done.returncode == 0, done.stderr
+    tried = log(tmp_path)["tried"]
+    assert {trial["epochs"] for trial in tried} == {4}
+    first = [trial for trial in tried[1:10] if trial["status"] == "finished"]
+    assert tried[10]["knobs"] == min(first, key=lambda trial: trial["validation_error_pct"])["knobs"]
+
+
 def test_a_target_may_be_missed_from_below(tmp_path: Path) -> None:
     good = RECIPE.replace("rate = 0.5 ", "rate = 0.05 ")
     done = tune(tmp_path, "--value", "3", "--direction", "at_least", "--trials", "3", recipe=good)

@@ -3,7 +3,6 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -232,18 +231,28 @@ def test_no_text_gives_anything_but_a_recipe_or_a_recipe_error(lines: list[str],
         assert tomllib.loads(to_toml(got))["name"] == got.name
 
 
-@pytest.mark.parametrize(
-    ("recipe", "section", "key", "value"),
-    [
-        ("alexnet_photos_no_norm", "model", "options", {"norm": False}),
-        ("alexnet_photos_apart", "model", "options", {"pool": "apart"}),
-        ("alexnet_photos_no_colour", "data", "colour_noise", 0.0),
-        ("alexnet_photos_torch", "", "engine", "torch"),
-    ],
-)
-def test_an_ablation_of_alexnet_on_photographs_differs_in_one_thing(
-    recipe: str, section: str, key: str, value: Any
-) -> None:
-    whole, without = (config.load(name).model_dump(exclude={"name"}) for name in ("alexnet_photos", recipe))
-    (whole[section] if section else whole)[key] = value
+ABLATIONS = {
+    "_no_norm": ("model", "options", {"norm": False}),
+    "_apart": ("model", "options", {"pool": "apart"}),
+    "_no_colour": ("data", "colour_noise", 0.0),
+    "_torch": ("", "engine", "torch"),
+}
+
+
+@pytest.mark.parametrize("ending", ABLATIONS)
+@pytest.mark.parametrize("whole", ["alexnet_photos", "alexnet_imagenette"])
+def test_an_ablation_of_alexnet_on_photographs_differs_in_one_thing(whole: str, ending: str) -> None:
+    section, key, value = ABLATIONS[ending]
+    changed, ablation = (config.load(name).model_dump(exclude={"name"}) for name in (whole, whole + ending))
+    place = changed[section] if section else changed
+    place[key] = {**place[key], **value} if isinstance(value, dict) else value
+    assert ablation == changed
+
+
+@pytest.mark.parametrize("long", ["cifar10", "short"])
+def test_the_11_percent_networks_twin_lacks_normalisation_alone(long: str) -> None:
+    whole, without = (
+        config.load(f"cuda_11pct_{name}").model_dump(exclude={"name"}) for name in (long, f"no_norm_{long}")
+    )
+    whole["model"]["options"]["norm"] = False
     assert without == whole

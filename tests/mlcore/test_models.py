@@ -9,7 +9,7 @@ import pytest
 
 from mlcore import init
 from mlcore.errors import RecipeError, ShapeError
-from mlcore.layers import Linear, LocalResponseNorm, Sequential
+from mlcore.layers import Dropout, Linear, LocalResponseNorm, Sequential
 from mlcore.models import INPUTS, MODELS, build
 from mlcore.models.cuda_convnet import DEVIATIONS
 from mlcore.ops import cross_entropy
@@ -62,6 +62,24 @@ def test_the_mlp_of_the_paper_has_266610_parameters() -> None:
     assert summarise(build("mlp", {}, Rng(0)), (1, 28, 28)).parameters == 266_610
 
 
+# Krizhevsky et al. 2012, fig. 2 and sec. 3.5; ReLU behind each layer with weights but the last (3.1), normalisation
+# behind the first two (3.3), overlapping pooling behind those and the fifth (3.4), dropout on the two hidden ones (4.2)
+ALEXNET = [
+    *(
+        ("Conv2d", (96, 55, 55)),
+        ("ReLU", (96, 55, 55)),
+        ("LocalResponseNorm", (96, 55, 55)),
+        ("MaxPool2d", (96, 27, 27)),
+    ),
+    *(("Conv2d", (256, 27, 27)), ("ReLU", (256, 27, 27)), ("LocalResponseNorm", (256, 27, 27))),
+    ("MaxPool2d", (256, 13, 13)),
+    *[("Conv2d", (384, 13, 13)), ("ReLU", (384, 13, 13))] * 2,
+    *(("Conv2d", (256, 13, 13)), ("ReLU", (256, 13, 13)), ("MaxPool2d", (256, 6, 6)), ("Flatten", (9216,))),
+    *[("Linear", (4096,)), ("ReLU", (4096,)), ("Dropout", (4096,))] * 2,
+    ("Linear", (1000,)),
+]
+
+
 @needs_compiler
 def test_alexnet_has_exactly_the_papers_60965224_parameters() -> None:
     model = build("alexnet", {}, Rng(0))
@@ -70,9 +88,8 @@ def test_alexnet_has_exactly_the_papers_60965224_parameters() -> None:
     assert list(parameters.values()) == [34_944, 307_456, 885_120, 663_936, 442_624, 37_752_832, 16_781_312, 4_097_000]
     assert summary.parameters == 60_965_224
     assert summary.macs == 724_406_816
-    maps = {row.layer: row.output_shape for row in summary.rows}
-    wanted = {"conv1": (96, 55, 55), "pool1": (96, 27, 27), "pool2": (256, 13, 13), "pool5": (256, 6, 6)}
-    assert {name: maps[name] for name in wanted} == wanted
+    assert [(row.kind, row.output_shape) for row in summary.rows] == ALEXNET
+    assert [layer.probability for layer in model.layers.values() if isinstance(layer, Dropout)] == [0.5, 0.5]
     biases = {name: float(tensor.data[0]) for name, tensor in model.parameters().items() if name.endswith("bias")}
     assert [name for name, value in biases.items() if value == 1.0] == [
         "conv2.bias", "conv4.bias", "conv5.bias", "fc6.bias", "fc7.bias",
@@ -125,6 +142,16 @@ def test_the_cifar_networks_have_their_layers_and_parameters(net: str, parameter
     assert summary.parameters == parameters
     seen = [row.kind for row in summary.rows]
     assert {kind: seen.count(kind) for kind in kinds} == kinds
+
+
+@pytest.mark.parametrize(("net", "norms"), [("11pct", 2), ("18pct", 2), ("13pct", 0), ("80s", 0)])
+def test_a_cifar_network_without_normalisation_lacks_that_and_nothing_else(net: str, norms: int) -> None:
+    whole, without = (build("cuda_convnet", {"net": net, "norm": norm}, Rng(0)) for norm in (True, False))
+    rest = [(row.layer, row.output_shape) for row in summarise(whole, (3, 32, 32)).rows if "Norm" not in row.kind]
+    assert [(row.layer, row.output_shape) for row in summarise(without, (3, 32, 32)).rows] == rest
+    assert len(whole.layers) - len(without.layers) == norms
+    for name, tensor in whole.parameters().items():
+        np.testing.assert_array_equal(tensor.data, without.parameters()[name].data)
 
 
 @pytest.mark.parametrize("net", DEVIATIONS)

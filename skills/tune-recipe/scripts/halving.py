@@ -19,20 +19,22 @@ class OutOfTime(Exception):
     """The budget doesn't hold another trial."""
 
 
-def rungs(epochs: int, candidates: int) -> list[int]:
-    """Epochs of each rung, the last at full length: 9 candidates and 12 epochs give 2, 4, 12."""
+def rungs(epochs: int, candidates: int, least: int = 1) -> list[int]:
+    """Epochs of each rung, the last at full length, none below `least`: 9 candidates and 12 epochs give 2, 4, 12."""
     count = max(1, math.ceil(math.log(max(candidates, 1), KEEP) - 1e-9)) + 1
-    return sorted({max(1, math.ceil(epochs / KEEP**k)) for k in range(count)})
+    return sorted({max(min(least, epochs), math.ceil(epochs / KEEP**k)) for k in range(count)})
 
 
-def champion(score: Score, contenders: list[Knobs], epochs: int, seed: int) -> Knobs | None:
-    """The candidate that is left, or None when none could be trained.
+def champion(score: Score, contenders: list[Knobs], epochs: int, seed: int, least: int = 1) -> Knobs | None:
+    """The candidate that is left, or None when none could be trained. The last rung is left to `beats`, if there is
+    one before it.
 
     When time runs out in a rung, the best so far of that rung if it is the first, else the best of the rung before.
     Raises OutOfTime when there wasn't even time for one.
     """
     alive = list(contenders)
-    for rung, length in enumerate(rungs(epochs, len(contenders))[:-1]):
+    lengths = rungs(epochs, len(contenders), least)
+    for rung, length in enumerate(lengths[:-1] or lengths):
         tried: list[tuple[float, Knobs]] = []
         late = False
         try:

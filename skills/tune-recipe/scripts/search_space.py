@@ -75,11 +75,18 @@ def finite(value: Any) -> bool:
 def candidates(space: Space, recipe: Mapping[str, Any], count: int, seed: int) -> list[Knobs]:
     """`count` settings that differ from each other and from the recipe, always the same for the same arguments.
 
-    Each lists only the knobs that it turns away from the recipe. A small space may hold fewer than `count`.
+    Each lists only the knobs that it turns away from the recipe. A small space may hold fewer than `count`. Each knob's
+    places are cut into `count` equal parts, and the settings stand in one each: so that nine rates leave no wide gap.
+    Source: McKay, Beckman and Conover 1979, "A comparison of three methods for selecting values of input variables".
     """
+    parts = {name: random.Random(f"{seed}/{name}").sample(range(count), count) for name in space}
     found: list[Knobs] = []
     for index in range(20 * count):
-        knobs = {name: draw(name, rule, recipe, f"{seed}/{index}/{name}") for name, rule in space.items()}
+        knobs = dict[str, Scalar | None]()
+        for name, rule in space.items():
+            place = random.Random(f"{seed}/{index}/{name}").random()
+            place = (parts[name][index] + place) / count if index < count else place
+            knobs[name] = draw(name, rule, recipe, place)
         turned = {k: v for k, v in knobs.items() if v is not None and not same(v, look_up(recipe, k))}
         if turned and turned not in found:
             found.append(turned)
@@ -88,26 +95,31 @@ def candidates(space: Space, recipe: Mapping[str, Any], count: int, seed: int) -
     return found
 
 
-def draw(name: str, rule: Mapping[str, list[Any]], recipe: Mapping[str, Any], seed: str) -> Scalar | None:
-    """One value; None when a multiple of the recipe's value is wanted and the recipe has no such number."""
+def draw(name: str, rule: Mapping[str, list[Any]], recipe: Mapping[str, Any], place: float) -> Scalar | None:
+    """The value at a place in [0, 1); None when a multiple of the recipe's value is wanted and it has none."""
     (kind, values), *_ = rule.items()
     own = look_up(recipe, name)
     if kind == "times":
         if not finite(own) or own <= 0:
             return None
         values = [own * factor for factor in values]
-    value = DRAW[kind](random.Random(seed), values)
+    value = DRAW[kind](place, values)
     whole = kind == "times" and isinstance(own, int)
     return max(1, round(float(value))) if whole else value
 
 
-def draw_range(rng: random.Random, ends: list[Any]) -> Scalar:
+def draw_choice(place: float, values: list[Any]) -> Scalar:
+    return values[int(place * len(values))]
+
+
+def draw_range(place: float, ends: list[Any]) -> Scalar:
     low, high = ends
-    return rng.randint(low, high) if isinstance(low, int) and isinstance(high, int) else tidy(rng.uniform(low, high))
+    whole = isinstance(low, int) and isinstance(high, int)
+    return low + int(place * (high - low + 1)) if whole else tidy(low + place * (high - low))
 
 
-def draw_log(rng: random.Random, ends: list[Any]) -> Scalar:
-    return tidy(math.exp(rng.uniform(math.log(ends[0]), math.log(ends[1]))))
+def draw_log(place: float, ends: list[Any]) -> Scalar:
+    return tidy(ends[0] * (ends[1] / ends[0]) ** place)
 
 
 def tidy(value: float) -> float:
@@ -115,8 +127,8 @@ def tidy(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-DRAW: dict[str, Callable[[random.Random, list[Any]], Scalar]] = {
-    "choice": lambda rng, values: rng.choice(values),
+DRAW: dict[str, Callable[[float, list[Any]], Scalar]] = {
+    "choice": draw_choice,
     "range": draw_range,
     "log": draw_log,
     "times": draw_log,

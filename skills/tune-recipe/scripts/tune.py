@@ -52,6 +52,7 @@ QUESTION = (
     "seed",
     "by",
     "epochs",
+    "least_epochs",
 )  # what makes a search that search
 EPILOG = """\
 example:
@@ -105,6 +106,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--knobs", help="of the default knobs only these, joined by `+`, e.g. optimiser.rate")
     add("--by", choices=sorted(SCORES), default="error", help="what is made small: validation error, or training loss")
     add("--epochs", type=whole, help="train for so many at most while searching (default: the recipe's own)")
+    add(
+        "--least-epochs",
+        type=whole,
+        default=1,
+        help="train no candidate for fewer, where early ranks mislead (default: 1)",
+    )
     add("--clock", choices=["wall", "cpu"], default="wall", help="what --minutes are of (default: wall)")
     add("--seed", type=int, default=1, help="of the candidates and of their trainings (default: 1)")
     add("--runs", type=Path, default=Path("runs"), help="scratch folder (default: runs)")
@@ -184,7 +191,8 @@ def search(
     if found not in (args.dataset, "unknown"):
         return f"not searched: the data are {found}, not {args.dataset}", {}
     try:
-        best = champion(functools.partial(missed_by, reserve_epochs=epochs), contenders, epochs, args.seed)
+        reserved = functools.partial(missed_by, reserve_epochs=epochs)
+        best = champion(reserved, contenders, epochs, args.seed, args.least_epochs)
         if best is None:
             return "searched; no candidate could be trained, the recipe stays", {}
         if beats(missed_by, best, epochs, [args.seed + k for k in range(FINAL_SEEDS)]):
