@@ -100,10 +100,8 @@ def _mark(wanted: Wanted) -> Path | None:
     folder = jit.cache_folder()
     if folder is None:
         return None
-    files = [
-        jit.stamp(place)
-        for place in (Path(__file__).parent, *(Path(__file__).parent / name for name in ("planned", "lanes")))
-    ]
+    here = Path(__file__).parent
+    files = [jit.stamp(here / part) for part in (".", "planned", "lanes", "models", "layers")]
     about = [
         asdict(wanted), asdict(this_machine()), numba.get_num_threads(), numba.__version__, llvmlite.__version__, files,
     ]  # fmt: skip

@@ -85,12 +85,14 @@ def emit_call(builder: Any, address: Any, values: Sequence[Any]) -> None:
     builder.call(builder.inttoptr(address, function.as_pointer()), values)
 
 
+SPEED_LEVEL, OPT_LEVEL = 2, 3  # of the passes, of the machine code
 _ENGINES: list[Any] = []  # compiled code lives as long as its engine
 
 
 def _key(text: str, machine: Machine) -> str:
     """What the machine code depends on, as a name for a file."""
-    parts = (text, machine.cpu, machine.features, llvmlite.__version__, llvm.get_process_triple())
+    how = f"speed {SPEED_LEVEL} opt {OPT_LEVEL}"
+    parts = (text, machine.cpu, machine.features, llvmlite.__version__, llvm.get_process_triple(), how)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -98,7 +100,7 @@ def _machine_code(text: str, machine: Machine) -> bytes:
     """An object file with the module's functions."""
     module, target = llvm.parse_assembly(text), _target(machine)
     module.triple = llvm.get_process_triple()
-    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=SPEED_LEVEL))
     passes.getModulePassManager().run(module, passes)
     return bytes(target.emit_object(module))
 
@@ -106,7 +108,9 @@ def _machine_code(text: str, machine: Machine) -> bytes:
 def _target(machine: Machine) -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()  # numba does the same, but perhaps later
-    return llvm.Target.from_default_triple().create_target_machine(machine.cpu, machine.features, opt=3, jit=True)
+    return llvm.Target.from_default_triple().create_target_machine(
+        machine.cpu, machine.features, opt=OPT_LEVEL, jit=True
+    )
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,8 @@ def network(model: Sequential, input_shape: Shape) -> Network:
         made.stages.append(_stage(made, steps, place))
     if not made.stages or (made.stages[-1].out.height, made.stages[-1].out.width) != (1, 1):
         raise Unplannable("the output is not one number for each class")
+    if not made.stages[-1].out_grad.is_plain:  # where the loss leaves its gradient, one number behind the other
+        raise Unplannable(f"layer '{steps[-1].name}': a convolution of windows can't be the last layer")
     return made
 
 

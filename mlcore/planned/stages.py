@@ -20,7 +20,6 @@ from mlcore.kernels.precision import FP32
 from mlcore.kernels.response import Response
 from mlcore.layers import Conv2d, Linear
 from mlcore.planned import layout
-from mlcore.planned.fuse import Unplannable
 from mlcore.planned.layout import Blocks, Planes, Pool
 from mlcore.planned.linear_layout import LinearPanels, LinearRoom
 from mlcore.rng import Rng
@@ -108,8 +107,6 @@ class ConvStage:
         self.velocity = np.zeros_like(self.weight)
         self.slope = np.zeros_like(self.weight)
         self.bias = Bias(layer.outputs, images)
-        if x.grid.border < layer.padding:
-            raise Unplannable(f"layer '{name}': its input has no room for a padding of {layer.padding}")
         self._plan_forward(run)
         self.gradient = layout.gradient_blocks(self.outputs, run, self.precision)
         if x_grad is not None:

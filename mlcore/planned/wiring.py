@@ -126,6 +126,8 @@ class _Wiring:
 
     def _conv(self, step: Weighted, layer: Conv2d, ends: Ends, out: Planes) -> Stage:
         x, x_grad = ends.x, ends.x_grad
+        if x.groups != layer.groups or x.grid.border < layer.padding:  # behind dropout, which hands on what it reads
+            raise Unplannable(f"layer '{step.name}': its input is laid out for another layer")
         choice = chosen(layer, out.grid.height, out.grid.width, x.precision)
         if self.space is None or choice == DIRECT or x.grid.border != layer.padding:
             return ConvStage(step.name, layer, step.relu, x, x_grad, out, self.pool)
@@ -136,14 +138,18 @@ class _Wiring:
             sides = (x.grid.height + 2 * step.padding, x.grid.width + 2 * step.padding)
             height, width = (1 + (side - step.size) // step.stride for side in sides)
             return x.channels, height, width
-        channels, height, width = (*self.shapes[step.name], 1, 1)[:3]
+        shape = self.shapes[step.name]
+        if isinstance(step, Unfused):  # it may have changed places with the pooling before it
+            shape = step.layer.output_shape((x.channels, x.grid.height, x.grid.width))
+        channels, height, width = (*shape, 1, 1)[:3]
         return channels, height, width
 
 
 def _is_plannable(layer: LocallyConnected2d, ends: Ends, out: Planes) -> bool:
     """Whether the kernels of local layers know this; else it runs as on the tape."""
     whole = out.groups == 1 and (ends.x_grad is None or ends.x_grad.groups == 1)
-    return layer.stride == 1 and layer.padding < layer.kernel and out.precision is FP32 and whole
+    roomy = layer.padding < layer.kernel and layer.padding <= ends.x.grid.border
+    return layer.stride == 1 and roomy and out.precision is FP32 and whole
 
 
 def _side(step: GlobalPooling, x: Planes) -> int:

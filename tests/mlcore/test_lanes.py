@@ -238,6 +238,9 @@ def test_a_network_that_has_no_form_in_lanes_says_which_layer_is_in_the_way() ->
         network(Sequential([("c", Conv2d(1, 4, 3, Rng(1))), ("u", _Unknown())]), (1, 5, 5))
     with pytest.raises(Unplannable, match="one number for each class"):
         network(Sequential([("c", Conv2d(1, 4, 3, Rng(1))), ("f", Flatten())]), (1, 5, 5))
+    last = Sequential([("c", Conv2d(1, 4, 3, Rng(1))), ("d", Conv2d(4, 5, 3, Rng(2))), ("f", Flatten())])
+    with pytest.raises(Unplannable, match="layer 'd': a convolution of windows can't be the last layer"):
+        network(last, (1, 5, 5))
     with pytest.raises(Unplannable, match="layer 'c': it has no biases"):
         network(_no_biases(4), (1, 5, 5))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -122,10 +123,31 @@ def _no_biases() -> Sequential:
     return Sequential(layers, (2, 11, 10))
 
 
+def _pools_behind_others() -> Sequential:
+    """Max pooling before a ReLU, behind layers that can't take the ReLU along; dropout before local windows."""
+    rng = Rng(9)
+    layers: list[tuple[str, Layer]] = [
+        ("c1", Conv2d(2, 20, 3, rng.child("c1"), padding=1)),
+        ("n1", LocalResponseNorm(5, 1.0, 0.1, 0.75)),
+        ("p1", MaxPool2d(2)),
+        ("r1", ReLU()),
+        ("c2", Conv2d(20, 34, 3, rng.child("c2"), padding=1)),
+        ("t2", Tanh()),
+        ("p2", MaxPool2d(3, 2, 1)),
+        ("r2", ReLU()),
+        ("d2", Dropout(0.3)),
+        ("l3", LocallyConnected2d((34, 3, 3), 9, 3, rng.child("l3"), padding=1)),
+        ("f", Flatten()),
+        ("l", Linear(9 * 3 * 3, 5, rng.child("l"))),
+    ]
+    return Sequential(layers, (2, 11, 10))
+
+
 CASES: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "a bit of everything": (_mixed, (3, 37, 35), 7),
     "layers without a planned form": (_unusual, (3, 15, 13), 6),
     "locally connected": (_local, (3, 10, 11), 6),
+    "pooling behind what takes no ReLU": (_pools_behind_others, (2, 11, 10), 5),
     "convolutions without biases": (_no_biases, (2, 11, 10), 5),
     "mnist_cnn": (lambda: build("mnist_cnn", {}, Rng(1), (1, 12, 11)), (1, 12, 11), 10),
     "cuda_convnet": (lambda: build("cuda_convnet", {}, Rng(1), (3, 17, 16)), (3, 17, 16), 10),
@@ -301,6 +323,20 @@ def test_layers_are_fused_into_steps() -> None:
 def test_a_network_that_has_no_plan_says_which_layer_is_in_the_way(layers: list[Any], said: str) -> None:
     with pytest.raises(Unplannable, match=said):
         fused(layers)
+
+
+@needs_compiler
+@pytest.mark.parametrize("how", [{"groups": 2}, {"padding": 1}])
+def test_dropout_before_windows_that_want_other_planes_is_left_to_the_tape(how: dict[str, int]) -> None:
+    behind = Conv2d(4, 6, 3, Rng(2), **how)
+    shape = behind.output_shape((4, 7, 7))
+    layers = [
+        ("c", Conv2d(1, 4, 3, Rng(1))), ("r", ReLU()), ("d", Dropout(0.5)), ("b", behind), ("f", Flatten()),
+        ("l", Linear(math.prod(shape), 3, Rng(3))),
+    ]  # fmt: skip
+    model = Sequential(layers, (1, 9, 9))
+    with pytest.raises(Unplannable, match="layer 'b': its input is laid out for another layer"):
+        Plan(model, SGD(model.parameters()), 8, (1, 9, 9))
 
 
 @needs_compiler

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlcore import warm
 from mlcore.kernels import ahead, jit, native
 from mlcore.kernels.micro import tile_address
 from tests.mlcore.helpers import Array, needs_compiler, run_python
@@ -110,6 +111,25 @@ print(len(made))
         runs.append(run_python(code, NUMBA_CACHE_DIR=str(tmp_path)))
         runs.append(run_python(code, NUMBA_CACHE_DIR=str(tmp_path)))
     assert [int(made) for made in runs] == [1, 0, 1, 0, 1, 0, 1, 0]
+
+
+def test_another_way_to_compile_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = native._key(TEXT, native.AVX2)
+    monkeypatch.setattr(native, "OPT_LEVEL", 2)
+    assert native._key(TEXT, native.AVX2) != before
+
+
+def test_a_mark_depends_on_the_networks_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def stamp(folder: Path) -> tuple[str, ...]:
+        seen.append(folder.resolve().name)
+        return ()
+
+    monkeypatch.setattr(jit, "stamp", stamp)
+    monkeypatch.setattr(jit, "cache_folder", lambda: tmp_path)
+    warm._mark(warm.Wanted.of_model("lenet5", 8))
+    assert set(seen) == {"mlcore", "planned", "lanes", "models", "layers"}
 
 
 def test_other_text_or_another_processor_is_another_key() -> None:
