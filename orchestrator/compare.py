@@ -304,9 +304,14 @@ def _read(content: dict[str, Any], wall_s: float, ledger: Ledger) -> Measured:
         calls=dict(Counter(call["tier"] for call in asked)),
         tokens=sum(tokens for tokens, _ in sizes),
         estimated=any(estimated for _, estimated in sizes),
-        attempts=sum(task["attempt"] or 0 for task in tasks),
+        attempts=attempts(ledger, run["id"]),
         reviews=len({call["node"] for call in asked if is_review(call["node"].rpartition("/")[2])}),
     )
+
+
+def attempts(ledger: Ledger, run: str) -> int:
+    """All attempts of a run, those after a miss that was published among them."""
+    return sum(row["judged"] or row["attempt"] or 0 for row in ledger.each_task(run))
 
 
 def _tokens(call: Mapping[str, Any]) -> tuple[int, bool]:
