@@ -91,12 +91,20 @@ def test_tools_may_be_a_list_or_a_comma_string_less_what_is_disallowed() -> None
         ("mlcore/recipes/*.toml plans", "/etc plans", f"{SKILL_PATH}:8: `/etc` is outside the repository; use globs"),
         ('minutes: "5"', "minutes: soon", f"{SKILL_PATH}:12: minutes is not a number; for example `minutes: '5'`"),
         ('minutes: "5"', "minutes: 5", f"{SKILL_PATH}:12: `metadata.minutes`: input should be a valid string"),
+        ("read list", "raed list", f"{SKILL_PATH}:6: unknown tool `raed`; did you mean `read`?"),
         ("scripts/proc", "../proc", f"{SKILL_PATH}:11: procedure is outside the skill's folder; for example"),
         ("Run the search", "\n" * 500 + "Run", f"{SKILL_PATH}:14: body is over 500 lines; move detail to references/"),
     ],
 )
 def test_each_error_of_a_skill_names_its_line_and_the_fix(old: str, new: str, expected: str) -> None:
     assert [each for each in of_skill(old, new) if each.startswith(expected)], of_skill(old, new)
+
+
+def test_commas_between_a_skills_tools_and_writes_take_nothing_away() -> None:
+    with_commas = SKILL.replace("read list edit run", "read, list,edit run").replace("*.toml plans", "*.toml, plans")
+    assert with_commas.count(",") == SKILL.count(",") + 3
+    found, wrong = lib.parse_skill(SKILL_PATH, with_commas)
+    assert (wrong, found) == ([], lib.parse_skill(SKILL_PATH, SKILL)[0])
 
 
 # The graph
