@@ -66,6 +66,7 @@ class Reviewing:
     author: str
     words: str
     diff: str
+    outcome: str  # what the gate said of it
     found: tuple[str, ...] = ()
 
 
@@ -98,6 +99,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
     shown = {
         "task": asked.task, "plan": asked.plan, "brief": asked.brief, "author": asked.author,
         "words": asked.words, "diff": diff, "whole": diff == asked.diff, "found": asked.found,
+        "outcome": asked.outcome,
         "prose": sections.prose(asked.plan, asked.task),
     }  # fmt: skip
     return replace(

@@ -221,7 +221,7 @@ class Runner:
         if len(assignment.chain) < 2 or skill is None or not change.files:
             return judgement
         diff = run.repository.diff(change.base, change.commit)
-        asked = Reviewing(run.plan, task, assignment.brief, assignment.agent, outcome.text, diff)
+        asked = Reviewing(run.plan, task, assignment.brief, assignment.agent, outcome.text, diff, judgement.outcome)
         loop, level = Loop(self._calls(task.id, provider), run.repository, self._engine), 0
         while judgement.outcome in REVIEWED and (
             above := review.readers(assignment.chain, judgement.risk.level)[level:]
