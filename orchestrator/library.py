@@ -1,9 +1,9 @@
 """agents/ and skills/ -> records, and the graph that they form.
 
-An agent file is Claude Code's subagent format with `level` and `delegates_to`; a skill is an Agent Skills folder whose
-`metadata` carries what we enforce: `writes`, `commands`, `risk`, `procedure`, `minutes`, and `floor` and `ceiling`, the
-cheapest and the dearest model that may use it. Our own library loads strictly: a bad file stops the run before any
-money is spent.
+An agent file is Claude Code's subagent format with `level` and `delegates_to`, without the keys that nothing heeds; a
+skill is an Agent Skills folder whose `metadata` carries what we enforce: `writes`, `commands`, `risk`, `procedure`,
+`minutes`, and `floor` and `ceiling`, the cheapest and the dearest model that may use it. Our own library loads
+strictly: a bad file stops the run before any money is spent.
 """
 
 from __future__ import annotations
@@ -50,10 +50,9 @@ class AgentFront(Record):
     tools: tuple[str, ...] = ()
     disallowed_tools: tuple[str, ...] = Field(default=(), alias="disallowedTools")
     model: Literal["haiku", "sonnet", "opus"]
-    permission_mode: str = Field(default="default", alias="permissionMode")
-    max_turns: int = Field(default=50, ge=1, le=1000, alias="maxTurns")
+    permission_mode: Literal["default"] = Field(default="default", alias="permissionMode")
+    max_turns: int | None = Field(default=None, ge=1, le=1000, alias="maxTurns")
     skills: tuple[str, ...] = ()
-    effort: str = ""
     isolation: Literal["worktree"] = "worktree"
     color: str = ""
     level: int = Field(ge=0, le=5)
@@ -134,6 +133,7 @@ def parse_agent(path: str, text: str) -> tuple[Agent | None, list[Problem]]:
         prompt=document.body.strip(),
         path=path,
         ceiling=front.ceiling,
+        max_turns=front.max_turns,
     )
     return agent, problems
 

@@ -110,7 +110,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
         brief=prompts.render("review.md.j2", shown),
         allowed=LOOKS & frozenset(reviewer.tools),
         tools=replace(worked.tools, writes=(), commands=(), skills={}),
-        max_turns=TURNS,
+        max_turns=reviewer.turns(TURNS),
         chain=(reviewer.name,),
         helper=NAME if level == 1 else f"{NAME}-{level}",
         answer_schema=closed(Review.model_json_schema()),

@@ -56,6 +56,8 @@ def test_the_repositorys_own_library_passes_every_rule() -> None:
         ("level: 3", "level: 6", "agents/engineer.md:7: `level`: input should be less than or equal to 5"),
         ("level: 3", "levl: 3", "agents/engineer.md:7: unknown key `levl`; did you mean `level`?"),
         ("level: 3", "max-turns: 3", "agents/engineer.md:7: unknown key `max-turns`; did you mean `maxTurns`?"),
+        ("level: 3", "permissionMode: plan", "agents/engineer.md:7: `permissionMode`: input should be 'default'"),
+        ("level: 3", "effort: high", "agents/engineer.md:7: unknown key `effort`; known keys: ceiling, color, "),
         ("tools: [read,", "tools: [raed,", "agents/engineer.md:4: unknown tool `raed`; did you mean `read`?"),
         ("tools: [read,", "tools: [x1y2z3,", "agents/engineer.md:4: unknown tool `x1y2z3`; tools: read, list, write"),
         ("model: sonnet\n", "", "agents/engineer.md:1: `model` is missing; add `model: ...`"),
@@ -63,6 +65,15 @@ def test_the_repositorys_own_library_passes_every_rule() -> None:
 )
 def test_each_error_of_an_agent_names_its_line_and_the_fix(old: str, new: str, expected: str) -> None:
     assert [each for each in of_agent(old, new) if each.startswith(expected)], of_agent(old, new)
+
+
+def test_an_agents_own_limit_of_turns_binds_where_it_is_the_lower_one() -> None:
+    limited, wrong = lib.parse_agent(AGENT_PATH, AGENT.replace("level: 3", "level: 3\nmaxTurns: 3"))
+    free, _ = lib.parse_agent(AGENT_PATH, AGENT)
+    assert limited
+    assert free
+    assert wrong == []
+    assert [limited.turns(2), limited.turns(50), free.turns(50), free.turns(1000)] == [2, 3, 50, 1000]
 
 
 def test_an_agent_without_a_prompt_is_refused() -> None:
