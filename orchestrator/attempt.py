@@ -30,6 +30,7 @@ def prepare(run: Run, task: Task, number: int, tier: Tier, worktree: Path, feedb
     """The agent's tools are the intersection of what it, its skill and its task allow."""
     assignment = run.assignments[task.id]
     agent, skill = run.library.agents[assignment.agent], run.skill(task.id)
+    most = run.settings.max_turns
     words = {"agent": agent, "skill": skill, "task": task, "plan": run.plan, "feedback": feedback}
     words |= {"writes": task.writes, "commands": skill.commands, "targets": run.plan.targets_of(task)}
     words |= {"others": others(run, agent, skill), "advice": assignment.brief, "prose": sections.prose(run.plan, task)}
@@ -44,7 +45,7 @@ def prepare(run: Run, task: Task, number: int, tier: Tier, worktree: Path, feedb
         allowed=allowed(agent, skill),
         tools=reach(run, task, skill, number, worktree),
         worktree=worktree,
-        max_turns=run.settings.max_turns,
+        max_turns=most if tier == "procedure" else agent.turns(most),  # a procedure has its own end
         chain=assignment.chain,
     )
 

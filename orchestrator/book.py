@@ -46,7 +46,7 @@ CREATE TRIGGER IF NOT EXISTS events_are_kept BEFORE DELETE ON events
 """
 LATER_COLUMNS = {  # added to tables that older versions made
     "runs": {"provider": "TEXT"},
-    "tasks": {"inputs": "TEXT", "why_tier": "TEXT"},
+    "tasks": {"inputs": "TEXT", "why_tier": "TEXT", "judged": "INTEGER"},
     "calls": {"node": "TEXT", "model": "TEXT", "provider": "TEXT", "request": "TEXT", "max_tokens": "INTEGER"},
 }
 INDEXES = """

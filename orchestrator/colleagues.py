@@ -158,6 +158,7 @@ class Team:
             brief=wanted.brief,
             allowed=allowed(agent, skill) & (attempt.allowed | {"skill"}),
             tools=replace(attempt.tools, skills=bodies(more)),
+            max_turns=agent.turns(self.run.settings.max_turns),
             chain=(*attempt.chain, agent.name),
             helper=f"{attempt.helper}/{helper}" if attempt.helper else helper,
         )

@@ -126,9 +126,10 @@ def compare(
     it was. Procedures need no model; a task that needs one and has none is
     blocked on either side, and the comparison says so. With --provider mailbox,
     `orchestrate mailbox list` shows here what the runs ask. Differences come
-    with 95 % intervals: exact for what passed; for what it cost Student's, or
-    resampled ones from eight seeds on. The verdict goes by dollars and time;
-    where calls cost nothing, by their number and tokens.
+    with 95 % intervals over the seeds: Student's, or resampled ones from eight
+    seeds on; for what passed, from six seeds on (tasks of one run fail together,
+    and a few runs that agree show nothing). The verdict goes by dollars and
+    time; where calls cost nothing, by their number and tokens.
     """
     from orchestrator import compare as comparing
     from orchestrator import config as settings

@@ -65,6 +65,10 @@ class Measured:
         return sum(status in PASSED for status in self.status.values())
 
     @property
+    def share(self) -> float:
+        return self.passed / len(self.status)
+
+    @property
     def all_calls(self) -> int:
         return sum(self.calls.values())
 
@@ -191,9 +195,8 @@ def summary(
 ) -> dict[str, Any]:
     """Both sides and their differences (with the layer minus without it), with 95 % intervals."""
     sides = {"with": _side(whole), f"without {layer}": _side(bare)}
-    one, other = sides.values()
     pairs = list(zip(whole, bare, strict=True))
-    acceptance = intervals.share_difference(one["passed"], one["tasks"], other["passed"], other["tasks"])
+    acceptance = intervals.of_shares([a.share - b.share for a, b in pairs])  # tasks of one run fail together
     costs = {name: intervals.mean([of(a) - of(b) for a, b in pairs]) for name, (of, _) in COSTS.items()}
     return {
         "plan": plan,
@@ -235,11 +238,11 @@ def verdict(layer: str, acceptance: Interval, costs: Mapping[str, Interval]) -> 
 def table(content: dict[str, Any]) -> str:
     """The comparison for people."""
     lines = [f"{content['plan']}: {content['seeds']} seeds, with and without {content['without']}"]
-    lines += [f"answered by: {content['provider']}", "", f"{'':<20} {'passed':>9} {'share, 95 %':>20}{HEADINGS}"]
+    lines += [f"answered by: {content['provider']}", "", f"{'':<20} {'passed':>9} {'share':>9}{HEADINGS}"]
     for name, side in content["sides"].items():
-        passed, bounds = f"{side['passed']}/{side['tasks']}", _bounds(side["acceptance"], "{:.0%}")
+        passed, share = f"{side['passed']}/{side['tasks']}", f"{side['acceptance']:.0%}"
         costs = "".join(f" {form.format(side[cost]):>9}" for cost, (_, form) in COSTS.items())
-        lines += [f"{name:<20} {passed:>9} {bounds:>20}{costs}"]
+        lines += [f"{name:<20} {passed:>9} {share:>9}{costs}"]
     lines += ["", "the layer's share in it (with minus without):"]
     for name, form in {"acceptance": "{:.0%}", **{cost: form for cost, (_, form) in COSTS.items()}}.items():
         lines += [f"  {name:<12} {_bounds(content['difference'][name], form.replace(':', ':+'))}"]
@@ -258,7 +261,7 @@ def _side(runs: Sequence[Measured]) -> dict[str, Any]:
         "tasks": tasks,
         "passed": passed,
         "accepted": sum(status == "accepted" for run in runs for status in run.status.values()),
-        "acceptance": intervals.share(passed, tasks).__dict__,
+        "acceptance": passed / tasks,
         **{name: intervals.mean([of(run) for run in runs]).value for name, (of, _) in COSTS.items()},
         "calls_by_tier": {tier: by_tier[tier] for tier in TIERS if tier in by_tier},
         "tokens_estimated": any(run.estimated for run in runs),
@@ -301,9 +304,14 @@ def _read(content: dict[str, Any], wall_s: float, ledger: Ledger) -> Measured:
         calls=dict(Counter(call["tier"] for call in asked)),
         tokens=sum(tokens for tokens, _ in sizes),
         estimated=any(estimated for _, estimated in sizes),
-        attempts=sum(task["attempt"] or 0 for task in tasks),
+        attempts=attempts(ledger, run["id"]),
         reviews=len({call["node"] for call in asked if is_review(call["node"].rpartition("/")[2])}),
     )
+
+
+def attempts(ledger: Ledger, run: str) -> int:
+    """All attempts of a run, those after a miss that was published among them."""
+    return sum(row["judged"] or row["attempt"] or 0 for row in ledger.each_task(run))
 
 
 def _tokens(call: Mapping[str, Any]) -> tuple[int, bool]:

@@ -65,7 +65,7 @@ def read_text(root: Path, path: str) -> tuple[str, list[Problem]]:
 
 def parse(path: str, text: str) -> tuple[Document, list[Problem]]:
     """Split and load. Always gives a document, empty where nothing could be read, and what is wrong."""
-    lines = text.split("\n")
+    lines = text.removeprefix("\ufeff").split("\n")
     end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), None)
     if lines[0].rstrip() != "---" or end is None:
         problem = Problem(path, 1, "has no front matter", "begin the file with YAML between two `---` lines")

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from orchestrator import planner, prompts
 from orchestrator.calls import Calls, Place
+from orchestrator.frontmatter import parse
 from orchestrator.library import Library
 from orchestrator.providers.base import Request
 from orchestrator.providers.shape import closed
@@ -167,7 +168,7 @@ def todo(plan: Plan, assignments: dict[str, Assignment], mine: Collection[str]) 
 
 def _prose(plan: Plan) -> str:
     """The plan's body, without its front matter; where it is long, its beginning, which says so."""
-    text = plan.text.split("\n---", 2)[-1].strip()
+    text = parse(plan.path, plan.text)[0].body.strip()
     if len(text) <= GOAL_CHARS:
         return text
     return f"{text[:GOAL_CHARS]}\n\n[... cut here: the plan's last {len(text) - GOAL_CHARS} characters are left out]"

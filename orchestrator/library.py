@@ -1,15 +1,15 @@
 """agents/ and skills/ -> records, and the graph that they form.
 
-An agent file is Claude Code's subagent format with `level` and `delegates_to`; a skill is an Agent Skills folder whose
-`metadata` carries what we enforce: `writes`, `commands`, `risk`, `procedure`, `minutes`, and `floor` and `ceiling`, the
-cheapest and the dearest model that may use it. Our own library loads strictly: a bad file stops the run before any
-money is spent.
+An agent file is Claude Code's subagent format with `level` and `delegates_to`, without the keys that nothing heeds; a
+skill is an Agent Skills folder whose `metadata` carries what we enforce: `writes`, `commands`, `risk`, `procedure`,
+`minutes`, and `floor` and `ceiling`, the cheapest and the dearest model that may use it. Our own library loads
+strictly: a bad file stops the run before any money is spent.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,10 +50,9 @@ class AgentFront(Record):
     tools: tuple[str, ...] = ()
     disallowed_tools: tuple[str, ...] = Field(default=(), alias="disallowedTools")
     model: Literal["haiku", "sonnet", "opus"]
-    permission_mode: str = Field(default="default", alias="permissionMode")
-    max_turns: int = Field(default=50, ge=1, le=1000, alias="maxTurns")
+    permission_mode: Literal["default"] = Field(default="default", alias="permissionMode")
+    max_turns: int | None = Field(default=None, ge=1, le=1000, alias="maxTurns")
     skills: tuple[str, ...] = ()
-    effort: str = ""
     isolation: Literal["worktree"] = "worktree"
     color: str = ""
     level: int = Field(ge=0, le=5)
@@ -120,10 +119,7 @@ def parse_agent(path: str, text: str) -> tuple[Agent | None, list[Problem]]:
         problems.append(
             Problem(path, document.line("name"), f"name `{front.name}` differs from the file's", "rename one")
         )
-    for tool in front.tools:
-        if tool not in TOOL_NAMES:
-            fix = did_you_mean(tool, TOOL_NAMES) or f"tools: {', '.join(TOOL_NAMES)}"
-            problems.append(Problem(path, document.line("tools"), f"unknown tool `{tool}`", fix))
+    problems += _unknown_tools(document, "tools", front.tools)
     if not document.body.strip():
         problems.append(Problem(path, document.body_line, "has no system prompt", "write it below the front matter"))
     agent = Agent(
@@ -137,6 +133,7 @@ def parse_agent(path: str, text: str) -> tuple[Agent | None, list[Problem]]:
         prompt=document.body.strip(),
         path=path,
         ceiling=front.ceiling,
+        max_turns=front.max_turns,
     )
     return agent, problems
 
@@ -166,9 +163,9 @@ def parse_skill(path: str, text: str) -> tuple[Skill | None, list[Problem]]:
     skill = Skill(
         name=front.name,
         description=front.description,
-        writes=tuple(meta.get("writes", "").split()),
+        writes=_words(meta.get("writes", "")),
         commands=tuple(word.strip() for word in re.split(r"[;\n]", meta.get("commands", "")) if word.strip()),
-        tools=tuple(front.allowed_tools.split()),
+        tools=_words(front.allowed_tools),
         risk=risk,
         minutes=float(meta.get("minutes", "5")),
         procedure=f"{folder}/{meta['procedure']}" if "procedure" in meta else None,
@@ -178,6 +175,18 @@ def parse_skill(path: str, text: str) -> tuple[Skill | None, list[Problem]]:
         ceiling=_model(meta, "ceiling"),
     )
     return skill, []
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """By blanks, commas or both, as people write lists."""
+    return tuple(text.replace(",", " ").split())
+
+
+def _unknown_tools(document: Document, key: str, tools: Iterable[str]) -> Iterator[Problem]:
+    for tool in tools:
+        if tool not in TOOL_NAMES:
+            fix = did_you_mean(tool, TOOL_NAMES) or f"tools: {', '.join(TOOL_NAMES)}"
+            yield Problem(document.path, document.line(key), f"unknown tool `{tool}`", fix)
 
 
 def _model(meta: dict[str, str], key: str) -> Tier | None:
@@ -192,7 +201,8 @@ def _check_skill(document: Document, front: SkillFront) -> Iterator[Problem]:
         if key not in METADATA_KEYS:
             fix = did_you_mean(key, METADATA_KEYS) or f"known: {', '.join(METADATA_KEYS)}"
             yield Problem(path, document.line("metadata", key), f"unknown metadata `{key}`", fix)
-    for written in meta.get("writes", "").split():
+    yield from _unknown_tools(document, "allowed-tools", _words(front.allowed_tools))
+    for written in _words(meta.get("writes", "")):
         if not inside(written):
             fix = "use globs relative to the repository's root"
             yield Problem(path, document.line("metadata", "writes"), f"`{written}` is outside the repository", fix)

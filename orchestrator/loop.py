@@ -225,6 +225,7 @@ def _stopped(reply: Reply) -> str:
     known = {
         "max_tokens": f"an answer was still cut off at {MOST_ROOM} tokens: the task is too large for one",
         "refusal": "the model refused",
+        "stopped": "the procedure stopped",
         FAILED: "the call failed",
         "model_context_window_exceeded": "the task's brief alone is too long for the model",
     }

@@ -19,7 +19,7 @@ from orchestrator.records import TIERS, Plan, Task, Tier
 from orchestrator.router import Case, Decision, Estimates, PastAttempt, case_of, decide, estimate_all
 
 Ended = Literal["accepted", "unmeasured", "refused"]
-# How a task's end reads for its last attempt. `missed` was measured and fell short: the next tier was tried, if any.
+# How a task's end reads for the attempt that ended it. `missed` fell short: the next tier was tried, if any.
 # `blocked` is a procedure's refusal where nobody could be asked next; a model's waits for a person or for the service.
 LAST: dict[str, Ended] = {
     "accepted": "accepted",
@@ -99,10 +99,11 @@ def _of_run(state: State, run: str, plan: Plan) -> Iterator[Trial]:
 
 
 def _of_task(run: str, task: Task, row: dict[str, Any], attempts: list[dict[str, Any]]) -> Iterator[Trial]:
-    """The last attempt ended as the task did; each one before it was refused, else there had been no next one."""
+    """One attempt ended as the task did; each other one that was judged was refused, after a published miss too."""
     tiers = {each["attempt"]: each["tier"] for each in attempts} | {row["attempt"]: row["tier"]}
     usd = {number: sum(each["usd"] or 0.0 for each in attempts if each["attempt"] == number) for number in tiers}
-    for number in sorted(number for number in tiers if number <= row["attempt"] and tiers[number] in TIERS):
+    judged = row["judged"] or row["attempt"]
+    for number in sorted(number for number in tiers if number <= judged and tiers[number] in TIERS):
         ended = LAST[row["status"]] if number == row["attempt"] else "refused"
         tier = cast(Tier, tiers[number])
         if number == row["attempt"] and row["status"] == "blocked" and tier != "procedure":

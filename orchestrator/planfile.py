@@ -28,14 +28,11 @@ from pydantic import Field, ValidationError
 
 from orchestrator.errors import InputError, Problem
 from orchestrator.frontmatter import Document, did_you_mean, parse, read_text, unknown_key, validate
+from orchestrator.planlines import KEY_LINE, TASK_KEYS, TASK_LINE, marked, misread
 from orchestrator.records import TIERS, Budget, Candidate, Paper, Plan, Record, Target, Task, TaskBudget
 
-TASK_LINE = re.compile(r"^- \[(?P<tick>[ xX])\] (?:`(?P<id>[^`]*)`)?\s*(?P<title>.*)$")
-KEY_LINE = re.compile(r"^\s{2,}- (?P<key>[a-z_]+):(?:\s+(?P<value>.*))?$")
 TASK_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")
 NEXT_TASK = re.compile(r"\n- \[[ xX]\] ")
-FENCE = re.compile(r"^\s*(```|~~~)")
-TASK_KEYS = ("skill", "writes", "needs", "targets", "accept", "agent", "tier", "options", "budget", "status")
 BUDGET_KEYS = ("usd", "tokens", "minutes")
 BUDGET_FIX = "write as in `budget: usd=0.50, tokens=20000, minutes=10`"
 BLOCKS = ("result", "tree", "as-built")
@@ -107,6 +104,7 @@ def read(path: str, text: str) -> tuple[Plan | None, list[Problem]]:
     front, complaints = validate(document, Front, document.data)
     problems += complaints
     raws = list(_tasks(document))
+    problems += misread(path, document.body.split("\n"), document.body_line)
     problems += _check_structure(path, raws)
     tasks = [task for raw in raws if (task := _task(path, raw, problems)) is not None]
     if front is None:
@@ -226,11 +224,9 @@ def _tasks(document: Document) -> Iterator[_Raw]:
 
 
 def _read_tasks(lines: list[str], first: int) -> Iterator[_Raw]:
-    section, fence, task = "", "", None
-    for number, line in enumerate(lines, first):
-        if match := FENCE.match(line):
-            fence = "" if fence == match[1] else fence or match[1]
-        if fence:
+    section, task = "", None
+    for number, line, counts in marked(lines, first):
+        if not counts:
             continue
         if line.startswith("#"):
             section = line.lstrip("#").strip()
@@ -363,6 +359,9 @@ def _check_keys(path: str, raw: _Raw) -> Iterator[Problem]:
         if not inside(written):
             fix = "use a path relative to the repository's root"
             yield Problem(path, raw.line_of("writes"), f"`{written}` is outside the repository", fix)
+        if len(written.split()) > 1:
+            fix = "put a comma between two paths, and no remark behind them"
+            yield Problem(path, raw.line_of("writes"), f"`{written}` holds blanks", fix)
     tier = raw.text("tier")
     if tier and tier not in TIERS:
         yield Problem(path, raw.line_of("tier"), f"unknown tier `{tier}`", f"tiers: {', '.join(TIERS)}")

@@ -230,6 +230,10 @@ class Agent(Record):
     prompt: str
     path: str
     ceiling: Tier | None = None  # the dearest tier that may speak for it; its own model is the cheapest
+    max_turns: int | None = None  # of one conversation, where it is lower than the run's
+
+    def turns(self, most: int) -> int:
+        return min(most, self.max_turns or most)
 
 
 class Skill(Record):

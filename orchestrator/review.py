@@ -66,6 +66,7 @@ class Reviewing:
     author: str
     words: str
     diff: str
+    outcome: str  # what the gate said of it
     found: tuple[str, ...] = ()
 
 
@@ -98,6 +99,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
     shown = {
         "task": asked.task, "plan": asked.plan, "brief": asked.brief, "author": asked.author,
         "words": asked.words, "diff": diff, "whole": diff == asked.diff, "found": asked.found,
+        "outcome": asked.outcome,
         "prose": sections.prose(asked.plan, asked.task),
     }  # fmt: skip
     return replace(
@@ -108,7 +110,7 @@ def attempt(asked: Reviewing, reviewer: Agent, skill: Skill, worked: Attempt, mo
         brief=prompts.render("review.md.j2", shown),
         allowed=LOOKS & frozenset(reviewer.tools),
         tools=replace(worked.tools, writes=(), commands=(), skills={}),
-        max_turns=TURNS,
+        max_turns=reviewer.turns(TURNS),
         chain=(reviewer.name,),
         helper=NAME if level == 1 else f"{NAME}-{level}",
         answer_schema=closed(Review.model_json_schema()),

@@ -38,11 +38,12 @@ REVIEWED = ("accepted", "unmeasured", "missed")
 
 @dataclass(frozen=True)
 class Tried:
-    """One attempt that came to a judgement."""
+    """One attempt that came to a judgement. judged: how many at the task did, dearer ones after a miss among them."""
 
     change: Change
     judgement: Judgement
     outcome: Outcome
+    judged: int = 0
 
 
 class Unanswered(Exception):
@@ -171,12 +172,12 @@ class Runner:
             if opened is None:
                 return await self._out_of_brains(task, tier, missed or last)
             try:
-                last = await self._try(task, number, tier, feedback, opened, missed)
+                last = replace(await self._try(task, number, tier, feedback, opened, missed), judged=number)
             except (Blocked, Unanswered) as stopped:
                 return await self._give_up(task, missed or last, stopped.status, str(stopped))
             if last.judgement.outcome in ("accepted", "unmeasured"):
                 return await self._publish(task, last)
-            missed = last if last.judgement.outcome == "missed" else missed
+            missed = last if last.judgement.outcome == "missed" else missed and replace(missed, judged=number)
             feedback = last.judgement.feedback
             self._run.say(task.id, "refused", feedback)
         return await self._give_up(task, missed or last, "failed", feedback)
@@ -220,7 +221,7 @@ class Runner:
         if len(assignment.chain) < 2 or skill is None or not change.files:
             return judgement
         diff = run.repository.diff(change.base, change.commit)
-        asked = Reviewing(run.plan, task, assignment.brief, assignment.agent, outcome.text, diff)
+        asked = Reviewing(run.plan, task, assignment.brief, assignment.agent, outcome.text, diff, judgement.outcome)
         loop, level = Loop(self._calls(task.id, provider), run.repository, self._engine), 0
         while judgement.outcome in REVIEWED and (
             above := review.readers(assignment.chain, judgement.risk.level)[level:]
@@ -250,7 +251,8 @@ class Runner:
             if "stale" not in done:
                 return done["status"]
             change = Change.model_validate(done["stale"])
-            tried = Tried(change, review.kept(tried.judgement, await self._judge(task, change)), tried.outcome)
+            again = review.kept(tried.judgement, await self._judge(task, change))
+            tried = replace(tried, change=change, judgement=again)
             if tried.judgement.outcome == "refused":
                 return await self._end(task, "failed", f"after rebasing: {tried.judgement.feedback}")
         return await self._end(task, "failed", f"other changes moved the base {MAX_REBASES} times")
@@ -334,7 +336,7 @@ class Runner:
         begun = self._run.ledger.attempts_at(self._run.id, task.id)
         verdicts = [each.model_dump(mode="json") for each in tried.judgement.verdicts] if tried else []
         # a dearer tier that was begun and had no answer is not the one that ended the task
-        by = {"attempt": tried.change.attempt, "tier": tried.change.tier} if tried else {}
+        by = {"attempt": tried.change.attempt, "tier": tried.change.tier, "judged": tried.judged} if tried else {}
         self._set(task.id, status=status, detail=detail, verdicts=json.dumps(verdicts), **by)
         for number in range(1, (max(begun, tried.change.attempt) if tried else 0) + 1):
             self._run.repository.close(f"odyssey/{self._run.id}/attempts/{task.id}/{number}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from orchestrator.frontmatter import parse
-from orchestrator.planfile import FENCE, TASK_LINE
+from orchestrator.planlines import TASK_LINE, marked
 from orchestrator.records import Plan, Task
 
 MOST_CHARS = 4000
@@ -38,13 +38,11 @@ def _sections(text: str) -> tuple[list[int], list[str]]:
 
 
 def _kinds(lines: list[str], first: int) -> Iterator[tuple[int, str, str]]:
-    """Each line with what it is: a heading, part of a task, or prose; a fence holds nothing but prose."""
-    fence, task = "", False
-    for number, line in enumerate(lines, first):
-        if match := FENCE.match(line):
-            fence = "" if fence == match[1] else fence or match[1]
-        heading = not fence and line.startswith("#")
-        if not fence and TASK_LINE.match(line):
+    """Each line with what it is: a heading, part of a task, or prose; fences and comments hold nothing but prose."""
+    task = False
+    for number, line, counts in marked(lines, first):
+        heading = counts and line.startswith("#")
+        if counts and TASK_LINE.match(line):
             task = True
         elif line.strip() and not line.startswith("  "):
             task = False

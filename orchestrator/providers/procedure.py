@@ -95,7 +95,7 @@ class ProcedureProvider:
         variables = {**self._variables, "last": last}
         steps = self._procedure.step
         if failed and turn and steps[min(turn, len(steps)) - 1].on_error == "stop":
-            return _text(f"I stop here:\n{last}", "refusal")
+            return _text(f"I stop here:\n{last}", "stopped")
         if turn >= len(steps):
             return _text(_render(self._procedure.finish.say, variables))
         return _turn(turn, steps[turn], variables)

@@ -33,6 +33,7 @@ WORLD: dict[str, Any] = {
         "value": 0.95,
         "margin": 0.05,
         "direction": "at_most",
+        "compare": "",
         "seeds": 3,
     },
     "targets": [],
@@ -173,6 +174,14 @@ def test_the_tune_procedure_names_its_log_whatever_the_order_of_writes() -> None
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
     for writes in (["a.toml", "plans/search.json"], ["plans/search.json", "a.toml"]):
         assert environment.from_string(template).render(writes=writes, recipe="a.toml") == "plans/search.json"
+
+
+@pytest.mark.parametrize(("compare", "metric"), [("", "test_error_pct"), ("ratio", "test_error_pct ratio")])
+def test_the_tune_procedure_says_what_its_target_is_about(compare: str, metric: str) -> None:
+    argv = procedure("tune-recipe")["step"][0]["input"]["argv"]
+    template, target = argv[argv.index("--metric") + 1], {"metric": "test_error_pct", "compare": compare}
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+    assert environment.from_string(template).render(target=target) == metric
 
 
 @pytest.mark.parametrize("skill", sorted(SCRIPTS))

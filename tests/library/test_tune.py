@@ -96,6 +96,16 @@ def test_a_target_may_be_missed_from_below(tmp_path: Path) -> None:
     assert "searched" in log(tmp_path)["outcome"]
 
 
+@pytest.mark.parametrize("metric", ["test_top5_error_pct", "images_per_s", "test_error_pct difference"])
+def test_a_target_that_is_no_top1_error_is_refused_and_nothing_is_trained(tmp_path: Path, metric: str) -> None:
+    done = tune(tmp_path, "--metric", metric)
+    assert done.returncode == 2
+    assert f"tune: `{metric}` can't be held against a validation error of the first guess; " in done.stderr
+    assert calls(tmp_path / "bin") == []
+    by_loss = tune(tmp_path, "--metric", metric, "--by", "loss", "--trials", "2")
+    assert by_loss.returncode == 0, by_loss.stderr
+
+
 def test_a_recipe_that_breaks_down_is_searched_too(tmp_path: Path) -> None:
     done = tune(tmp_path, recipe=RECIPE.replace("rate = 0.5 ", "rate = 4.0 "))
     assert done.returncode == 0, done.stderr

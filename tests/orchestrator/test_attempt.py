@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from orchestrator import planfile, prompts
-from orchestrator.attempt import allowed, reach
+from orchestrator import planfile, prompts, review
+from orchestrator.attempt import allowed, prepare, reach
+from orchestrator.colleagues import Delegate, Team
 from orchestrator.config import Settings
 from orchestrator.house import Run, State
-from orchestrator.library import load
+from orchestrator.library import Library, load
 from orchestrator.planner import assign
 from orchestrator.records import Agent, Skill
 from orchestrator.sandbox.unsafe import UnsandboxedSandbox
@@ -91,13 +93,33 @@ def test_a_brief_says_who_runs_what_a_task_is_accepted_by(accept: tuple[str, ...
     assert f"\n{words}\n\nFrom the agent above you:\n\n{advice}\n" in prompts.render("brief.md.j2", said)
 
 
-def test_an_agents_commands_have_the_runs_limits(tmp_path: Path) -> None:
-    loaded, made = plan(), small_library()
-    run = Run(
+def run_with(tmp_path: Path, made: Library) -> Run:
+    loaded = plan()
+    return Run(
         id="r-1", state=State.of(tmp_path), settings=Settings(), sandbox=UnsandboxedSandbox(), plan=loaded,
         library=made, assignments={each.task: each for each in assign(loaded, made)}, base_commit="", base_branch="",
         base_folder=tmp_path, datasets={}, hear=lambda *_: None,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("own", "turns"), [(None, [50, 50, 50, 20]), (3, [50, 3, 3, 3]), (60, [50, 50, 50, 20])])
+def test_an_agents_own_limit_of_turns_binds_its_models_wherever_they_work(
+    tmp_path: Path, own: int | None, turns: list[int]
+) -> None:
+    """By a procedure, by a model, as a sub-agent and as a reviewer."""
+    made = small_library()
+    limited = {name: each.model_copy(update={"max_turns": own}) for name, each in made.agents.items()}
+    run, asked = run_with(tmp_path, replace(made, agents=limited)), task("a")
+    free, paid = (prepare(run, asked, 1, tier, tmp_path, "") for tier in ("procedure", "sonnet"))
+    wanted = Delegate(agent="junior", brief="b")
+    below = Team(run, asked, lambda: cast(Any, None))._sub_attempt(paid, 0, {"id": "c"}, wanted)
+    asked_of = review.Reviewing(run.plan, asked, "", "worker", "", "", "accepted")
+    above = review.attempt(asked_of, limited["left"], skill("review-change"), paid, "m", 1)
+    assert [each.max_turns for each in (free, paid, below, above)] == turns
+
+
+def test_an_agents_commands_have_the_runs_limits(tmp_path: Path) -> None:
+    run = run_with(tmp_path, small_library())
     limits = reach(run, task("a"), skill("tune"), 1, tmp_path).limits
     assert limits == run.limits
     assert (limits.file_bytes, limits.processes) == (16 << 30, 4096)

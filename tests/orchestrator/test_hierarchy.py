@@ -148,6 +148,16 @@ def test_a_plan_that_is_too_long_for_the_chief_says_how_much_of_it_is_left_out(t
     assert notice.startswith(f"{left_out} characters are left out]\n\n# The tasks to hand out")
 
 
+def test_the_chief_reads_a_plan_from_its_first_line_whatever_rules_are_drawn_across_it(tmp_path: Path) -> None:
+    text = brains.files()["plans/p.md"].replace(
+        "# Notes\n", "# Notes\n\nNever touch the loader.\n\n---\n\nMore.\n\n---\n"
+    )
+    made = office(tmp_path, handed(a="worker", b="worker"), text=text)
+    shown = made.says.asked[0].messages[0]["content"].partition("# The plan: Notes\n\n")[2]
+    assert shown.startswith("# Notes\n\nNever touch the loader.\n\n---\n\nMore.\n\n---\n")
+    assert "title: Notes" not in shown
+
+
 def test_the_hash_of_a_plan_changes_with_its_text_its_open_tasks_and_its_people(tmp_path: Path) -> None:
     office(tmp_path, handed(a="worker", b="worker"))
     library, text = load(tmp_path), brains.files()["plans/p.md"]

@@ -56,6 +56,8 @@ def test_the_repositorys_own_library_passes_every_rule() -> None:
         ("level: 3", "level: 6", "agents/engineer.md:7: `level`: input should be less than or equal to 5"),
         ("level: 3", "levl: 3", "agents/engineer.md:7: unknown key `levl`; did you mean `level`?"),
         ("level: 3", "max-turns: 3", "agents/engineer.md:7: unknown key `max-turns`; did you mean `maxTurns`?"),
+        ("level: 3", "permissionMode: plan", "agents/engineer.md:7: `permissionMode`: input should be 'default'"),
+        ("level: 3", "effort: high", "agents/engineer.md:7: unknown key `effort`; known keys: ceiling, color, "),
         ("tools: [read,", "tools: [raed,", "agents/engineer.md:4: unknown tool `raed`; did you mean `read`?"),
         ("tools: [read,", "tools: [x1y2z3,", "agents/engineer.md:4: unknown tool `x1y2z3`; tools: read, list, write"),
         ("model: sonnet\n", "", "agents/engineer.md:1: `model` is missing; add `model: ...`"),
@@ -63,6 +65,15 @@ def test_the_repositorys_own_library_passes_every_rule() -> None:
 )
 def test_each_error_of_an_agent_names_its_line_and_the_fix(old: str, new: str, expected: str) -> None:
     assert [each for each in of_agent(old, new) if each.startswith(expected)], of_agent(old, new)
+
+
+def test_an_agents_own_limit_of_turns_binds_where_it_is_the_lower_one() -> None:
+    limited, wrong = lib.parse_agent(AGENT_PATH, AGENT.replace("level: 3", "level: 3\nmaxTurns: 3"))
+    free, _ = lib.parse_agent(AGENT_PATH, AGENT)
+    assert limited
+    assert free
+    assert wrong == []
+    assert [limited.turns(2), limited.turns(50), free.turns(50), free.turns(1000)] == [2, 3, 50, 1000]
 
 
 def test_an_agent_without_a_prompt_is_refused() -> None:
@@ -91,12 +102,20 @@ def test_tools_may_be_a_list_or_a_comma_string_less_what_is_disallowed() -> None
         ("mlcore/recipes/*.toml plans", "/etc plans", f"{SKILL_PATH}:8: `/etc` is outside the repository; use globs"),
         ('minutes: "5"', "minutes: soon", f"{SKILL_PATH}:12: minutes is not a number; for example `minutes: '5'`"),
         ('minutes: "5"', "minutes: 5", f"{SKILL_PATH}:12: `metadata.minutes`: input should be a valid string"),
+        ("read list", "raed list", f"{SKILL_PATH}:6: unknown tool `raed`; did you mean `read`?"),
         ("scripts/proc", "../proc", f"{SKILL_PATH}:11: procedure is outside the skill's folder; for example"),
         ("Run the search", "\n" * 500 + "Run", f"{SKILL_PATH}:14: body is over 500 lines; move detail to references/"),
     ],
 )
 def test_each_error_of_a_skill_names_its_line_and_the_fix(old: str, new: str, expected: str) -> None:
     assert [each for each in of_skill(old, new) if each.startswith(expected)], of_skill(old, new)
+
+
+def test_commas_between_a_skills_tools_and_writes_take_nothing_away() -> None:
+    with_commas = SKILL.replace("read list edit run", "read, list,edit run").replace("*.toml plans", "*.toml, plans")
+    assert with_commas.count(",") == SKILL.count(",") + 3
+    found, wrong = lib.parse_skill(SKILL_PATH, with_commas)
+    assert (wrong, found) == ([], lib.parse_skill(SKILL_PATH, SKILL)[0])
 
 
 # The graph

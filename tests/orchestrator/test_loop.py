@@ -193,6 +193,7 @@ def test_errors_of_tools_are_told_and_the_conversation_goes_on(tmp_path: Path) -
     ("stop", "words"),
     [
         ("refusal", "the model refused: I ca"),
+        ("stopped", "the procedure stopped: I ca"),
         ("brand_new", "stopped for an unknown reason, `brand_new`: I ca"),
         ("tool_use", "stopped for an unknown reason, `tool_use`: I ca"),  # without a call
     ],

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator import outcomes, tiers
+from orchestrator import compare, outcomes, tiers
 from orchestrator.house import State
 from orchestrator.ledger import Ledger
 from orchestrator.loop import Outcome
@@ -74,19 +74,32 @@ def test_a_model_whose_task_is_blocked_was_not_refused_but_those_before_it_were(
     assert tried == [("procedure", False)] + [("haiku", False)] * (status == "failed")
 
 
-def test_a_miss_that_is_published_since_no_dearer_tier_answered_is_the_cheaper_tiers(tmp_path: Path) -> None:
-    state = finished(tmp_path, ("a", "running", 2, "sonnet"))
-    repository = SimpleNamespace(close=lambda branch: None)
-    run = SimpleNamespace(state=state, ledger=state.ledger, id="p-1", repository=repository, say=print)
+@pytest.mark.parametrize(
+    ("judged", "tried"),
+    [
+        (1, [(1, "procedure", 0.0)]),  # haiku was begun and had no answer
+        (2, [(1, "procedure", 0.0), (2, "haiku", 0.4)]),
+        (3, [(1, "procedure", 0.0), (2, "haiku", 0.4), (3, "sonnet", 2.1)]),
+    ],
+)
+def test_after_a_miss_the_dearer_tiers_that_were_refused_count_and_one_without_an_answer_does_not(
+    tmp_path: Path, judged: int, tried: list[Any]
+) -> None:
+    state = finished(tmp_path, ("a", "running", 3, "sonnet"))
+    run = SimpleNamespace(
+        state=state, ledger=state.ledger, id="p-1", repository=SimpleNamespace(close=print), say=print
+    )
     runner = Runner.__new__(Runner)
     runner._run = cast(Any, run)
     runner._loop = None
-    cheaper = change().model_copy(update={"attempt": 1, "tier": "haiku"})
     missed = Judgement(outcome="missed", risk=Risk(level="low", guarded=False, reasons=()))
-    runner._ended_as(helpers.task("a"), "missed", "", Tried(cheaper, missed, Outcome(True, "", 1)))
-    call(state.ledger, "k1", 1, "haiku", 0.02)
-    call(state.ledger, "k2", 2, "sonnet", 0.02)
-    assert [(t.number, t.tier, t.ended) for t in outcomes.history(state).trials] == [(1, "haiku", "refused")]
+    published = Tried(change(), missed, Outcome(True, "", 1), judged)
+    runner._ended_as(helpers.task("a"), "missed", "", published)
+    for number, tier, usd in ((1, "procedure", 0.0), (2, "haiku", 0.4), (3, "sonnet", 2.1)):
+        call(state.ledger, tier, number, tier, usd)
+    assert [(t.number, t.tier, t.usd) for t in outcomes.history(state).trials] == tried
+    assert {t.ended for t in outcomes.history(state).trials} == {"refused"}
+    assert compare.attempts(state.ledger, "p-1") == judged
 
 
 def test_what_could_not_be_measured_and_what_nobody_tried_teach_nothing(tmp_path: Path) -> None:

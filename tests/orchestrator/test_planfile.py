@@ -93,6 +93,59 @@ def test_each_error_names_its_line_and_the_fix(text: str, expected: str) -> None
     assert [each for each in problems(text) if each.startswith(expected)], problems(text)
 
 
+MEANT = "is read as prose; write `  - "
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (with_body("- [ ] `b`", "* [ ] `b`"), "plans/p.md:14: `* [ ]` begins no task; write `- [ ] `short-id` title`"),
+        (with_body("- [ ] `b`", "1. [x] `b`"), "plans/p.md:14: `1. [x]` begins no task; write `- [ ] `short-id` tit"),
+        (with_body("- [ ] `b`", "- [] `b`"), "plans/p.md:14: `- []` begins no task; write `- [ ] `short-id` title`"),
+        (with_body("- [ ] `b`", " - [ ] `b`"), "plans/p.md:14: `- [ ]` begins no task; write `- [ ] `short-id` titl"),
+        (with_body("- needs: a", "- Needs: a"), f"plans/p.md:16: `Needs:` {MEANT}needs: ...`"),
+        (with_body("- needs: a", "- depends-on: a"), f"plans/p.md:16: `depends-on:` {MEANT}needs: ...`"),
+        (with_body("- needs: a", "- needs : a"), f"plans/p.md:16: `needs :` {MEANT}needs: ...`"),
+        (with_body("- needs: a", "- needs:a"), f"plans/p.md:16: `needs:` {MEANT}needs: ...`"),
+        (with_body("- needs: a", "- Need: a"), f"plans/p.md:16: `Need:` {MEANT}needs: ...`"),
+        (with_body("- needs: a", "* needs: a"), f"plans/p.md:16: `needs:` {MEANT}needs: ...`"),
+        (with_body("  - needs: a", "\t- needs: a"), f"plans/p.md:16: `needs:` {MEANT}needs: ...`"),
+        (
+            with_body("notes/*.md, r.toml", "notes/*.md r.toml"),
+            "plans/p.md:18: `notes/*.md r.toml` holds blanks; put a comma between two paths, and no remark behind them",
+        ),
+        (with_body("writes: r.toml", "writes: r.toml  # the loader"), "plans/p.md:13: `r.toml  # the loader` holds bl"),
+    ],
+)
+def test_what_a_person_plausibly_writes_is_understood_or_refused(text: str, expected: str) -> None:
+    assert [each for each in problems(text) if each.startswith(expected)], problems(text)
+
+
+def test_bullets_of_prose_are_prose() -> None:
+    prose = "  - Note: begin here\n  - Tests: none: see [x](y)\n  - [ ] look twice\n  - we need it: all of it\n"
+    between = "Two things to know:\n\n- Needs: patience\n* budget: small\n  - Writes: slowly\n- [x](y)\n\n"
+    text = with_body("- [ ] `b`", f"{prose}\n{between}- [ ] `b`")
+    assert problems(text) == []
+    assert promises(plan(text)) == promises(plan())
+
+
+def test_what_is_commented_out_is_no_task() -> None:
+    out = "<!--\n- [ ] `c` Dropped\n  - skill: tune\n```\n  - writes: r.toml -->\n"
+    text = with_body("- [ ] `b`", f"{out}<!-- one line -->\n- [ ] `b`")
+    assert promises(plan(text)) == promises(plan())
+    ticked = planfile.tick(text, "a", "accepted", "x (level 2)", True)
+    assert out in ticked
+    assert plan(ticked).task("a").done
+    assert [task.id for task in plan(with_body("- [ ] `b`", "```\n<!--\n```\n- [ ] `b`")).tasks] == ["a", "b"]
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_front_matter(tmp_path: Path) -> None:
+    (tmp_path / "p.md").write_text(PLAN, encoding="utf-8-sig")
+    found = planfile.load(tmp_path, "p.md")
+    assert promises(found) == promises(plan())
+    assert plan(planfile.tick(found.text, "a", "accepted", "x", True)).task("a").done
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

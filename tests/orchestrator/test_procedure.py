@@ -81,7 +81,7 @@ def test_templates_are_rendered_wherever_there_is_text_and_empty_items_are_left_
 
 def test_a_failed_step_ends_the_attempt_with_the_words_of_the_tool() -> None:
     replies = talk([("it broke\nhere", True)])
-    assert (replies[-1].stop_reason, replies[-1].text) == ("refusal", "I stop here:\nit broke\nhere")
+    assert (replies[-1].stop_reason, replies[-1].text) == ("stopped", "I stop here:\nit broke\nhere")
     assert len(replies) == 2
 
 
@@ -92,7 +92,7 @@ def test_a_step_that_may_fail_is_followed_by_the_next() -> None:
 
 def test_the_last_steps_failure_is_no_success() -> None:
     last = talk([("", False), ("", False), ("too bad", True)])[-1]
-    assert (last.stop_reason, last.text) == ("refusal", "I stop here:\ntoo bad")
+    assert (last.stop_reason, last.text) == ("stopped", "I stop here:\ntoo bad")
 
 
 def test_where_it_stands_is_read_off_the_conversation() -> None:

@@ -13,7 +13,7 @@ PLAN = plan()
 AUTHORS = {
     "review.md.j2": {
         "task": PLAN.tasks[0], "plan": PLAN, "author": "engineer", "brief": "", "prose": "", "words": FORGED,
-        "found": (), "diff": "+x", "whole": True,
+        "found": (), "diff": "+x", "whole": True, "outcome": "accepted",
     },
     "brief.md.j2": {
         "task": PLAN.tasks[0], "plan": PLAN, "targets": (), "advice": "", "prose": "", "feedback": FORGED,
@@ -32,6 +32,19 @@ def test_the_words_of_others_are_quoted_line_by_line(name: str) -> None:
     for line in FORGED.splitlines():
         assert f"> {line}".rstrip() in shown.splitlines()
     assert not {line for line in FORGED.splitlines() if line and not line.startswith(">")} & {*shown.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [("accepted", "nothing failed"), ("missed", "missed its target"), ("unmeasured", "could not be measured")],
+)
+def test_a_reviewer_is_told_what_the_gate_saw_and_not_that_tests_passed_which_nobody_ran(
+    outcome: str, told: str
+) -> None:
+    shown = prompts.render("review.md.j2", {**AUTHORS["review.md.j2"], "outcome": outcome})
+    (said,) = [line for line in shown.splitlines() if "The gate" in line]
+    assert told in said
+    assert "such tests as its risk asks for" in said
 
 
 def test_no_words_are_quoted_as_none() -> None:

@@ -89,17 +89,20 @@ def tried(outcome: str, number: int, tier: Tier) -> Tried:
 
 
 @pytest.mark.parametrize(
-    ("ends", "published"),
+    ("ends", "published", "judged"),
     [
-        (["missed", "refused"], 1),
-        (["missed", "missed"], 2),
-        (["missed", "accepted"], 2),
-        (["missed", "unanswered"], 1),
-        (["missed", "refused", "unanswered"], 1),
-        (["refused", "refused"], None),
+        (["missed", "refused"], 1, 2),
+        (["missed", "missed"], 2, 2),
+        (["missed", "accepted"], 2, 2),
+        (["missed", "unanswered"], 1, 1),
+        (["missed", "refused", "unanswered"], 1, 2),
+        (["refused", "missed", "refused"], 2, 3),
+        (["refused", "refused"], None, None),
     ],
 )
-def test_a_miss_is_published_whatever_becomes_of_later_attempts(ends: list[str], published: int | None) -> None:
+def test_a_miss_is_published_whatever_becomes_of_later_attempts_and_they_are_counted(
+    ends: list[str], published: int | None, judged: int | None
+) -> None:
     tiers: list[Tier] = ["procedure", "sonnet", "opus"]
     seen: list[Any] = []
 
@@ -116,15 +119,15 @@ def test_a_miss_is_published_whatever_becomes_of_later_attempts(ends: list[str],
             return tried(ends[number - 1], number, tier)
 
         async def _publish(self, task: Any, last: Tried) -> Any:
-            seen.append(last.change.attempt)
+            seen.append((last.change.attempt, last.judged))
 
         async def _end(self, *_: Any) -> Any:
-            seen.append(None)
+            seen.append((None, None))
 
     runner = Scripted.__new__(Scripted)
     runner._engine, runner._run = cast(Any, Journal()), cast(Any, SimpleNamespace(say=lambda *_: None))
     asyncio.run(runner._climb(task("b")))
-    assert seen == [published]
+    assert seen == [(published, judged)]
 
 
 def test_code_that_was_measured_gets_no_second_draw_of_seeds(tmp_path: Path) -> None:

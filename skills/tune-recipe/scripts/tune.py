@@ -40,6 +40,7 @@ MISSED_BY: dict[str, Callable[[float, float, float], float]] = {
 }
 # what a search makes small -> a trial's score. A training loss has no target: the best rate is searched in any case
 SCORES: dict[str, Callable[[Trial], float]] = {"error": lambda trial: trial.error, "loss": lambda trial: trial.loss}
+METRIC = "test_error_pct"  # what a validation error, which is of the first guess, can be held against
 SLACK = 1e-9  # 0.95 + 0.05 is not 1.0 in binary
 FINAL_SEEDS = 2
 QUESTION = (
@@ -96,6 +97,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--value", type=number, required=True, help="the target's error in %%")
     add("--margin", type=number, default=0.0, help="the target's margin in points (default: 0)")
     add("--direction", choices=sorted(MISSED_BY), default="at_most", help="default: at_most")
+    add("--metric", default=METRIC, help=f"the target's metric; any other needs --by loss (default: {METRIC})")
     add("--dataset", default="mnist", help="the target's dataset; on any other nothing is searched (default: mnist)")
     add("--log", type=Path, required=True, help="where the search log goes, e.g. plans/mnist/search.json")
     add("--data", type=Path, help="folder that holds the dataset (default: MLCORE_DATA, else mlcore finds it)")
@@ -140,6 +142,9 @@ def stop(signum: int, frame: object) -> NoReturn:
 
 def tune(args: argparse.Namespace) -> dict[str, Any]:
     """Search, write the log, then edit the recipe. Returns the log."""
+    if args.by == "error" and args.metric != METRIC:
+        what = f"`{args.metric}` can't be held against a validation error of the first guess"
+        raise RecipeProblem(f"{what}; put the recipe's {METRIC} target first in the plan, or search --by loss")
     text, recipe = read_recipe(args.recipe)
     space = chosen(read_space(args.space), args.knobs)
     question = {"recipe": str(args.recipe), **{key: getattr(args, key) for key in QUESTION}, "space": space}
