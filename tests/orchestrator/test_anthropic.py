@@ -13,7 +13,7 @@ from orchestrator.errors import InputError
 from orchestrator.prices import Usage
 from orchestrator.providers.anthropic import TOO_LONG, MessagesApi
 from orchestrator.providers.base import CallFailed, Reply, Request
-from tests.orchestrator.fakeapi import FakeApi, Fault, Turn, serving
+from tests.orchestrator.fakeapi import NO_CREDIT, FakeApi, Fault, Turn, serving
 
 READ = {"name": "read", "description": "Read.", "input_schema": {"type": "object", "properties": {}}}
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -215,6 +215,8 @@ def test_what_the_service_asks_to_wait_is_handed_on(
         Fault(status=429, kind="rate_limit_error", code="enforced_spend_limit_reached", headers={"retry-after": "1"}),
         Fault(status=429, kind="rate_limit_error", code="contract_spend_limit_reached"),
         Fault(status=402, kind="billing_error"),
+        NO_CREDIT,
+        Fault(status=400, kind="invalid_request_error", message="You have reached your specified API usage limits."),
     ],
 )
 def test_a_spend_cap_is_not_tried_again(api: FakeApi, fault: Fault) -> None:
