@@ -76,14 +76,13 @@ class MessagesApi:
         except TimeoutError as error:
             raise CallFailed("timeout", f"no answer within {self._call_s:g} s", passing=True, doubtful=True) from error
         except APITimeoutError as error:
-            raise CallFailed("timeout", f"silent for too long ({error})", passing=True, doubtful=True) from error
+            what = f"silent for too long ({error})"
+            raise CallFailed("timeout", what, passing=True, doubtful=not _unsent(error)) from error
         except APIStatusError as error:
             return self._refused(error, heard.begun)
         except APIConnectionError as error:
-            # A connection that was never made can't have been paid for; one that broke can.
-            unsent = "connect" in type(error.__cause__).__name__.lower()
             what = f"the connection to {self._base_url} failed: {error.__cause__ or error}"
-            raise CallFailed("connection", what, passing=True, doubtful=not unsent) from error
+            raise CallFailed("connection", what, passing=True, doubtful=not _unsent(error)) from error
         except AnthropicError as error:
             raise CallFailed(type(error).__name__, str(error), remedy="see the message") from error
         except CallFailed:
@@ -230,6 +229,11 @@ def _usage(usage: Any) -> Usage:
 
 def _detail(details: Any) -> str:
     return " ".join(filter(None, (details.category, details.explanation))) if details else ""
+
+
+def _unsent(error: Exception) -> bool:
+    """A connection that was never made, or never to be had, can't have been paid for; one that broke can."""
+    return type(error.__cause__).__name__.startswith(("Connect", "Pool"))
 
 
 def _says(words: Iterable[str], what: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import pytest
 
 from orchestrator.errors import InputError
@@ -198,6 +199,33 @@ def test_a_server_that_is_not_there_costs_nothing() -> None:
     with pytest.raises(CallFailed) as caught:
         asyncio.run(MessagesApi("k", "http://127.0.0.1:9").reply(request()))
     assert (caught.value.kind, caught.value.passing, caught.value.doubtful) == ("connection", True, False)
+
+
+@pytest.mark.parametrize(
+    ("broke", "doubtful"),
+    [
+        (httpx2.ConnectTimeout, False),
+        (httpx2.PoolTimeout, False),
+        (httpx2.WriteTimeout, True),
+        (httpx2.ReadTimeout, True),
+    ],
+)
+def test_a_timeout_before_there_was_a_connection_costs_nothing(
+    api: FakeApi, broke: type[Exception], doubtful: bool
+) -> None:
+    """As when a firewall drops what is sent."""
+
+    def drop(_: httpx2.Request) -> httpx2.Response:
+        raise broke("timed out")
+
+    async def asked() -> Reply:
+        provider = MessagesApi("k", api.url)
+        provider._client()._client = httpx2.AsyncClient(transport=httpx2.MockTransport(drop))
+        return await provider.reply(request())
+
+    with pytest.raises(CallFailed) as caught:
+        asyncio.run(asked())
+    assert (caught.value.kind, caught.value.passing, caught.value.doubtful) == ("timeout", True, doubtful)
 
 
 @pytest.mark.parametrize(
