@@ -289,7 +289,8 @@ def test_a_task_whose_own_budget_is_used_up_is_paused_and_the_rest_of_the_plan_g
     assert code == 5, err
     assert brains.statuses(repo) == {"a": "paused", "b": "accepted"}
     line = (repo / "plans/p.md").read_text().split("\n").index("  - budget: usd=0.02") + 1
-    assert f"the budget of `a` of 0.02 dollars is used up (0.00 spent); it is set in plans/p.md:{line}" in err
+    assert "the budget of `a` of 0.02 dollars is used up (0.00 spent, " in err
+    assert f" asked for); it is set in plans/p.md:{line}" in err
     assert "go on with: orchestrate resume p-1 --task a --usd 1" in err
     assert spent(repo)["usd"] < 1
     asked = len(api.requests)
