@@ -142,7 +142,7 @@ def test_a_send_that_breaks_leaves_nobody_waiting_and_stays_reserved(tmp_path: P
 
 def test_what_will_never_fit_is_not_waited_for(tmp_path: Path) -> None:
     async def both() -> None:
-        made = house(tmp_path, 9)
+        made = house(tmp_path, 1.5)  # there, it could be waited for
         made.ledger.limit("r-1", "b", TaskBudget(usd=0.5 * most_usd()))
         one = made.buy("a/1")
         await made.service.heard.wait()
@@ -153,6 +153,21 @@ def test_what_will_never_fit_is_not_waited_for(tmp_path: Path) -> None:
         await one
 
     soon(both())
+
+
+def test_one_that_stops_waiting_leaves_the_others_waiting(tmp_path: Path) -> None:
+    async def three() -> None:
+        made = house(tmp_path, 1.5)
+        one, other = await made.two()
+        made.waits.clear()
+        third = made.buy("c/1")
+        await made.waits.wait()
+        other.cancel()
+        await asyncio.wait({other})
+        made.service.go_on.set()
+        assert [(await each).text for each in (one, third)] == ["Fine.", "Fine."]
+
+    soon(three())
 
 
 def test_calls_of_one_task_wait_for_each_other_in_the_tasks_own_budget(tmp_path: Path) -> None:
@@ -226,10 +241,11 @@ def test_what_a_dead_process_reserved_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_pause_lets_the_answer_on_its_way_end_and_begins_nothing_else(tmp_path: Path) -> None:
     made = house(tmp_path, 9)
-    begun: list[str] = []
+    begun, answered = list[str](), asyncio.Event()
 
     async def asks(task: str) -> str:
         reply = await made.buy(f"{task}/1", engine)
+        answered.set()
         await engine.step("after", lambda: note(task))
         return reply.text
 
@@ -245,6 +261,8 @@ def test_a_pause_lets_the_answer_on_its_way_end_and_begins_nothing_else(tmp_path
     async def leave() -> None:
         made.service.go_on.set()
         await made.ledger.under_way.let_end()
+        await answered.wait()
+        await asyncio.sleep(0.3)  # in which the next step would begin
 
     async def plan() -> None:
         await engine.spawn("asks", "r-1/a", "a")
