@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from orchestrator.book import Book, Row
-from orchestrator.errors import BudgetExhausted, NotFound
+from orchestrator.book import Book, Clock, Row, now
+from orchestrator.errors import BudgetExhausted, NoRoom, NotFound
 from orchestrator.records import Budget, TaskBudget, raised
+from orchestrator.underway import UnderWay
 
 WARN_AT = 0.8
 LEAST_S = 0.01  # fewer seconds than these are none
@@ -41,6 +43,10 @@ class Accounts(Book):
     """The paying half of the ledger. `on_warning` hears (run, task, words) when a budget is nearly used up."""
 
     on_warning: Callable[[str, str, str], None] | None = None
+
+    def __init__(self, path: Path, clock: Clock = now) -> None:
+        super().__init__(path, clock)
+        self.under_way = UnderWay()
 
     # Calls: paid once
 
@@ -97,6 +103,11 @@ class Accounts(Book):
                 self._charge_doubt(call, call["node"] or call["task"])
             self._update("calls", {"key": key}, {"state": "failed"})
             self.return_seconds(call["run"], call["task"], "call", -seconds, call["node"] or call["task"])
+
+    def settle(self, run: str) -> None:
+        """Charge what a dead process had under way at its maximum: it may have been paid for, and holds nobody up."""
+        for call in self._rows("SELECT key FROM calls WHERE run = ? AND state = 'started'", run):
+            self.fail_call(call["key"], "died", "the process ended before the reply", doubtful=True)
 
     def calls(self, run: str) -> list[Row]:
         return self._rows("SELECT * FROM calls WHERE run = ? ORDER BY started_at, rowid", run)
@@ -182,25 +193,32 @@ class Accounts(Book):
     def reserve(self, run: str, usd: float = 0.0, tokens: int = 0, besides: str = "", node: str = "") -> None:
         """Raises BudgetExhausted when what is asked for goes over a budget, beside what is spent and under way.
 
+        It is NoRoom where nothing but calls that this process has under way stands in the way: they may need less.
         `besides`: the key of a call that is not counted as under way, because it is the one that asks.
         """
         started = self._rows("SELECT * FROM calls WHERE run = ? AND state = 'started' AND key != ?", run, besides)
+        refusals = list(self._refusals(run, node, started, usd, tokens))
+        if refusals:
+            raise min(refusals, key=lambda each: isinstance(each, NoRoom))
+
+    def _refusals(self, run: str, node: str, started: list[Row], usd: float, tokens: int) -> Iterator[BudgetExhausted]:
         for place, budget in self._limits(run, node):
             spent = self.spent(run, place)
-            open_calls = [call for call in started if _beneath(call["node"] or call["task"], place)]
-            under_way = {
-                "usd": sum(call["max_usd"] for call in open_calls),
-                "tokens": sum(call["max_tokens"] or 0 for call in open_calls),
-            }
-            for what, used, more, most in (
-                ("dollars", spent["usd"] + under_way["usd"], usd, budget.usd),
-                ("tokens", spent["tokens"] + under_way["tokens"], tokens, budget.tokens),
-                ("minutes", spent["seconds"] / 60, LEAST_S / 60, budget.minutes),
+            beneath = [call for call in started if _beneath(call["node"] or call["task"], place)]
+            for what, had, more, most, column in (
+                ("dollars", spent["usd"], usd, budget.usd, "max_usd"),
+                ("tokens", spent["tokens"], tokens, budget.tokens, "max_tokens"),
+                ("minutes", spent["seconds"] / 60, LEAST_S / 60, budget.minutes, ""),
             ):
-                if most is not None and used + more > most:
-                    whose = f" of `{place}`" if place else ""
-                    words = f"the budget{whose} of {most:g} {what} is used up ({used:.2f} spent)"
-                    raise BudgetExhausted(words, place.partition("/")[0])
+                reserved = {call["key"]: call[column] or 0 for call in beneath} if column and more else {}
+                held = sum(reserved.values())
+                if most is None or had + held + more <= most:
+                    continue
+                lost = sum(amount for key, amount in reserved.items() if key not in self.under_way.keys)
+                kind = NoRoom if had + lost + more <= most else BudgetExhausted
+                asked = more if column else 0.0  # minutes are taken a little at a time
+                words = _used_up(place, what, most, {"spent": had, "under way": held, "asked for": asked})
+                yield kind(words, place.partition("/")[0])
 
     def _limits(self, run: str, node: str) -> Iterator[tuple[str, Budget | TaskBudget]]:
         """The budgets that bind a node: the run's, then each one's on the way down."""
@@ -247,6 +265,14 @@ def _chain(node: str) -> list[str]:
     """A node and those above it, the run left out, from the top: a, a/1, a/1/b."""
     names = node.split("/") if node else []
     return ["/".join(names[: depth + 1]) for depth in range(len(names))]
+
+
+def _used_up(place: str, what: str, most: float, parts: dict[str, float]) -> str:
+    """The budget, and apart from each other what is spent, reserved for calls under way, and asked for."""
+    limit, digits = (f"{most:g}", 2) if what != "tokens" else (f"{most:.0f}", 0)
+    said = [f"{amount:.{digits}f} {name}" for name, amount in parts.items() if amount or name == "spent"]
+    whose = f" of `{place}`" if place else ""
+    return f"the budget{whose} of {limit} {what} is used up ({', '.join(said)})"
 
 
 def _beneath(node: str, place: str) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from orchestrator.errors import BudgetExhausted
+from orchestrator.errors import BudgetExhausted, NoRoom
 from orchestrator.ledger import Ledger
 from orchestrator.meter import Meter, in_slices
 from orchestrator.prices import Price, most_tokens, most_usd, price_of
@@ -116,23 +116,32 @@ class Calls:
 
     async def _send_until_it_answers(self, key: str, place: Place, request: Request) -> Json:
         for sends in range(SENDS):
-            meter = Meter(partial(self._seconds, place))
-            known = self._begin(key, place, request, meter)
-            if known is not None:
-                return known
-            started = self.pace.clock()
             try:
-                reply = await self._send(request, meter)
+                return await self._send_once(key, place, request)
             except CallFailed as failure:
-                given_up = await self._failed(key, failure, sends, self._beyond(meter, started))
+                given_up = await self._failed(failure, sends)
                 if given_up:
                     return given_up.model_dump(mode="json")
-            except BudgetExhausted as error:  # on its way: it may have been paid for
-                self.ledger.fail_call(key, "budget", str(error), True, self._beyond(meter, started))
-                raise
-            else:
-                return self._end(key, request, reply, self._beyond(meter, started))
         raise AssertionError("the last failure pauses or gives up")
+
+    async def _send_once(self, key: str, place: Place, request: Request) -> Json:
+        """One send, under way until its end is on record. Raises CallFailed and BudgetExhausted."""
+        meter = Meter(partial(self._seconds, place))
+        known = await self._begin_in_turn(key, place, request, meter)
+        if known is not None:
+            return known
+        started = self.pace.clock()
+        try:
+            reply = await self._send(request, meter)
+            return self._end(key, request, reply, self._beyond(meter, started))
+        except CallFailed as failure:
+            self.ledger.fail_call(key, failure.kind, str(failure), failure.doubtful, self._beyond(meter, started))
+            raise
+        except BudgetExhausted as error:  # on its way: it may have been paid for
+            self.ledger.fail_call(key, "budget", str(error), True, self._beyond(meter, started))
+            raise
+        finally:
+            self.ledger.under_way.end(key)
 
     async def _send(self, request: Request, meter: Meter) -> Reply:
         sent = self.provider.reply(request)
@@ -144,6 +153,16 @@ class Calls:
     def _beyond(self, meter: Meter, started: float) -> float:
         """Seconds that a send took beyond those that are charged already; waiting for a person costs none."""
         return self.pace.clock() - started - meter.taken_s if self.provider.billed else 0.0
+
+    async def _begin_in_turn(self, key: str, place: Place, request: Request, meter: Meter) -> Json | None:
+        """As `_begin`; where only calls under way stand in the way, once one of them has ended."""
+        while True:
+            next_end = self.ledger.under_way.next_end
+            try:
+                return self._begin(key, place, request, meter)
+            except NoRoom as others:
+                self.tell("waits", str(others))
+                await asyncio.wrap_future(next_end)
 
     def _begin(self, key: str, place: Place, request: Request, meter: Meter) -> Json | None:
         """The reply on record; else the call is, with its maximum and its first seconds. Raises BudgetExhausted."""
@@ -166,6 +185,8 @@ class Calls:
             )
             if billed and not known:
                 meter.first()
+                if not self.ledger.under_way.begin(key):
+                    raise NoRoom("nothing is sent any more: the run is being left")
         return json.loads(known["reply"]) if known else None
 
     def _end(self, key: str, request: Request, reply: Reply, seconds: float) -> Json:
@@ -175,9 +196,8 @@ class Calls:
         self.ledger.end_call(key, document, reply.usage.total if billed else 0, usd, seconds)
         return document
 
-    async def _failed(self, key: str, failure: CallFailed, sends: int, seconds: float) -> Reply | None:
+    async def _failed(self, failure: CallFailed, sends: int) -> Reply | None:
         """Wait for the next send; or the reply that says why there is none. May pause the run instead."""
-        self.ledger.fail_call(key, failure.kind, str(failure), failure.doubtful, seconds)
         words = f"{failure.kind}: {failure}" + (f"; {failure.remedy}" if failure.remedy else "")
         if not failure.passing and not failure.remedy:
             return Reply(content=(), stop_reason=FAILED, detail=words)

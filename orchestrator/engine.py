@@ -72,11 +72,17 @@ class Engine:
     """One process's share of the durable work. Use as a context manager; workflows are named functions."""
 
     def __init__(
-        self, database: Path, workflows: dict[str, Workflow], on_hold: Callable[[str, str], None] | None = None
+        self,
+        database: Path,
+        workflows: dict[str, Workflow],
+        on_hold: Callable[[str, str], None] | None = None,
+        leave: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """leave: what is waited for before a run that pauses, or died, is left; no step begins meanwhile."""
         self._database = database
         self._workflows = workflows
         self._on_hold = on_hold
+        self._leave = leave
         self._registered: dict[str, Workflow] = {}
         self._over: Future[Paused | Died] = Future()  # settled from any thread, even before `drive`
         self._watches: set[asyncio.Task[None]] = set()
@@ -127,6 +133,8 @@ class Engine:
         finished = asyncio.ensure_future(main)
         await asyncio.wait([finished, over], return_when=asyncio.FIRST_COMPLETED)
         if over.done():
+            if self._leave:
+                await self._leave()
             finished.cancel()
             raise over.result()
         return await finished
@@ -158,8 +166,14 @@ class Engine:
             self._end(died)
 
     async def step(self, name: str, do: Callable[[], Awaitable[Json]]) -> Json:
-        """Run once and journal what it returns; after a crash give that back. A step cut off by a crash runs again."""
+        """Run once and journal what it returns; after a crash give that back. A step cut off by a crash runs again.
+
+        None begins once the run is being left.
+        """
         from dbos import DBOS
+
+        if self._over.done():
+            await asyncio.Event().wait()
 
         async def call() -> Json:  # a lambda that returns a coroutine would be taken for a plain function
             return await do()

@@ -8,6 +8,7 @@ OrchestratorError          1   a defect, or something nobody planned for
 ├── ForgeError             2   a pull request or an issue can't be read or changed as asked
 ├── SandboxUnavailable     4   nothing may run, because nothing would contain it
 ├── BudgetExhausted        5   paused: resume with a larger budget
+│   └── NoRoom             -   waited out: calls under way may turn out to need less than their maxima
 ├── CallFailed             6   a language model gave no reply (providers/base.py); paused where trying again may help
 ├── Busy                  75   another orchestrator works on this repository
 ├── GitError               1   git refused; carries its words
@@ -98,6 +99,10 @@ class BudgetExhausted(OrchestratorError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class NoRoom(BudgetExhausted):
+    """It would fit, were it not for the maxima of calls that this process has under way."""
 
 
 class Busy(OrchestratorError):

@@ -110,7 +110,7 @@ def read(path: str, text: str) -> tuple[Plan | None, list[Problem]]:
     if front is None:
         return None, problems
     problems += _check_targets(document, front, raws)
-    problems += _check_budgets(path, front, tasks)
+    problems += _check_budgets(document, front, tasks)
     problems += _unconfirmed(document, front)
     plan = Plan(
         path=path,
@@ -334,8 +334,14 @@ def _budget(path: str, raw: _Raw, problems: list[Problem]) -> TaskBudget | None:
     return None
 
 
-def _check_budgets(path: str, front: Front, tasks: list[Task]) -> Iterator[Problem]:
-    """No task may be promised more than its plan has."""
+def _check_budgets(document: Document, front: Front, tasks: list[Task]) -> Iterator[Problem]:
+    """No task may be promised more than its plan has; and what is left out of the plan's is nothing, not no limit."""
+    path, given = document.path, front.budget.model_fields_set & {"usd", "tokens"}
+    if len(given) == 1:
+        (key,), (other,) = given, {"usd", "tokens"} - given
+        what = f"the budget has `{key}` but no `{other}`"
+        fix = f"add `{other}: ...`: without it there is none, and no paid call fits"
+        yield Problem(path, document.line("budget"), what, fix)
     for task in tasks:
         for key in BUDGET_KEYS:
             own, whole = getattr(task.budget, key, None), getattr(front.budget, key)

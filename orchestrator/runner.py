@@ -63,7 +63,7 @@ class Runner:
         self._secret = secret
         self._publishing = threading.Lock()
         database = run.state.path("runs", run.id) / DATABASE
-        self._engine = Engine(database, {"delegate": self.delegate, "task": self.do_task}, self._hold)
+        self._engine = Engine(database, {"delegate": self.delegate, "task": self.do_task}, self._hold, self._leave)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._todo = todo(run.plan, run.assignments, run.ledger.statuses(run.id))
@@ -75,6 +75,7 @@ class Runner:
         """Run, or go on. Returns the run's status. Raises Paused."""
         for task in self._paused():
             self._run.ledger.set_task(self._run.id, task, status="running")
+        self._run.ledger.settle(self._run.id)
         with self._engine:
             return str(asyncio.run(self._engine.drive(self.run_plan())))
 
@@ -355,6 +356,13 @@ class Runner:
         budget = self._run.task(task_id).budget
         where = f"; it is set in {self._run.plan.path}:{budget.line}" if budget else ""
         self._set(task_id, status=PAUSED, detail=f"{reason}{where}")
+
+    async def _leave(self) -> None:
+        """Answers under way are paid for: whatever ends the run waits for them."""
+        under_way = self._run.ledger.under_way
+        if under_way.keys:
+            self._run.say("", "leaving", f"{len(under_way.keys)} answers under way are waited for; nothing else begins")
+        await under_way.let_end()
 
     def _set(self, task: str, **fields: Any) -> None:
         ended = fields["status"] in ENDED

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -30,6 +30,7 @@ PASSING_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 PASSING_TYPES = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
 TOO_LONG = "model_context_window_exceeded"
 TOO_LONG_WORDS = ("prompt is too long", "context window", "context limit", "exceeds the maximum")
+UNPAID_WORDS = ("credit balance", "usage limits")  # the service gives these no code of their own, only a 400
 
 
 class MessagesApi:
@@ -75,14 +76,13 @@ class MessagesApi:
         except TimeoutError as error:
             raise CallFailed("timeout", f"no answer within {self._call_s:g} s", passing=True, doubtful=True) from error
         except APITimeoutError as error:
-            raise CallFailed("timeout", f"silent for too long ({error})", passing=True, doubtful=True) from error
+            what = f"silent for too long ({error})"
+            raise CallFailed("timeout", what, passing=True, doubtful=not _unsent(error)) from error
         except APIStatusError as error:
             return self._refused(error, heard.begun)
         except APIConnectionError as error:
-            # A connection that was never made can't have been paid for; one that broke can.
-            unsent = "connect" in type(error.__cause__).__name__.lower()
             what = f"the connection to {self._base_url} failed: {error.__cause__ or error}"
-            raise CallFailed("connection", what, passing=True, doubtful=not unsent) from error
+            raise CallFailed("connection", what, passing=True, doubtful=not _unsent(error)) from error
         except AnthropicError as error:
             raise CallFailed(type(error).__name__, str(error), remedy="see the message") from error
         except CallFailed:
@@ -116,10 +116,11 @@ class MessagesApi:
         """An error status, or an `error` event in a stream that had begun (then it may have cost something)."""
         status, kind, code = error.status_code, str(error.type or ""), error.error_code or ""
         what = f"{status} {code or kind}: {error.api_message or error.message}"[:1000]
-        if status == 413 or (status == 400 and _says_too_long(what)):
+        if status == 413 or (status == 400 and _says(TOO_LONG_WORDS, what)):
             return Reply(content=(), stop_reason=TOO_LONG, detail=what)
-        if "spend_limit" in code or kind == "billing_error" or status == 402:
-            remedy = "raise the limit in the console of whoever pays, then resume"
+        unpaid = status == 402 or (status == 400 and _says(UNPAID_WORDS, what))
+        if unpaid or "spend_limit" in code or kind == "billing_error":
+            remedy = "raise the limit in the console of whoever pays, or add credit there, then resume"
             raise CallFailed("spend cap", what, remedy=remedy) from error
         if begun or status in PASSING_STATUS:
             passing = status in PASSING_STATUS or kind in PASSING_TYPES
@@ -230,8 +231,13 @@ def _detail(details: Any) -> str:
     return " ".join(filter(None, (details.category, details.explanation))) if details else ""
 
 
-def _says_too_long(what: str) -> bool:
-    return any(words in what.lower() for words in TOO_LONG_WORDS)
+def _unsent(error: Exception) -> bool:
+    """A connection that was never made, or never to be had, can't have been paid for; one that broke can."""
+    return type(error.__cause__).__name__.startswith(("Connect", "Pool"))
+
+
+def _says(words: Iterable[str], what: str) -> bool:
+    return any(each in what.lower() for each in words)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

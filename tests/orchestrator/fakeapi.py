@@ -82,6 +82,13 @@ class Fault:
     event: str = ""
 
 
+NO_CREDIT = Fault(
+    status=400,
+    kind="invalid_request_error",
+    message="Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing.",
+)
+
+
 @dataclass
 class FakeApi:
     """The server's state: scripts by what the first message holds, and all requests that came in."""

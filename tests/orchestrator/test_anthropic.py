@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import pytest
 
 from orchestrator.errors import InputError
 from orchestrator.prices import Usage
 from orchestrator.providers.anthropic import TOO_LONG, MessagesApi
 from orchestrator.providers.base import CallFailed, Reply, Request
-from tests.orchestrator.fakeapi import FakeApi, Fault, Turn, serving
+from tests.orchestrator.fakeapi import NO_CREDIT, FakeApi, Fault, Turn, serving
 
 READ = {"name": "read", "description": "Read.", "input_schema": {"type": "object", "properties": {}}}
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -201,6 +202,33 @@ def test_a_server_that_is_not_there_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("broke", "doubtful"),
+    [
+        (httpx2.ConnectTimeout, False),
+        (httpx2.PoolTimeout, False),
+        (httpx2.WriteTimeout, True),
+        (httpx2.ReadTimeout, True),
+    ],
+)
+def test_a_timeout_before_there_was_a_connection_costs_nothing(
+    api: FakeApi, broke: type[Exception], doubtful: bool
+) -> None:
+    """As when a firewall drops what is sent."""
+
+    def drop(_: httpx2.Request) -> httpx2.Response:
+        raise broke("timed out")
+
+    async def asked() -> Reply:
+        provider = MessagesApi("k", api.url)
+        provider._client()._client = httpx2.AsyncClient(transport=httpx2.MockTransport(drop))
+        return await provider.reply(request())
+
+    with pytest.raises(CallFailed) as caught:
+        asyncio.run(asked())
+    assert (caught.value.kind, caught.value.passing, caught.value.doubtful) == ("timeout", True, doubtful)
+
+
+@pytest.mark.parametrize(
     ("headers", "seconds"), [({"retry-after": "7"}, 7.0), ({}, None), ({"retry-after": "soon"}, None)]
 )
 def test_what_the_service_asks_to_wait_is_handed_on(
@@ -215,6 +243,8 @@ def test_what_the_service_asks_to_wait_is_handed_on(
         Fault(status=429, kind="rate_limit_error", code="enforced_spend_limit_reached", headers={"retry-after": "1"}),
         Fault(status=429, kind="rate_limit_error", code="contract_spend_limit_reached"),
         Fault(status=402, kind="billing_error"),
+        NO_CREDIT,
+        Fault(status=400, kind="invalid_request_error", message="You have reached your specified API usage limits."),
     ],
 )
 def test_a_spend_cap_is_not_tried_again(api: FakeApi, fault: Fault) -> None:

@@ -19,7 +19,7 @@ from orchestrator.house import State
 from tests.orchestrator import brains, helpers
 from tests.orchestrator.brains import hand_out, said
 from tests.orchestrator.endtoend import has_bubblewrap
-from tests.orchestrator.fakeapi import FakeApi, Fault, Turn
+from tests.orchestrator.fakeapi import NO_CREDIT, FakeApi, Fault, Turn
 from tests.orchestrator.forks import RUN, Forks, run
 
 pytestmark = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
@@ -289,7 +289,8 @@ def test_a_task_whose_own_budget_is_used_up_is_paused_and_the_rest_of_the_plan_g
     assert code == 5, err
     assert brains.statuses(repo) == {"a": "paused", "b": "accepted"}
     line = (repo / "plans/p.md").read_text().split("\n").index("  - budget: usd=0.02") + 1
-    assert f"the budget of `a` of 0.02 dollars is used up (0.00 spent); it is set in plans/p.md:{line}" in err
+    assert "the budget of `a` of 0.02 dollars is used up (0.00 spent, " in err
+    assert f" asked for); it is set in plans/p.md:{line}" in err
     assert "go on with: orchestrate resume p-1 --task a --usd 1" in err
     assert spent(repo)["usd"] < 1
     asked = len(api.requests)
@@ -316,9 +317,10 @@ def test_what_waits_for_a_paused_task_is_neither_done_nor_given_up(tmp_path: Pat
     assert brains.statuses(tmp_path) == {"a": "accepted", "b": "accepted"}
 
 
-def test_a_service_that_cannot_be_had_pauses_with_its_own_code(tmp_path: Path, warm: Forks) -> None:
+@pytest.mark.parametrize("fault", [Fault(status=429, code="enforced_spend_limit_reached"), NO_CREDIT])
+def test_a_service_that_cannot_be_had_pauses_with_its_own_code(tmp_path: Path, warm: Forks, fault: Fault) -> None:
     repo, api = brains.repository(tmp_path, 1), brains.api(1)
-    api.faults = [Fault(status=429, code="enforced_spend_limit_reached")]
+    api.faults = [fault]
     code, err = run(warm, repo, api, *RUN)
     assert code == 6
     assert "raise the limit in the console" in err

@@ -6,6 +6,7 @@ A real sandbox, a real socket, a fresh process for every resume.
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.records import TaskBudget
 from tests.orchestrator import brains, helpers
 from tests.orchestrator.endtoend import has_bubblewrap
-from tests.orchestrator.fakeapi import FakeApi, Fault, Turn
+from tests.orchestrator.fakeapi import NO_CREDIT, FakeApi, Fault, Turn
 from tests.orchestrator.forks import RUN, Forks, run
 
 needs_sandbox = pytest.mark.skipif(not has_bubblewrap(), reason="bubblewrap is not installed")
@@ -168,9 +169,81 @@ def test_a_sub_agent_killed_in_each_call_spends_its_dollars_once_and_is_given_no
         assert (found, share(repo)) == (code, before), err
     assert f"the budget of `{node}` of {given.usd:g} dollars is used up" in err
     assert brains.statuses(repo) == {"a": "paused"}
-    assert book(repo).spent("p-1", node)["usd"] <= 2.5 * sent["max_usd"]
+    assert book(repo).spent("p-1", node)["usd"] == pytest.approx(2 * sent["max_usd"]), "each death is charged, and once"
     assert len(api.requests) == 2 + 2
     code, err = run(warm, repo, api, "resume", "p-1", "--usd", "5")
     assert (code, share(repo), len(api.requests)) == (5, before, 4), "more for the run is none for the sub-agent"
     code, err = run(warm, repo, api, "resume", "p-1", "--task", "a", "--usd", "5")
     assert (code, brains.statuses(repo)) == (0, {"a": "accepted"}), err
+
+
+# Two tasks side by side
+
+
+def until(repo: Path, kind: str) -> None:
+    """Until the run has said so, or is given up."""
+    for _ in range(1200):
+        if any(event["kind"] == kind for event in book(repo).events("p-1")):
+            return
+        time.sleep(0.05)
+
+
+def side_by_side(folder: Path, budget: str, api: FakeApi, hold: dict[tuple[str, int], str]) -> Path:
+    """Tasks `a` and `b`, neither needing the other. `hold`: script and turn whose answer waits for an event's kind."""
+    made = brains.files(2, budget=budget)
+    made["plans/p.md"] = made["plans/p.md"].replace("  - needs: a\n", "")
+    helpers.repository(folder, made)
+
+    def answer(body: dict[str, Any]) -> tuple[str, Turn | Fault]:
+        key, turn = brains.place(api, body)
+        if kind := hold.pop((key, turn), None):
+            until(folder, kind)
+        return f"{key}{turn}", api.scripts[key][turn]
+
+    api.choose = answer
+    return folder
+
+
+def doubts(repo: Path) -> int:
+    return len(book(repo)._rows("SELECT 1 FROM spending WHERE kind = 'in doubt'"))
+
+
+@needs_sandbox
+def test_two_tasks_whose_calls_fit_one_at_a_time_are_both_accepted_without_a_pause(tmp_path: Path, warm: Forks) -> None:
+    roomy, api = brains.repository(tmp_path / "roomy", 1), brains.api(2)
+    assert run(warm, roomy, brains.api(1), *RUN)[0] == 0
+    most = max(call["max_usd"] for call in book(roomy).calls("p-1"))  # the chief's, who reads each change
+    budget = f"{{usd: {1.5 * most}, tokens: 2000000, minutes: 20}}"
+    repo = side_by_side(tmp_path / "tight", budget, api, {("# Review task `a`", 0): "waits"})
+    code, err = run(warm, repo, api, *RUN)
+    assert (code, brains.statuses(repo)) == (0, {"a": "accepted", "b": "accepted"}), err
+    assert "waits" in {event["kind"] for event in book(repo).events("p-1")}
+    assert (len(api.requests), doubts(repo)) == (1 + 2 * 6, 0)
+
+
+@needs_sandbox
+def test_a_pause_waits_for_the_answer_that_another_task_is_about_to_get(tmp_path: Path, warm: Forks) -> None:
+    api = brains.api(2)
+    repo = side_by_side(tmp_path, "{usd: 10, tokens: 2000000, minutes: 20}", api, {("# Task `a`", 0): "leaving"})
+    said = api.choose
+    assert said
+
+    def answer(body: dict[str, Any]) -> tuple[str, Turn | Fault]:
+        if brains.place(api, body) == ("# Task `b`", 0) and not refused:
+            refused.append(body)
+            while not any(brains.place(api, each) == ("# Task `a`", 0) for each in api.requests):
+                time.sleep(0.05)
+            return "b", NO_CREDIT
+        return said(body)
+
+    refused: list[Any] = []
+    api.choose = answer
+    code, err = run(warm, repo, api, *RUN)
+    assert code == 6, err
+    assert "run: leaving 1 answers under way are waited for; nothing else begins" in err
+    states = {call["task"]: call["state"] for call in book(repo).calls("p-1")}
+    assert (states, doubts(repo)) == ({"": "done", "a": "done", "b": "failed"}, 0)
+    assert len(api.requests) == 3
+    code, err = run(warm, repo, api, "resume", "p-1")
+    assert (code, brains.statuses(repo)) == (0, {"a": "accepted", "b": "accepted"}), err
+    assert (len(api.requests), doubts(repo)) == (1 + 2 * 6 + 1, 0), "only the one that was refused was sent again"

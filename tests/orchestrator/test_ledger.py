@@ -183,7 +183,9 @@ def test_calls_under_way_count_against_the_budget(tmp_path: Path) -> None:
     made = ledger(tmp_path)
     for number in range(4):
         begin(made, f"k{number}")
-    with pytest.raises(BudgetExhausted, match=r"the budget of 1 dollars is used up \(1.00 spent\)"):
+    with pytest.raises(
+        BudgetExhausted, match=r"the budget of 1 dollars is used up \(0.00 spent, 1.00 under way, 0.25 asked for\)"
+    ):
         begin(made, "k4")
     made.end_call("k0", {}, tokens=0, usd=0.05)
     with pytest.raises(BudgetExhausted):
@@ -218,11 +220,15 @@ def test_at_most_what_the_budget_holds_is_begun_from_many_threads(tmp_path: Path
 @pytest.mark.parametrize(
     ("budget", "spend", "words"),
     [
-        (Budget(usd=1), lambda made: made.reserve("r-1", usd=1.01), "the budget of 1 dollars is used up (0.00 spent)"),
+        (
+            Budget(usd=1),
+            lambda made: made.reserve("r-1", usd=1.01),
+            "the budget of 1 dollars is used up (0.00 spent, 1.01 asked for)",
+        ),
         (
             Budget(tokens=5),
             lambda made: made.reserve("r-1", tokens=6),
-            "the budget of 5 tokens is used up (0.00 spent)",
+            "the budget of 5 tokens is used up (0 spent, 6 asked for)",
         ),
         (
             Budget(minutes=2),
@@ -249,7 +255,10 @@ def test_a_tasks_budget_binds_it_and_all_beneath_until_it_is_raised_and_nobody_e
     made.reserve("r-1", usd=1, node="b")
     with pytest.raises(BudgetExhausted) as caught:
         made.reserve("r-1", usd=0.26, node="a/1/junior")
-    assert (str(caught.value), caught.value.task) == ("the budget of `a` of 0.25 dollars is used up (0.00 spent)", "a")
+    assert (str(caught.value), caught.value.task) == (
+        "the budget of `a` of 0.25 dollars is used up (0.00 spent, 0.26 asked for)",
+        "a",
+    )
     made.raise_limits("r-1", "a", usd=0.25)
     made.reserve("r-1", usd=0.5, node="a")
     with pytest.raises(BudgetExhausted, match="the budget of 1 dollars") as caught:

@@ -86,6 +86,8 @@ def test_a_plan_becomes_tasks_with_sections_needs_and_targets() -> None:
         (with_front("at_most", "below"), "plans/p.md:4: `targets.0.direction`: input should be 'at_most', "),
         (with_front("recipe: r", "recipe: /r"), "plans/p.md:4: recipe `/r.toml` is outside the repository; use a"),
         (with_front("budget", "  - {id: t1}\nbudget"), "plans/p.md:5: `targets.1.metric` is missing; add `metric: .."),
+        (with_front("{min", "{usd: 5, min"), "plans/p.md:5: the budget has `usd` but no `tokens`; add `tokens: ...`"),
+        (with_front("{min", "{tokens: 5, min"), "plans/p.md:5: the budget has `tokens` but no `usd`; add `usd: ...`"),
         (f"---\n{FRONT}---\n# No tasks\n", "plans/p.md: has no task; add `- [ ] `id` title` with its `skill:`"),
     ],
 )  # fmt: skip
