@@ -53,7 +53,7 @@ class Gate:
                 return self._refused(found, receipts, receipt)
         targets = self.run.plan.targets_of(self.task)
         measured = await self._measure(targets)
-        made = [verdicts.verdict(each, self._dataset(each.dataset), self.change, measured) for each in targets]
+        made = [verdicts.verdict(each, self._dataset(each.dataset), self.change.commit, measured) for each in targets]
         return self._judged(found, [*receipts, *measured], made)
 
     # What is checked, in order
