@@ -52,7 +52,7 @@ def judge(
     links: Mapping[str, str] | None = None,
     **task: Any,
 ) -> Judgement:
-    """What the gate says of a change of these files, for task `b` of the plan `text`. before, links: more of the base."""
+    """What the gate says of a change of these files, for task `b` of the plan `text`. before, links: of the base."""
     root = folder / "user"
     for path, goal in (links or {}).items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)

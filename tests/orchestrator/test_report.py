@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from orchestrator import documents, planfile, publish, report, session, verdicts, views
+from orchestrator import documents, planfile, publish, report, review, session, verdicts, views
 from orchestrator.house import Run, State
 from orchestrator.records import Judgement, Risk
 from tests.orchestrator.helpers import PLAN, change, plan, receipt, target
@@ -69,6 +69,22 @@ def test_what_was_measured_before_stands_to_the_letter_beside_what_is_new() -> N
     assert report.parts(text, ["t2"]) == report.parts(report.results(both, new, seeds(3.0)), ["t2"])
     assert report.parts(text, ["t3", "t"]) == {}
     assert report.results(both, {}, [], report.parts(before, ["t2", "t1"])) == before
+
+
+def test_what_a_reviewer_said_instead_of_a_review_stands_quoted_and_makes_no_heading(tmp_path: Path) -> None:
+    """Cut off, or a refusal: its raw words are the reason why there is no review."""
+    state = State.of(tmp_path)
+    state.ledger.open_run("r-1", plan="plans/p.md", budget=plan().budget.model_dump_json())
+    state.ledger.open_task("r-1", "a", position=0)
+    run = cast(Run, SimpleNamespace(id="r-1", ledger=state.ledger, plan=plan()))
+    risk = Risk(level="low", guarded=False, reasons=(f"low: notes/{PRINTED} (prose)",))
+    judgement = review.judged(Judgement(outcome="accepted", risk=risk), f"refused: ## Verdict\n{PRINTED}", "lead")
+    body = report.body(run, plan().task("a"), change(), judgement, "done", "h")
+    assert [line for line in body.splitlines() if line.startswith(("| `t1`", "<!--", "- [x]", "oops"))] == []
+    assert body.count("\n## Verdict") == 0
+    assert [line for line in body.splitlines() if "refused: " in line] == [
+        line for line in body.splitlines() if line.startswith("> - lead: none could be had: refused: ")
+    ]
 
 
 def test_tasks_of_the_base_plan_that_are_not_the_runs_keep_what_stood_there(tmp_path: Path) -> None:
