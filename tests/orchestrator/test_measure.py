@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +304,26 @@ def run(folder: Path, sandbox: Any, trial: Trial | None = None) -> Receipt:
     )  # fmt: skip
     dataset = drawn(folder / "mnist")
     return measure.run_trial(trial or SEED_7, change(), dataset, site, b"secret")
+
+
+def test_trials_that_begin_at_once_prepare_their_common_dataset_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do when a recipe's first trial is of its parameters, and needs no data."""
+    dataset, made, together = drawn(tmp_path / "mnist"), [], threading.Barrier(2)
+
+    def gate_split(_: Dataset, share: Path, *__: object) -> None:
+        made.append(1)
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.5)  # for one that prepares at the same time
+        (share / "complete").touch()
+
+    monkeypatch.setattr(measure.datasets, "gate_split", gate_split)
+    site = Site(tmp_path, tmp_path, Played(None), Limits(), threads=1, machine="", environment="")
+    with ThreadPoolExecutor() as pool:
+        sites = [dataclasses.replace(site, limits=Limits(wall_s=wall_s)) for wall_s in (1, 2, 3)]
+        folders = list(pool.map(lambda each: measure._prepare(SEED_7, change(), dataset, each, b"secret"), sites))
+    assert (len(made), len(set(folders))) == (1, 1)
 
 
 def test_a_trial_is_scored_by_its_predictions_and_not_by_what_it_says(tmp_path: Path) -> None:
