@@ -53,7 +53,7 @@ class Gate:
                 return self._refused(found, receipts, receipt)
         targets = self.run.plan.targets_of(self.task)
         measured = await self._measure(targets)
-        made = [verdicts.verdict(each, self._dataset(each.dataset), self.change, measured) for each in targets]
+        made = [verdicts.verdict(each, self._dataset(each.dataset), self.change.commit, measured) for each in targets]
         return self._judged(found, [*receipts, *measured], made)
 
     # What is checked, in order
@@ -90,7 +90,7 @@ class Gate:
         if base:
             shutil.rmtree(tree / "tests", ignore_errors=True)
             if (self.run.base_folder / "tests").is_dir():
-                shutil.copytree(self.run.base_folder / "tests", tree / "tests")
+                shutil.copytree(self.run.base_folder / "tests", tree / "tests", symlinks=True)
         present = tuple(path for path in selection if (tree / path.partition("::")[0]).exists())
         if not present:
             return self._note("tests", False, f"none of {', '.join(selection)} exists", None)

@@ -39,7 +39,7 @@ class State:
     @classmethod
     def of(cls, root: Path) -> State:
         folder = root / STATE_FOLDER
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # what an agent's commands leave in it is for nobody else to start
         ignore = folder / ".gitignore"
         if not ignore.exists():
             ignore.write_text("*\n")

@@ -11,9 +11,10 @@ import json
 import secrets
 import shutil
 import sys
+import threading
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Site:
     machine: str
     environment: str
     hear: OnOutput | None = None  # progress, for a person
+    preparing: threading.Lock = field(default_factory=threading.Lock)  # trials run side by side
 
 
 def run_trial(trial: Trial, change: Change, dataset: Dataset | None, site: Site, secret: bytes) -> Receipt:
@@ -149,14 +151,15 @@ def _train_argv(trial: Trial, overrides: tuple[str, ...]) -> tuple[str, ...]:
 def _prepare(trial: Trial, change: Change, dataset: Dataset, site: Site, secret: bytes) -> Path:
     """The trial's dataset folder; trials without a control share one."""
     share = site.folder / "sets" / f"{dataset.name}-{(trial.control or 'split').replace(' ', '-')}"
-    if not (share / "complete").exists():
-        shutil.rmtree(share, ignore_errors=True)
-        share.mkdir(parents=True)
-        seed = number(secret, change.commit, dataset.name, "split")
-        if trial.control:
-            datasets.control(dataset, share, trial.control, seed)
-        else:
-            datasets.gate_split(dataset, share, seed)
+    with site.preparing:
+        if not (share / "complete").exists():
+            shutil.rmtree(share, ignore_errors=True)
+            share.mkdir(parents=True)
+            seed = number(secret, change.commit, dataset.name, "split")
+            if trial.control:
+                datasets.control(dataset, share, trial.control, seed)
+            else:
+                datasets.gate_split(dataset, share, seed)
     return share
 
 

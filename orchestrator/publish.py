@@ -15,6 +15,7 @@ from orchestrator.gate import gate_folder
 from orchestrator.globs import matches
 from orchestrator.house import Run
 from orchestrator.records import Change, Judgement, PullRequest, Task, Verdict
+from orchestrator.schedule import DONE
 
 # A verdict holds on a new base as long as nothing but these, and others' recipes, differ from what was measured.
 HARMLESS = ("plans/**", "docs/**", "*.md")
@@ -22,13 +23,18 @@ Json = Any
 
 
 def publish(run: Run, forge: Forge, task: Task, change: Change, judgement: Judgement, words: str) -> Json:
-    """`{"detail": ...}` once it is published; `{"stale": change}` when it must be judged again on a new base."""
+    """`{"detail": ...}` once it is published; `{"stale": change}` when it must be judged again on a new base;
+    `{"conflict": why}` when the two can't be joined.
+    """
     head = _head(run)
     if known := run.ledger.pull_of(run.id, task.id):
         return {"detail": f"pull request {known.number}"}
     commit = _stacked(run, task, change, head)
     if isinstance(commit, Change):
         return {"stale": commit.model_dump(mode="json")}
+    if commit is None:
+        return {"conflict": _conflict(run, task, change, head)}
+    change = _as_stacked(run, change, head, commit)
     recorded = _record(run, task, change, judgement, commit)
     below = _top(run)
     pull = forge.open(
@@ -54,20 +60,52 @@ def publish(run: Run, forge: Forge, task: Task, change: Change, judgement: Judge
     return {"detail": f"pull request {pull.number}"}
 
 
-def _stacked(run: Run, task: Task, change: Change, head: str) -> str | Change:
-    """The change's commit on the stack's head; a Change when the result is not what the gate judged."""
+def _stacked(run: Run, task: Task, change: Change, head: str) -> str | Change | None:
+    """The change's commit on the stack's head; a Change when the result is not what the gate judged; None: a conflict.
+
+    Prose that conflicts in the plan is left out: the harness's own record of others stands there, and moves no number.
+    """
     if head == change.base:
         return change.commit
     moved = [file.path for file in run.repository.changed(change.base, head) if matters(run, task, file.path)]
     if not change.files:
         return run.repository.change(task.id, change.attempt, change.tier, head, head) if moved else head
-    tree = run.repository.merge(head, change.commit)
+    tree = run.repository.merge(head, change.commit) or run.repository.merge(head, _without_prose(run, change))
     if tree is None:
-        raise RuntimeError(f"the change conflicts with what was accepted meanwhile ({head[:12]})")
+        return None
     commit = run.repository.commit_tree(tree, head, f"{task.title}\n\nTask: {task.id}", _author(run, task, change))
     if moved:
         return run.repository.change(task.id, change.attempt, change.tier, head, commit)
     return commit
+
+
+def _without_prose(run: Run, change: Change) -> str:
+    """The change with the plan as it found it."""
+    before = (run.repository.read(change.base, run.plan.path) or "").encode(errors="surrogateescape")
+    return run.repository.commit_files(change.commit, {run.plan.path: before}, "Without its prose", "Odyssey harness")
+
+
+def _as_stacked(run: Run, change: Change, head: str, commit: str) -> Change:
+    """The change as its pull request has it: without the plan where its prose was left out."""
+    path = run.plan.path
+    others = tuple(file for file in change.files if file.path != path)
+    if others == change.files or run.repository.read(commit, path) != run.repository.read(head, path):
+        return change
+    run.say(change.task, "note", f"its prose in {path} conflicts with what stands there; it is left in {change.commit}")
+    return change.model_copy(update={"files": others})
+
+
+def _conflict(run: Run, task: Task, change: Change, head: str) -> str:
+    """Why it isn't published, and how to go on; a branch holds what was made."""
+    branch = f"odyssey/{run.id}/{task.id}"
+    run.repository.set_branch(branch, change.commit)
+    theirs = {file.path for file in run.repository.changed(change.base, head)}
+    both = ", ".join(file.path for file in change.files if file.path in theirs)
+    return (
+        f"it conflicts with what was accepted meanwhile ({both or head[:12]}); what was measured of it stands in "
+        f"`orchestrate report {run.id}`, the change on branch {branch} of {run.repository.folder}\n"
+        f"merge this run's pull requests, then do it again on top: orchestrate run {run.plan.path} --only {task.id}"
+    )
 
 
 def matters(run: Run, task: Task, path: str) -> bool:
@@ -131,7 +169,7 @@ def verdicts_of(run: Run) -> dict[str, Verdict]:
     """Every verdict that the run has published so far, by target."""
     found = {}
     for row in run.ledger.tasks(run.id):
-        for each in json.loads(row["verdicts"] or "[]"):
+        for each in json.loads(row["verdicts"] or "[]") if row["status"] in DONE else ():
             verdict = Verdict.model_validate(each)
             found[verdict.target] = verdict
     return found

@@ -169,7 +169,10 @@ def body(run: Run, task: Task, change: Change, judgement: Judgement, words: str,
         ("Why", f"Task `{task.id}` of [{run.plan.title}]({run.plan.path}), section {task.section}."),
         ("Evidence", _evidence(receipts)),
         ("Verdict", _verdict(run, task, judgement, receipts)),
-        ("Risk", "\n".join([f"**{judgement.risk.level}**", *(f"- {reason}" for reason in judgement.risk.reasons)])),
+        (
+            "Risk",
+            "\n".join([f"**{judgement.risk.level}**", *(f"- {_cell(reason)}" for reason in judgement.risk.reasons)]),
+        ),
         (
             "Review",
             "Findings of language models that read the change, the nearest level first:\n\n" * bool(judgement.review)

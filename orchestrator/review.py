@@ -21,6 +21,7 @@ from orchestrator.loop import Attempt, Loop
 from orchestrator.providers.base import json_in
 from orchestrator.providers.shape import closed
 from orchestrator.records import RISK_LEVELS, Agent, Assignment, Judgement, Plan, Record, Risk, RiskLevel, Skill, Task
+from orchestrator.terminal import one_line
 from orchestrator.tools.base import cut_text
 
 LOOKS = frozenset({"read", "list", "search"})
@@ -136,8 +137,8 @@ async def read(loop: Loop, reviewing: Attempt) -> Review | str:
 def judged(judgement: Judgement, found: Review | str, reviewer: str) -> Judgement:
     """The judgement with this level's review in it: refused for a blocker, a person's when there was no review."""
     if isinstance(found, str):
-        risk = _raised(judgement.risk, f"high: `{reviewer}` gave no review that can be used: {found}")
-        review = (*judgement.review, f"{reviewer}: none could be had: {found}")
+        risk = _raised(judgement.risk, f"high: `{reviewer}` gave no review that can be used")
+        review = (*judgement.review, f"{reviewer}: none could be had: {one_line(found)}")
         return judgement.model_copy(update={"risk": risk, "review": review})
     review = (*judgement.review, *(f"{reviewer}: {each}" for each in found.findings))
     if found.blockers:

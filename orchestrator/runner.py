@@ -249,6 +249,8 @@ class Runner:
         """Stack the change on what was accepted meanwhile; judge it again where that could change what was measured."""
         for _ in range(MAX_REBASES):
             done = await self._engine.step("publish", partial(self._publish_once, task, tried))
+            if "conflict" in done:
+                return await self._end(task, "failed", done["conflict"], tried)
             if "stale" not in done:
                 return done["status"]
             change = Change.model_validate(done["stale"])
@@ -256,7 +258,7 @@ class Runner:
             tried = replace(tried, change=change, judgement=again)
             if tried.judgement.outcome == "refused":
                 return await self._end(task, "failed", f"after rebasing: {tried.judgement.feedback}")
-        return await self._end(task, "failed", f"other changes moved the base {MAX_REBASES} times")
+        return await self._end(task, "failed", f"other changes moved the base {MAX_REBASES} times", tried)
 
     async def _out_of_brains(self, task: Task, tier: Tier, last: Tried | None) -> Json:
         need = (
@@ -323,7 +325,7 @@ class Runner:
                 return publish.publish(self._run, self._forge, task, tried.change, tried.judgement, tried.outcome.text)
 
         done = await asyncio.to_thread(locked)
-        if "stale" in done:
+        if "detail" not in done:
             return done
         return {"status": self._ended_as(task, tried.judgement.outcome, done["detail"], tried)}
 

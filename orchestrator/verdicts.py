@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from orchestrator import intervals
 from orchestrator.datasets import Dataset
-from orchestrator.records import Change, Direction, Outcome, Receipt, Target, Verdict
+from orchestrator.records import Direction, Outcome, Receipt, Target, Verdict
 
 REPO = PurePosixPath("/repo")  # where the change's files are, in every command of a receipt
 COMPARE: dict[str, Callable[[float, float], float]] = {
@@ -21,7 +21,7 @@ COMPARE: dict[str, Callable[[float, float], float]] = {
 }
 
 
-def verdict(target: Target, dataset: Dataset | None, change: Change, receipts: list[Receipt]) -> Verdict:
+def verdict(target: Target, dataset: Dataset | None, commit: str, receipts: list[Receipt]) -> Verdict:
     """The target against its receipts, which may be among others'."""
     own = [receipt for receipt in receipts if any(is_of(receipt, recipe) for recipe in target.recipes)]
     values = values_of(target, own)
@@ -37,7 +37,7 @@ def verdict(target: Target, dataset: Dataset | None, change: Change, receipts: l
         values=values,
         receipts=tuple(receipt.id for receipt in own),
         dataset=dataset.label if dataset else "",
-        commit=change.commit,
+        commit=commit,
         low=seen.low,
         high=seen.high,
         asked=target,

@@ -26,6 +26,7 @@ from orchestrator.tools.paths import may_write, names_of
 
 NOT_COPIED = frozenset({".git", SCRATCH, ".venv", ".odyssey"})  # at the worktree's root
 CACHES = frozenset({"__pycache__", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache"})
+LENDS = stat.S_ISUID | stat.S_ISGID
 CARRIED_FILES = 2000
 CARRIED_BYTES = 256 << 20
 
@@ -125,7 +126,10 @@ def staged(worktree: Path, scratch: Path) -> Iterator[Staging]:
 
 
 def scrub(folder: Path) -> list[str]:
-    """Remove from the scratch folder whatever the harness could trip over: links that lead out, pipes, sockets."""
+    """Remove from the scratch folder whatever the harness could trip over: links that lead out, pipes, sockets.
+
+    A file that would run as its owner, whoever starts it, runs as any other from now on.
+    """
     removed: list[str] = []
     for at, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -134,6 +138,9 @@ def scrub(folder: Path) -> list[str]:
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and _leads_into(folder, path))):
                 path.unlink()
                 removed.append(f"{path.relative_to(folder.parent)}: only plain files and folders are kept")
+            elif stat.S_ISREG(mode) and mode & LENDS:
+                path.chmod(stat.S_IMODE(mode) & ~LENDS)
+                removed.append(f"{path.relative_to(folder.parent)}: it may not run as its owner or group")
     return removed
 
 

@@ -49,10 +49,14 @@ def judge(
     before: Mapping[str, str | bytes] | None = None,
     text: str = TEXT,
     datasets: dict[str, Dataset] | None = None,
+    links: Mapping[str, str] | None = None,
     **task: Any,
 ) -> Judgement:
-    """What the gate says of a change of these files, for task `b` of the plan `text`. before: more of the base."""
+    """What the gate says of a change of these files, for task `b` of the plan `text`. before, links: of the base."""
     root = folder / "user"
+    for path, goal in (links or {}).items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).symlink_to(goal)
     first = repository(root, {**FILES, **(before or {})})
     state = State.of(root)
     made = small_library()
@@ -294,3 +298,11 @@ def test_a_judgement_that_is_asked_for_again_runs_nothing_again(tmp_path: Path) 
 
     judge(tmp_path, {"r.toml": "x = 1\n"}, Counting())
     assert len(calls) == 2  # collected at the base, run on the change
+
+
+@pytest.mark.parametrize("goal", ["nowhere", "/etc/hostname"])
+def test_a_link_among_the_bases_tests_is_not_followed(tmp_path: Path, goal: str) -> None:
+    """Neither to nowhere, nor to a file of the host, which the change's code could then read."""
+    still = "import pathlib\n\n\ndef test_link():\n    assert pathlib.Path(__file__).with_name('link').is_symlink()\n"
+    found = judge(tmp_path, {"r.toml": "x = 1\n"}, before={"tests/test_link.py": still}, links={"tests/link": goal})
+    assert (found.outcome, found.feedback) == ("accepted", "")

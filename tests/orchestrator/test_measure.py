@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +79,7 @@ def seeds(*errors: float | None, recipe: str = "r.toml") -> list[Receipt]:
 def test_a_verdict_follows_from_its_receipts(
     dataset: Dataset, receipts: list[Receipt], outcome: str, reason: str
 ) -> None:
-    found = verdicts.verdict(target(), dataset, change(), receipts)
+    found = verdicts.verdict(target(), dataset, change().commit, receipts)
     assert (found.outcome, found.reason[: len(reason)]) == (outcome, reason)
 
 
@@ -89,18 +92,20 @@ def test_a_verdict_follows_from_its_receipts(
     ],
 )  # fmt: skip
 def test_each_direction_holds_the_mean_against_value_and_margin(direction: Direction, error: float, met: bool) -> None:
-    found = verdicts.verdict(target(direction=Direction(direction)), OFFICIAL, change(), seeds(error, error, error))
+    found = verdicts.verdict(
+        target(direction=Direction(direction)), OFFICIAL, change().commit, seeds(error, error, error)
+    )
     assert (found.outcome == "reproduced") == met
 
 
 def test_a_verdict_names_every_seed_in_its_order_with_mean_and_spread() -> None:
-    found = verdicts.verdict(target(), OFFICIAL, change(), seeds(1.2, 0.9, 0.9))
+    found = verdicts.verdict(target(), OFFICIAL, change().commit, seeds(1.2, 0.9, 0.9))
     assert found.values == {"0": 1.2, "1": 0.9, "2": 0.9}
     assert list(found.values) == ["0", "1", "2"]
     assert (found.mean, found.spread) == (pytest.approx(1.0), pytest.approx(0.1732, abs=1e-4))
     assert found.receipts == ("z", "s", "n", "s0", "s1", "s2")
     assert (found.commit, found.dataset) == (change().commit, "mnist")
-    assert verdicts.verdict(target(), OFFICIAL, change(), seeds(1.0)).spread is None
+    assert verdicts.verdict(target(), OFFICIAL, change().commit, seeds(1.0)).spread is None
 
 
 @settings(max_examples=200, deadline=None)
@@ -110,7 +115,7 @@ def test_reproduced_takes_official_data_controls_and_every_seed(
 ) -> None:
     receipts = seeds(*errors) if controlled else seeds(*errors)[2:]
     dataset = OFFICIAL if official else SURROGATE
-    found = verdicts.verdict(target(), dataset, change(), receipts)
+    found = verdicts.verdict(target(), dataset, change().commit, receipts)
     values = [error for error in errors if error is not None]
     met = len(values) >= 3 and None not in errors and sum(values) / len(values) <= 1.1 + 1e-9
     assert (found.outcome == "reproduced") == (official and controlled and met)
@@ -120,7 +125,7 @@ def test_reproduced_takes_official_data_controls_and_every_seed(
 
 
 def verdict_of(receipts: list[Receipt], **changed: Any) -> Any:
-    return verdicts.verdict(target(**changed), OFFICIAL, change(), receipts)
+    return verdicts.verdict(target(**changed), OFFICIAL, change().commit, receipts)
 
 
 def test_a_comparison_pairs_its_recipes_by_seed_and_gives_its_interval() -> None:
@@ -180,11 +185,11 @@ def test_a_pace_on_photographs_is_reported_with_the_days_that_the_papers_trainin
     asked = target(metric="images_per_s", dataset="imagenette", value=0.0, direction="reported")
     there = Dataset("imagenette", Path(), {}, official=False, surrogate=False)
     timed = [trained(seed, None, images_per_s=100.0) for seed in range(3)]
-    found = verdicts.verdict(asked, there, change(), timed)
+    found = verdicts.verdict(asked, there, change().commit, timed)
     assert found.outcome == "reported"
     assert "90 epochs of 1,281,167 images would take 13.3 days at this pace" in found.reason
     absent = dataclasses.replace(there, absent=True)
-    assert verdicts.verdict(asked, absent, change(), []).outcome == "not measured"
+    assert verdicts.verdict(asked, absent, change().commit, []).outcome == "not measured"
     (timing,) = trials.trials([asked.model_copy(update={"seeds": 1})], "1" * 40, b"secret")
     assert [trials.can_run(timing, data) for data in (there, absent, None)] == [True, False, True]
 
@@ -195,7 +200,7 @@ def test_tests_that_could_not_run_are_not_measured_and_failed_ones_not_reproduce
     def outcome(ok: bool, **values: float) -> str:
         what, argv = "tests-1: 3 passed", ("pytest", "tests/t.py")
         ran = receipt(what, kind="tests", passed=ok, seed=1, values=values, argv=argv)
-        return str(verdicts.verdict(target(**asked), None, change(), [ran]).outcome)
+        return str(verdicts.verdict(target(**asked), None, change().commit, [ran]).outcome)
 
     assert outcome(True, passed=3.0, collected=3.0) == "reproduced"
     assert outcome(False, passed=2.0, failed=1.0) == "not reproduced"
@@ -299,6 +304,26 @@ def run(folder: Path, sandbox: Any, trial: Trial | None = None) -> Receipt:
     )  # fmt: skip
     dataset = drawn(folder / "mnist")
     return measure.run_trial(trial or SEED_7, change(), dataset, site, b"secret")
+
+
+def test_trials_that_begin_at_once_prepare_their_common_dataset_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do when a recipe's first trial is of its parameters, and needs no data."""
+    dataset, made, together = drawn(tmp_path / "mnist"), [], threading.Barrier(2)
+
+    def gate_split(_: Dataset, share: Path, *__: object) -> None:
+        made.append(1)
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.5)  # for one that prepares at the same time
+        (share / "complete").touch()
+
+    monkeypatch.setattr(measure.datasets, "gate_split", gate_split)
+    site = Site(tmp_path, tmp_path, Played(None), Limits(), threads=1, machine="", environment="")
+    with ThreadPoolExecutor() as pool:
+        sites = [dataclasses.replace(site, limits=Limits(wall_s=wall_s)) for wall_s in (1, 2, 3)]
+        folders = list(pool.map(lambda each: measure._prepare(SEED_7, change(), dataset, each, b"secret"), sites))
+    assert (len(made), len(set(folders))) == (1, 1)
 
 
 def test_a_trial_is_scored_by_its_predictions_and_not_by_what_it_says(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,11 +14,13 @@ import pytest
 from orchestrator import publish
 from orchestrator.house import Run, State
 from orchestrator.loop import Outcome
-from orchestrator.records import Change, Judgement, Risk, Tier
+from orchestrator.records import Change, Judgement, Risk, Tier, Verdict
 from orchestrator.runner import Runner, Tried, Unanswered
-from tests.orchestrator.helpers import Journal, change, commit, plan, repository, task
+from tests.orchestrator.helpers import PLAN, Journal, change, commit, plan, repository, task
 
-FILES: dict[str, str | bytes] = {"r.toml": "x = 1\n", "s.toml": "y = 1\n", "code_.py": "a = 1\n", "docs/a.md": "a\n"}
+FILES: dict[str, str | bytes] = {
+    "r.toml": "x = 1\n", "s.toml": "y = 1\n", "code_.py": "a = 1\n", "docs/a.md": "a\n", "plans/p.md": PLAN,
+}  # fmt: skip
 
 
 def place(root: Path, edit: dict[str, str | bytes]) -> tuple[Run, Change]:
@@ -31,7 +35,7 @@ def place(root: Path, edit: dict[str, str | bytes]) -> tuple[Run, Change]:
     loaded = loaded.model_copy(update={"targets": (*loaded.targets, other)})
     run = SimpleNamespace(
         id="r-1", plan=loaded, state=state, repository=state.repository, ledger=state.ledger, base_commit=base,
-        stack="odyssey/r-1/stack", say=print,
+        stack="odyssey/r-1/stack", say=print, assignments={"b": SimpleNamespace(agent="worker")},
     )  # fmt: skip
     return cast(Run, run), state.repository.change("b", 1, "procedure", base, base)
 
@@ -142,3 +146,42 @@ def test_code_that_was_measured_gets_no_second_draw_of_seeds(tmp_path: Path) -> 
 
     assert not differs({"docs/a.md": "other words\n"})
     assert differs({"code_.py": "a = 2\n"})
+
+
+def on(run: Run, base: str, files: dict[str, str]) -> Change:
+    """A change of task `b` that was made on `base`."""
+    made = run.repository.commit_files(base, {path: text.encode() for path, text in files.items()}, "x", "x")
+    return run.repository.change("b", 1, "haiku", base, made)
+
+
+def test_a_conflict_after_the_measurement_loses_neither_the_verdicts_nor_the_change(tmp_path: Path) -> None:
+    run, measured = place(tmp_path, {"r.toml": "x = 2\n"})
+    run.ledger.open_run("r-1", plan="plans/p.md")
+    run.ledger.open_task("r-1", "b", position=0)
+    mine = on(run, measured.base, {"r.toml": "x = 3\n"})
+    verdict = Verdict(target="t1", outcome="reproduced", reason="it is")
+    risk = Risk(level="low", guarded=False, reasons=())
+    judged = Tried(mine, Judgement(outcome="accepted", risk=risk, verdicts=(verdict,)), Outcome(True, "", 1))
+    runner = Runner.__new__(Runner)
+    runner._engine, runner._run, runner._loop = cast(Any, Journal()), run, None
+    runner._publishing, runner._forge = threading.Lock(), cast(Any, None)
+    assert asyncio.run(runner._publish(run.plan.task("b"), judged)) == "failed"
+    (row,) = run.ledger.tasks("r-1")
+    assert [Verdict.model_validate(each) for each in json.loads(row["verdicts"])] == [verdict]
+    assert "r.toml" in row["detail"]
+    assert "orchestrate run plans/p.md --only b" in row["detail"]
+    assert run.repository.resolve("refs/heads/odyssey/r-1/b") == mine.commit
+    assert publish.verdicts_of(run) == {}, "it was not published"
+
+
+def test_prose_that_conflicts_with_the_plans_record_is_left_out_and_the_rest_published(tmp_path: Path) -> None:
+    ticked = PLAN.replace("- [ ] `b` Do the second", "- [x] `b` Do the second")
+    run, measured = place(tmp_path, {"plans/p.md": ticked})
+    mine = on(run, measured.base, {"plans/p.md": PLAN.replace("- [ ] `b`", "Prose.\n\n- [ ] `b`"), "s.toml": "y = 2\n"})
+    head = run.repository.resolve("refs/heads/odyssey/r-1/stack")
+    assert head is not None
+    assert run.repository.merge(head, mine.commit) is None
+    found = publish._stacked(run, run.plan.task("b"), mine, head)
+    assert isinstance(found, str)
+    assert run.repository.read(found, "plans/p.md") == ticked
+    assert run.repository.read(found, "s.toml") == "y = 2\n"

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from orchestrator import documents, planfile, publish, report, session, verdicts, views
+from orchestrator import documents, planfile, publish, report, review, session, verdicts, views
 from orchestrator.house import Run, State
 from orchestrator.records import Judgement, Risk
 from tests.orchestrator.helpers import PLAN, change, plan, receipt, target
@@ -23,7 +23,7 @@ def test_what_a_failed_training_printed_stays_within_its_line_of_the_result() ->
     failed = trained(9, None, passed=False).model_copy(
         update={"what": f"seed-9: training ended with exit code 1: {PRINTED}"}
     )
-    verdict = verdicts.verdict(target(), OFFICIAL, change(), [*seeds(1.0), failed])
+    verdict = verdicts.verdict(target(), OFFICIAL, change().commit, [*seeds(1.0), failed])
     text = report.results([target()], {"t1": verdict}, [*seeds(1.0), failed])
     rows = [line for line in text.splitlines() if line.startswith("| `t1`")]
     assert rows == [
@@ -36,7 +36,7 @@ def test_what_a_failed_training_printed_stays_within_its_line_of_the_result() ->
 
 def test_every_seed_and_control_stands_in_the_result_with_its_receipt() -> None:
     found = seeds(1.0, 1.1, 1.2)
-    verdict = verdicts.verdict(target(), OFFICIAL, change(), found)
+    verdict = verdicts.verdict(target(), OFFICIAL, change().commit, found)
     text = report.results([target()], {"t1": verdict}, found)
     for each in found:
         assert f"`{each.id}` |" in text
@@ -46,14 +46,14 @@ def test_every_seed_and_control_stands_in_the_result_with_its_receipt() -> None:
 
 def test_the_time_of_a_resumed_training_is_not_taken_for_the_whole() -> None:
     found = [trained(0, 1.0, train_wall_s=5.0), trained(1, 1.0)]
-    verdict = verdicts.verdict(target(), OFFICIAL, change(), found)
+    verdict = verdicts.verdict(target(), OFFICIAL, change().commit, found)
     text = report.results([target()], {"t1": verdict}, found)
     assert text.count("| 0 s |") == text.count("| 0 s since it was resumed |") == 1
 
 
 def test_a_missed_target_and_a_failed_receipt_are_shouted() -> None:
     found = [*seeds(5.0, 5.0, 5.0), receipt("zero-steps: x", kind="control", passed=False, id="f")]
-    verdict = verdicts.verdict(target(), OFFICIAL, change(), found[:-1])
+    verdict = verdicts.verdict(target(), OFFICIAL, change().commit, found[:-1])
     text = report.results([target()], {"t1": verdict.model_copy(update={"receipts": ("f",)})}, found)
     assert "**not reproduced**" in text
     assert "**failed**" in text
@@ -61,9 +61,9 @@ def test_a_missed_target_and_a_failed_receipt_are_shouted() -> None:
 
 def test_what_was_measured_before_stands_to_the_letter_beside_what_is_new() -> None:
     both = [target(), target(id="t2")]
-    old = {each.id: verdicts.verdict(each, OFFICIAL, change(), seeds(2.0)) for each in both}
+    old = {each.id: verdicts.verdict(each, OFFICIAL, change().commit, seeds(2.0)) for each in both}
     before = report.results(both, old, seeds(2.0))
-    new = {"t2": verdicts.verdict(both[1], OFFICIAL, change(), seeds(3.0))}
+    new = {"t2": verdicts.verdict(both[1], OFFICIAL, change().commit, seeds(3.0))}
     text = report.results(both, new, seeds(3.0), report.parts(before, ["t1", "t3"]))
     assert report.parts(text, ["t1"]) == report.parts(before, ["t1"])
     assert report.parts(text, ["t2"]) == report.parts(report.results(both, new, seeds(3.0)), ["t2"])
@@ -71,11 +71,27 @@ def test_what_was_measured_before_stands_to_the_letter_beside_what_is_new() -> N
     assert report.results(both, {}, [], report.parts(before, ["t2", "t1"])) == before
 
 
+def test_what_a_reviewer_said_instead_of_a_review_stands_quoted_and_makes_no_heading(tmp_path: Path) -> None:
+    """Cut off, or a refusal: its raw words are the reason why there is no review."""
+    state = State.of(tmp_path)
+    state.ledger.open_run("r-1", plan="plans/p.md", budget=plan().budget.model_dump_json())
+    state.ledger.open_task("r-1", "a", position=0)
+    run = cast(Run, SimpleNamespace(id="r-1", ledger=state.ledger, plan=plan()))
+    risk = Risk(level="low", guarded=False, reasons=(f"low: notes/{PRINTED} (prose)",))
+    judgement = review.judged(Judgement(outcome="accepted", risk=risk), f"refused: ## Verdict\n{PRINTED}", "lead")
+    body = report.body(run, plan().task("a"), change(), judgement, "done", "h")
+    assert [line for line in body.splitlines() if line.startswith(("| `t1`", "<!--", "- [x]", "oops"))] == []
+    assert body.count("\n## Verdict") == 0
+    assert [line for line in body.splitlines() if "refused: " in line] == [
+        line for line in body.splitlines() if line.startswith("> - lead: none could be had: refused: ")
+    ]
+
+
 def test_tasks_of_the_base_plan_that_are_not_the_runs_keep_what_stood_there(tmp_path: Path) -> None:
     state = State.of(tmp_path)
     state.ledger.open_run("p-2", plan="plans/p.md")
     state.ledger.open_task("p-2", "a", position=0)
-    verdict = verdicts.verdict(target(), OFFICIAL, change(), seeds(2.0))
+    verdict = verdicts.verdict(target(), OFFICIAL, change().commit, seeds(2.0))
     standing = planfile.set_block(PLAN, "result", report.results([target()], {"t1": verdict}, seeds(2.0)))
 
     def written() -> str:

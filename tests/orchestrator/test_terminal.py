@@ -69,7 +69,7 @@ def test_the_status_of_a_run_is_words_alone_and_the_ledgers_stay(tmp_path: Path)
 
 def test_a_result_and_a_pull_request_are_words_alone() -> None:
     failed = trained(9, None, passed=False).model_copy(update={"what": f"seed-9: ended with exit code 1: {FORGED}"})
-    verdict = verdicts.verdict(target(), OFFICIAL, change(), [*seeds(1.0), failed])
+    verdict = verdicts.verdict(target(), OFFICIAL, change().commit, [*seeds(1.0), failed])
     text = report.results([target()], {"t1": verdict}, [*seeds(1.0), failed])
     shown = views.pull(pulled())
     assert SPELT in text

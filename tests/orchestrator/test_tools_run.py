@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.house import State
 from orchestrator.sandbox.base import Limits
 from orchestrator.sandbox.unsafe import UnsandboxedSandbox
 from orchestrator.tools import ToolContext, ToolResult, call_all
@@ -273,6 +275,22 @@ def test_scrubbing_keeps_plain_files_and_links_among_them(tmp_path: Path) -> Non
     removed = scrub(runs)
     assert {line.split(":")[0] for line in removed} == {"runs/up", "runs/loop"}
     assert (runs / "latest" / "f").read_text() == "x"
+
+
+def test_scrubbing_takes_the_bits_that_lend_their_owner(tmp_path: Path) -> None:
+    """Where root runs the orchestrator, the file would be root's, for every user of the machine to start."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "x").write_text("x")
+    (runs / "x").chmod(0o6755)
+    (runs / "link").symlink_to("x")
+    assert scrub(runs) == ["runs/x: it may not run as its owner or group"]
+    assert stat.S_IMODE((runs / "x").stat().st_mode) == 0o755
+    assert scrub(runs) == []
+
+
+def test_nobody_else_gets_into_the_state_folder(tmp_path: Path) -> None:
+    assert stat.S_IMODE(State.of(tmp_path).folder.stat().st_mode) == 0o700
 
 
 PATHS = ["src/a.py", "src/b.py", "docs/c.md", "src/x/y", "new"]
