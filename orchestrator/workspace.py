@@ -24,6 +24,7 @@ from orchestrator.records import Change, FileChange, Tier
 
 # What a tree's own .gitattributes ask for is overruled: files come out of git as the bytes that went in.
 ATTRIBUTES = "* -text !eol -ident !filter !working-tree-encoding !export-ignore !export-subst !diff !merge\n"
+EXCLUDE = "/runs/\n"  # scratch is no work of an attempt's, also where the tree has no .gitignore that says so
 NEVER_IN_NAMES = str.maketrans("", "", "<>\n\0")
 CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n"
 
@@ -126,6 +127,7 @@ class Repository:
             self._init()
         _settle(folder / "config", CONFIG)
         _settle(folder / "info" / "attributes", ATTRIBUTES)
+        _settle(folder / "info" / "exclude", EXCLUDE)
         worktrees.mkdir(parents=True, exist_ok=True)
 
     def _init(self) -> None:

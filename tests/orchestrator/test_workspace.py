@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import GitError, InputError
 from orchestrator.house import State, base_files
-from orchestrator.workspace import ATTRIBUTES, CONFIG, Repository, find_checkout
+from orchestrator.workspace import ATTRIBUTES, CONFIG, EXCLUDE, Repository, find_checkout
 from tests.orchestrator.helpers import commit, fingerprint, git, repository, write
 
 FILES: dict[str, str | bytes] = {
@@ -120,10 +120,12 @@ def test_the_configuration_of_our_repository_is_ours_whatever_stood_there(tmp_pa
     folder = ours(root).folder
     (folder / "config").write_text(f'{CONFIG}[filter "x"]\n\tclean = touch {tmp_path}/sentinel\n')
     (folder / "info/attributes").write_text("* filter=x\n")
+    (folder / "info/exclude").write_text("*.py\n")
     session(root)
     assert not (tmp_path / "sentinel").exists()
     made = Repository(folder, folder.with_name("worktrees"))
     assert ((folder / "config").read_text(), (folder / "info/attributes").read_text()) == (CONFIG, ATTRIBUTES)
+    assert (folder / "info/exclude").read_text() == EXCLUDE
     assert made.has(find_checkout(root).commit)
 
 
@@ -288,6 +290,21 @@ def test_restore_brings_exactly_the_snapshot_back_and_keeps_ignored_files(open_w
     assert left.pop("new.log", None)  # ignored again, so it stays
     assert left == before
     assert (worktree / "runs/cache").read_text() == "expensive\n"
+
+
+def test_scratch_is_no_work_of_an_attempts_though_no_gitignore_names_it(tmp_path: Path) -> None:
+    first = repository(tmp_path / "user", {"a.txt": "one\n", "runs/notes.md": "a person's own\n", "sub/runs/x": "x\n"})
+    made = ours(tmp_path / "user")
+    made.bring_in(tmp_path / "user", first)
+    worktree, base = made.open("odyssey/r-1/attempts/a/1", first)
+    write(worktree, {"runs/.cache/pyc/a.pyc": b"\0", "runs/one/checkpoint": "expensive\n"})
+    assert made.snapshot(worktree) == made.tree(base)
+    write(worktree, {"a.txt": "two\n", "runs/notes.md": "edited\n", "sub/runs/y": "no scratch\n"})
+    new = made.commit(worktree, base, "x", "x")
+    assert [file.path for file in made.changed(base, new)] == ["a.txt", "runs/notes.md", "sub/runs/y"]
+    made.restore(worktree, made.tree(base))
+    assert made.snapshot(worktree) == made.tree(base)
+    assert (worktree / "runs/one/checkpoint").read_text() == "expensive\n"
 
 
 def test_a_snapshot_changes_neither_files_nor_index(open_worktree: Opened) -> None:
