@@ -117,8 +117,9 @@ def export_issues(plan: Plan, store: Store, take: Take, apply: bool) -> dict[str
         number = action.number
         if apply and action.what == "create":
             number = store.create(action.fields)
-        elif apply and action.what == "update":
-            store.update(action.number, action.fields)
+        changes = action.then if action.what == "create" else action.fields
+        if apply and changes:
+            store.update(number, changes)
         made.append({**asdict(action), "number": number or None})
     told = [asdict(each) for each in conflicts]
     return {"plan": plan.path, "repository": store.repo, "applied": apply, "actions": made, "conflicts": told}

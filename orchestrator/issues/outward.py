@@ -32,12 +32,17 @@ class Link:
 
 @dataclass(frozen=True)
 class Action:
-    """What is to be done for a task. `fields` are those of the issue that change; all of them when it is created."""
+    """What is to be done for a task. `fields` are those of the issue that change; all of them when it is created.
+
+    `then`: what changes once it is created. GitHub opens every new issue, so that of a task that is done is closed by a
+    second request; its marker says "open" until then, or a closing that failed would look like a person's reopening.
+    """
 
     task: str
     what: Literal["create", "update", "nothing"]
     number: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
+    then: dict[str, Any] = field(default_factory=dict)
 
 
 def links(issues: Iterable[Issue]) -> dict[int, Link]:
@@ -73,14 +78,20 @@ def compare(plan: Plan, repo: str, issues: Iterable[Issue], take: Take = "") -> 
         number = block.number if block.repo == repo else by_task.get(task.id, 0)
         issue = present.get(number)
         if issue is None:
-            title, state = task.title, block.state
-            body = _block(plan, task, {"title": mark(title), "state": mark(state)})
-            actions.append(Action(task.id, "create", fields={"title": title, "body": body, "state": state}))
+            actions.append(_creation(plan, task, block))
         else:
             action, found = _update(plan, task, block, issue, take)
             actions.append(action)
             conflicts += found
     return actions, conflicts
+
+
+def _creation(plan: Plan, task: Task, block: Block) -> Action:
+    new, done = (
+        {"body": _block(plan, task, {"title": mark(task.title), "state": mark(state)}), "state": state}
+        for state in ("open", "closed")
+    )
+    return Action(task.id, "create", fields={"title": task.title, **new}, then=done if block.done else {})
 
 
 def _update(plan: Plan, task: Task, block: Block, issue: Issue, take: Take) -> tuple[Action, list[Problem]]:

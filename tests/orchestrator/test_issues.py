@@ -172,7 +172,7 @@ def acted(issues: list[Issue], actions: list[outward.Action]) -> list[Issue]:
     for action in actions:
         number = action.number or max(found, default=0) + 1
         known = found.get(number, issue(number))
-        found[number] = known.model_copy(update=action.fields)
+        found[number] = known.model_copy(update=action.fields | action.then)
     return list(found.values())
 
 
@@ -371,6 +371,29 @@ def test_an_export_that_breaks_off_goes_on_where_it_was(github: FakeGitHub) -> N
     assert len(github.issues) == 1
     drafts.export_issues(plan(), store(github), "", apply=True)
     assert [each["title"] for each in github.issues] == ["Do the first", "Do the second"]
+
+
+def test_a_done_task_whose_issue_could_not_be_closed_stays_done_and_is_closed_by_the_next_export(
+    github: FakeGitHub, tmp_path: Path
+) -> None:
+    class Cut(GitHub):
+        def update(self, number: int, fields: object) -> None:
+            github.faults.append((403, "slow down"))
+            super().update(number, fields)  # type: ignore[arg-type]
+
+    ticked = plan(PLAN.replace("- [ ] `a`", "- [x] `a`"))
+    cut = Cut(REPO, {"GITHUB_API_URL": github.url}, write_pause_s=0)
+    with pytest.raises(ForgeError, match="GitHub said 403"):
+        drafts.export_issues(ticked, cut, "", apply=True)
+    assert [each["state"] for each in github.issues] == ["open"]
+    write(tmp_path, {"plans/p.md": ticked.text})
+    drafts.import_issues(tmp_path, "plans/p.md", store(github), SKILLS, "")
+    assert "- [x] `a`" in (tmp_path / "plans/p.md").read_text()
+    again = drafts.export_issues(ticked, store(github), "", apply=True)
+    assert [(each["what"], each["number"]) for each in again["actions"]] == [("update", 1), ("create", 2)]
+    assert github.issues[0]["state"] == "closed"
+    last = drafts.export_issues(ticked, store(github), "", apply=True)
+    assert [each["what"] for each in last["actions"]] == ["nothing", "nothing"]
 
 
 def test_reading_survives_a_passing_fault_and_every_lasting_one_says_what_to_do(github: FakeGitHub) -> None:
