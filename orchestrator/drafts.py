@@ -28,6 +28,8 @@ FATES = {
     "unchanged": "as they were",
     "taken_out": "left out, since their tasks were taken out of the plan",
     "elsewhere": "left out, since they are tasks of other plans",
+    "unproven": "left out, since they say to be tasks and nobody known to write there opened them "
+    "(`--import-issues owner/repo` asks there, and sees most with GITHUB_TOKEN set)",
     "gone": "in the plan, but not among the issues any more; they stay",
 }
 

@@ -71,7 +71,8 @@ def compare(plan: Plan, repo: str, issues: Iterable[Issue], take: Take = "") -> 
     """What would make the issues say what the plan says; and what changed on both sides, which is left alone."""
     present = {issue.number: issue for issue in issues}
     places = {block.id: block for block in blocks(plan.text)}
-    by_task = {link.task: number for number, link in links(present.values()).items() if link.plan == plan.path}
+    linked = links(issue for issue in present.values() if issue.author != "stranger")
+    by_task = {link.task: number for number, link in linked.items() if link.plan == plan.path}
     actions, conflicts = [], list[Problem]()
     for task in plan.tasks:
         block = places[task.id]

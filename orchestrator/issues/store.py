@@ -69,7 +69,9 @@ class Export:
 
     def create(self, fields: Mapping[str, Any]) -> int:
         number = max((issue.number for issue in self.issues()), default=0) + 1
-        self._entries.append({"number": number, "labels": [], "milestone": None, **fields})
+        self._entries.append(
+            {"number": number, "labels": [], "milestone": None, **fields, "author_association": "OWNER"}
+        )
         self._save()
         return number
 

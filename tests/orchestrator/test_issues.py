@@ -171,7 +171,7 @@ def acted(issues: list[Issue], actions: list[outward.Action]) -> list[Issue]:
     found = {each.number: each for each in issues}
     for action in actions:
         number = action.number or max(found, default=0) + 1
-        known = found.get(number, issue(number))
+        known = found.get(number, issue(number, author="writer"))
         found[number] = known.model_copy(update=action.fields | action.then)
     return list(found.values())
 
@@ -356,6 +356,38 @@ def test_a_plan_goes_out_once_comes_back_as_nothing_new_and_a_token_is_sent(gith
     write(tmp_path, {"plans/p.md": ticked.text})
     back = drafts.import_issues(tmp_path, "plans/p.md", store(github), SKILLS, "")
     assert (back["unchanged"], back["added"], back["conflicts"]) == ([1, 2], [], [])
+
+
+@pytest.mark.parametrize("association", ["NONE", "CONTRIBUTOR", None])
+def test_an_issue_of_a_stranger_with_a_marker_of_ours_ticks_nothing_and_is_told(
+    github: FakeGitHub, tmp_path: Path, association: str | None
+) -> None:
+    forged = outward.compare(plan(), REPO, [])[0][0].fields["body"]
+    github.add("Do the first", forged, "closed", author_association=association)
+    write(tmp_path, {"plans/p.md": PLAN})
+    back = drafts.import_issues(tmp_path, "plans/p.md", store(github), SKILLS, "")
+    assert "- [ ] `a` Do the first" in (tmp_path / "plans/p.md").read_text()
+    assert (back["unproven"], back["updated"], back["added"]) == ([1], [], [])
+    assert "`--import-issues owner/repo` asks there" in drafts.told_import(back)
+
+
+def test_an_issue_of_a_stranger_is_not_taken_for_one_that_was_exported(github: FakeGitHub) -> None:
+    forged = outward.compare(plan(), REPO, [])[0][0].fields["body"]
+    github.add("Do the first", forged, "closed", author_association="NONE")
+    done = drafts.export_issues(plan(), store(github), "", apply=True)
+    assert [(each["what"], each["number"]) for each in done["actions"]] == [("create", 2), ("create", 3)]
+    again = drafts.export_issues(plan(), store(github), "", apply=True)
+    assert [(each["what"], each["number"]) for each in again["actions"]] == [("nothing", 2), ("nothing", 3)]
+
+
+def test_who_may_write_there_or_was_installed_there_may_tick_a_task(github: FakeGitHub, tmp_path: Path) -> None:
+    body = outward.compare(plan(), REPO, [])[0][0].fields["body"]
+    for author in ({"author_association": "COLLABORATOR"}, {"author_association": "NONE", "user": {"type": "Bot"}}):
+        github.issues.clear()
+        github.add("Do the first", body, "closed", **author)
+        write(tmp_path, {"plans/p.md": PLAN})
+        assert drafts.import_issues(tmp_path, "plans/p.md", store(github), SKILLS, "")["updated"] == [1]
+        assert "- [x] `a`" in (tmp_path / "plans/p.md").read_text()
 
 
 def test_an_export_that_breaks_off_goes_on_where_it_was(github: FakeGitHub) -> None:
