@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.forge.local import LocalForge
     from orchestrator.records import PullRequest
 
-pr = typer.Typer(help="Read, approve and merge the pull requests that runs have made.", no_args_is_help=True)
+pr = typer.Typer(help="Read, approve, merge and close the pull requests that runs have made.", no_args_is_help=True)
 Number = Annotated[int, typer.Argument(help="the pull request's number")]
 
 
@@ -64,8 +64,14 @@ def pr_merge(number: Number, as_json: AsJson = False) -> None:
 
 @pr.command("close")
 def pr_close(number: Number, as_json: AsJson = False) -> None:
-    """Turn it down; its branch stays in the local forge."""
-    _tell("pr close", _forge().close(number), "closed", as_json)
+    """Turn it down; its branch stays in the local forge. What is stacked on it can't be merged until it is reopened."""
+    _tell("pr close", _forge().close(number), f"closed; `orchestrate pr reopen {number}` opens it again", as_json)
+
+
+@pr.command("reopen")
+def pr_reopen(number: Number, as_json: AsJson = False) -> None:
+    """Open a closed one again, and with it the way for what is stacked on it; an approval is asked for anew."""
+    _tell("pr reopen", _forge().reopen(number), "is open again", as_json)
 
 
 def _tell(command: str, found: PullRequest, what: str, as_json: bool) -> None:

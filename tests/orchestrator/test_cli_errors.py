@@ -136,6 +136,7 @@ def test_outside_of_a_repository_or_before_its_first_commit_there_is_nothing_to_
         (("pr", "merge", "7"), "there is no pull request 7"),
         (("pr", "approve", "7"), "there is no pull request 7"),
         (("pr", "close", "7"), "there is no pull request 7"),
+        (("pr", "reopen", "7"), "there is no pull request 7"),
         (("resume", "--usd", "-100"), "'--usd': -100 can't be given; give a number above 0"),
         (("resume", "--minutes", "nan"), "'--minutes': nan can't be given; give a number above 0"),
         (("resume", "--minutes", "inf", "--task", "a"), "'--minutes': inf can't be given"),
