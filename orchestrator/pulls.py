@@ -59,7 +59,8 @@ def pr_approve(number: Number, as_json: AsJson = False) -> None:
 @pr.command("merge")
 def pr_merge(number: Number, as_json: AsJson = False) -> None:
     """Merge it, and what it is stacked on, into the branch that is checked out."""
-    _tell("pr merge", _forge().merge(number, _person()), "merged", as_json)
+    name = _person()
+    _tell("pr merge", _forge().merge(number, name), f"merged by {name}", as_json)
 
 
 @pr.command("close")
@@ -76,11 +77,12 @@ def pr_reopen(number: Number, as_json: AsJson = False) -> None:
 
 def _tell(command: str, found: PullRequest, what: str, as_json: bool) -> None:
     from orchestrator import documents
+    from orchestrator.terminal import printable
 
     if as_json:
         print(documents.document(command, pull_request=documents.pull(found)))
     else:
-        print(f"pull request {found.number} {what}", file=sys.stderr)
+        print(printable(f"pull request {found.number} {what}"), file=sys.stderr)
 
 
 def _forge() -> LocalForge:

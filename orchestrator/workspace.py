@@ -25,6 +25,9 @@ from orchestrator.records import Change, FileChange, Tier
 # What a tree's own .gitattributes ask for is overruled: files come out of git as the bytes that went in.
 ATTRIBUTES = "* -text !eol -ident !filter !working-tree-encoding !export-ignore !export-subst !diff !merge\n"
 EXCLUDE = "/runs/\n"  # scratch is no work of an attempt's, also where the tree has no .gitignore that says so
+PERSONAL = frozenset(
+    {"GIT_CONFIG_GLOBAL", *(f"GIT_{role}_{field}" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL"))}
+)
 NEVER_IN_NAMES = str.maketrans("", "", "<>\n\0")
 CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n"
 
@@ -42,9 +45,20 @@ def clean_environment() -> dict[str, str]:
 
 
 def strip_git_variables() -> None:
-    """Forget GIT_* of our own environment: a hook that started us would otherwise choose our repository."""
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
+    """Forget GIT_* of our own environment: a hook that started us would otherwise choose our repository.
+
+    Who a person is stays, and where their configuration is, which no command but `own_config` reads.
+    """
+    for name in [name for name in os.environ if name.startswith("GIT_") and name not in PERSONAL]:
         del os.environ[name]
+
+
+def own_config(cwd: Path, *argv: str) -> str:
+    """`git config` as the person has it, wherever they keep it: reading it runs nothing. "" where it says nothing."""
+    try:
+        return str(Git(str(cwd)).execute(["git", "config", *argv]))
+    except GitCommandError:
+        return ""
 
 
 def git(cwd: Path, *argv: str, env: Mapping[str, str] | None = None, strip: bool = True) -> str:

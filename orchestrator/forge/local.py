@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.errors import ForgeError, GitError
 from orchestrator.ledger import Ledger
 from orchestrator.records import PullRequest
-from orchestrator.workspace import Repository, find_checkout, git
+from orchestrator.workspace import Repository, find_checkout, git, own_config
 
 
 class LocalForge:
@@ -146,7 +146,7 @@ class LocalForge:
         found = {}
         for role in ("AUTHOR", "COMMITTER"):
             for field in ("name", "email"):
-                found[f"GIT_{role}_{field.upper()}"] = person(self._root, field)
+                found[f"GIT_{role}_{field.upper()}"] = person(self._root, field, role)
         return found
 
 
@@ -165,10 +165,8 @@ def _advice(words: str, pull: PullRequest) -> str:
     return f"it conflicts with what the branch has now; `{by_hand}` merges it by hand. Git says: {words}"
 
 
-def person(root: Path, field: str = "name") -> str:
+def person(root: Path, field: str = "name", role: str = "AUTHOR") -> str:
     """Who is at the keyboard, as git knows them."""
-    try:
-        return git(root, "config", "--get", f"user.{field}", env={"GIT_CONFIG_GLOBAL": str(Path.home() / ".gitconfig")})
-    except GitError:
-        user = os.environ.get("USER") or f"uid-{os.getuid()}"
-        return user if field == "name" else f"{user}@localhost"
+    user = os.environ.get("USER") or f"uid-{os.getuid()}"
+    known = os.environ.get(f"GIT_{role}_{field.upper()}") or own_config(root, "--get", f"user.{field}")
+    return known or (user if field == "name" else f"{user}@localhost")

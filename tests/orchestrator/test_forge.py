@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from orchestrator.errors import ForgeError, NotFound
 from orchestrator.forge.local import LocalForge, person
 from orchestrator.ledger import Ledger
 from orchestrator.records import PullRequest
-from orchestrator.workspace import Repository
+from orchestrator.workspace import Repository, strip_git_variables
 from tests.orchestrator.helpers import commit, fingerprint, git, ledger, repository, write
 
 FILES: dict[str, str | bytes] = {"a.txt": "a\n", "b.txt": "b\n", "c.txt": "c\n"}
@@ -301,6 +302,25 @@ def test_the_person_is_who_git_knows_or_the_user_of_this_machine(
     git(house.root, "config", "--unset", "user.name")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USER", "someone")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     assert person(house.root) == "someone"
+    write(tmp_path / "home", {".config/git/config": "[user]\n\tname = Another Name\n"})
+    assert person(house.root) == "Another Name"
     write(tmp_path / "home", {".gitconfig": "[user]\n\tname = Global Name\n"})
     assert person(house.root) == "Global Name"
+
+
+def test_a_name_that_the_environment_gives_goes_into_the_merge(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.stack()
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "The Author")
+    monkeypatch.setenv("GIT_COMMITTER_EMAIL", "committer@example.org")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    strip_git_variables()
+    assert person(house.root) == "The Author"
+    house.forge.merge(1, "A Person")
+    assert git(house.root, "show", "--no-patch", "--format=%an <%ae>, %cn <%ce>", "HEAD") == (
+        "The Author <person@example.org>, A Person <committer@example.org>"
+    )
