@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from orchestrator import workspace
 from orchestrator.errors import GitError, InputError
 from orchestrator.house import State, base_files
 from orchestrator.workspace import ATTRIBUTES, CONFIG, EXCLUDE, Repository, find_checkout
@@ -103,6 +107,39 @@ def test_a_folder_that_cannot_be_used_is_refused_with_the_fix(tmp_path: Path) ->
     git(tmp_path, "init", "--quiet")
     with pytest.raises(InputError, match="at least one commit"):
         find_checkout(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a repository to somebody else")
+def test_a_repository_of_another_user_is_used_once_the_person_calls_it_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, home = tmp_path / 'a "user"', tmp_path / "home"
+    repository(root, FILES)
+    git(root, "config", "--add", "safe.directory", "*")  # whoever wrote a repository does not vouch for it
+    for path in (root, root / ".git"):
+        os.chown(path, 12345, 12345)
+    for name, value in {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("GIT_CONFIG_GLOBAL", raising=False)
+    home.mkdir()
+    with (
+        fresh_configuration(),
+        pytest.raises(InputError, match=r"dubious ownership.*safe\.directory '[^;]*$") as refusal,
+    ):
+        find_checkout(root)
+    typed = str(refusal.value).rpartition("; ")[2]
+    subprocess.run(shlex.split(typed), check=True)
+    with fresh_configuration():
+        made, _, new = session(root)
+    assert made.read(new, "a.txt") == "changed 2\n"
+
+
+@contextmanager
+def fresh_configuration() -> Iterator[None]:
+    """What the person configured is read once a process."""
+    workspace._safe_directories.cache_clear()
+    yield
+    workspace._safe_directories.cache_clear()
 
 
 def test_state_that_came_with_a_repository_is_not_taken_for_ours(tmp_path: Path) -> None:
