@@ -14,6 +14,7 @@ from orchestrator import commands, pulls
 from orchestrator.commands import AsJson, PlanPath, amount, count, given_provider, relative
 from orchestrator.commands import here as _here
 from orchestrator.errors import EXIT_CODES, InputError, OrchestratorError
+from orchestrator.terminal import printable
 
 if TYPE_CHECKING:
     from orchestrator.engine import Paused
@@ -49,7 +50,7 @@ def main() -> None:
     except OrchestratorError as error:
         if "--json" in sys.argv:
             print(_error_document(error))
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -269,7 +270,7 @@ def report(
         print(views.report(state, content, found))
     if verify:
         for line in wrong or [f"{len(found)} receipts of this run: chain, signatures, verdicts and pull requests hold"]:
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
     if wrong:
         raise typer.Exit(1)
 
@@ -358,7 +359,7 @@ def _go(checkout: Checkout, state: State, job: Run, display: Any, as_json: bool)
             Runner(job, forge, (state.folder / "key").read_bytes()).go()
     except Paused as paused:
         more = _what_it_needs(paused, job.settings.provider)
-        print(f"paused: {paused}\ngo on with: {resume_with}{more}", file=sys.stderr, flush=True)
+        print(f"paused: {printable(str(paused))}\ngo on with: {resume_with}{more}", file=sys.stderr, flush=True)
         code = paused.code
     except Died as died:
         _leave_broken(died, f"a new run: orchestrate run {job.plan.path}; `{resume_with}` would end here again")
@@ -398,7 +399,7 @@ def _leave_broken(error: Exception, go_on_with: str) -> NoReturn:
     import traceback
 
     known = isinstance(error, OrchestratorError)
-    print(error if known else "".join(traceback.format_exception(error)), file=sys.stderr)
+    print(printable(str(error) if known else "".join(traceback.format_exception(error))), file=sys.stderr)
     print(f"go on with: {go_on_with}", file=sys.stderr, flush=True)
     os._exit(error.exit_code if isinstance(error, OrchestratorError) else 1)
 

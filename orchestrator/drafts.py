@@ -28,6 +28,8 @@ FATES = {
     "unchanged": "as they were",
     "taken_out": "left out, since their tasks were taken out of the plan",
     "elsewhere": "left out, since they are tasks of other plans",
+    "unproven": "left out, since they say to be tasks and nobody known to write there opened them "
+    "(`--import-issues owner/repo` asks there, and sees most with GITHUB_TOKEN set)",
     "gone": "in the plan, but not among the issues any more; they stay",
 }
 
@@ -117,8 +119,9 @@ def export_issues(plan: Plan, store: Store, take: Take, apply: bool) -> dict[str
         number = action.number
         if apply and action.what == "create":
             number = store.create(action.fields)
-        elif apply and action.what == "update":
-            store.update(action.number, action.fields)
+        changes = action.then if action.what == "create" else action.fields
+        if apply and changes:
+            store.update(number, changes)
         made.append({**asdict(action), "number": number or None})
     told = [asdict(each) for each in conflicts]
     return {"plan": plan.path, "repository": store.repo, "applied": apply, "actions": made, "conflicts": told}

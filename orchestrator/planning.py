@@ -24,6 +24,7 @@ from orchestrator.papers.draft import Decision
 from orchestrator.papers.reread import Reader
 from orchestrator.records import Budget
 from orchestrator.sandbox.probes import choose_sandbox
+from orchestrator.terminal import printable
 
 PAPER_TOKENS, PAPER_MINUTES = 5_000_000, 600.0  # of one paper; dollars are what binds
 
@@ -102,9 +103,9 @@ def from_paper(root: Path, state: State, paper: Path, out: str | None, wish: Rea
     try:
         content = drafts.from_paper(root, paper, out, choose_sandbox(settings.unsafe_no_sandbox), reader)
     except Paused as paused:
-        print(f"paused: {paused}\nthe same command goes on; what was answered is kept", file=sys.stderr)
+        print(f"paused: {printable(str(paused))}\nthe same command goes on; what was answered is kept", file=sys.stderr)
         raise typer.Exit(paused.code) from None
-    print(documents.document("plan --from-paper", **content) if as_json else drafts.told(content))
+    print(documents.document("plan --from-paper", **content) if as_json else printable(drafts.told(content)))
     if reader:
         print(f"read by {content['by']}: {_cost(state, reader.run)}", file=sys.stderr)
 
@@ -176,6 +177,6 @@ def _side(take: str) -> Take:
 def _tell_conflicts(content: dict[str, Any]) -> None:
     """On stderr, each with its place; the document on stdout holds them too."""
     for each in content["conflicts"]:
-        print(Problem(**each), file=sys.stderr)
+        print(printable(str(Problem(**each))), file=sys.stderr)
     if content["conflicts"]:
         raise typer.Exit(2)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.forge.local import LocalForge
     from orchestrator.records import PullRequest
 
-pr = typer.Typer(help="Read, approve and merge the pull requests that runs have made.", no_args_is_help=True)
+pr = typer.Typer(help="Read, approve, merge and close the pull requests that runs have made.", no_args_is_help=True)
 Number = Annotated[int, typer.Argument(help="the pull request's number")]
 
 
@@ -59,22 +59,30 @@ def pr_approve(number: Number, as_json: AsJson = False) -> None:
 @pr.command("merge")
 def pr_merge(number: Number, as_json: AsJson = False) -> None:
     """Merge it, and what it is stacked on, into the branch that is checked out."""
-    _tell("pr merge", _forge().merge(number, _person()), "merged", as_json)
+    name = _person()
+    _tell("pr merge", _forge().merge(number, name), f"merged by {name}", as_json)
 
 
 @pr.command("close")
 def pr_close(number: Number, as_json: AsJson = False) -> None:
-    """Turn it down; its branch stays in the local forge."""
-    _tell("pr close", _forge().close(number), "closed", as_json)
+    """Turn it down; its branch stays in the local forge. What is stacked on it can't be merged until it is reopened."""
+    _tell("pr close", _forge().close(number), f"closed; `orchestrate pr reopen {number}` opens it again", as_json)
+
+
+@pr.command("reopen")
+def pr_reopen(number: Number, as_json: AsJson = False) -> None:
+    """Open a closed one again, and with it the way for what is stacked on it; an approval is asked for anew."""
+    _tell("pr reopen", _forge().reopen(number), "is open again", as_json)
 
 
 def _tell(command: str, found: PullRequest, what: str, as_json: bool) -> None:
     from orchestrator import documents
+    from orchestrator.terminal import printable
 
     if as_json:
         print(documents.document(command, pull_request=documents.pull(found)))
     else:
-        print(f"pull request {found.number} {what}", file=sys.stderr)
+        print(printable(f"pull request {found.number} {what}"), file=sys.stderr)
 
 
 def _forge() -> LocalForge:

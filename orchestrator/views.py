@@ -37,7 +37,7 @@ def estimates(
 def plan(
     loaded: Plan, depth: str, assignments: Mapping[str, Assignment], costs: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    lines = [f"{loaded.title} ({loaded.path})", "", depth, planner.tree(loaded, assignments.values()), ""]
+    lines = [f"{one_line(loaded.title)} ({loaded.path})", "", depth, planner.tree(loaded, assignments.values()), ""]
     for task, cost in costs.items():
         if loaded.task(task).done:
             lines.append(f"{task:<24} ticked: `orchestrate run` leaves it alone, but for --again")
@@ -54,8 +54,10 @@ def plan(
     whole = loaded.budget
     lines.append(f"{'budget':<24} {f'${whole.usd:.2f}':>7} {whole.minutes:6.1f} min, {whole.tokens} tokens")
     for target in loaded.targets:
-        lines.append(f"target {target.id}: {target.metric} {target.limit}, {target.seeds} seeds ({target.source})")
-    return "\n".join(lines)
+        lines.append(
+            f"target {target.id}: {target.metric} {target.limit}, {target.seeds} seeds ({one_line(target.source)})"
+        )
+    return printable("\n".join(lines))
 
 
 def status(content: Mapping[str, Any], pulls: Iterable[PullRequest]) -> str:
@@ -82,7 +84,7 @@ def status(content: Mapping[str, Any], pulls: Iterable[PullRequest]) -> str:
         values = ", ".join(f"{value:.2f}" for value in verdict.values.values())
         reason = one_line(verdict.reason)
         lines.append(f"verdict {verdict.target}: {verdict.outcome} ({reason}; seeds: {values or 'none'})")
-    return "\n".join([*lines, *(_pull_line(each) for each in pulls)])
+    return printable("\n".join([*lines, *(_pull_line(each) for each in pulls)]))
 
 
 def report(state: State, content: Mapping[str, Any], receipts: list[Receipt]) -> str:
@@ -95,7 +97,7 @@ def report(state: State, content: Mapping[str, Any], receipts: list[Receipt]) ->
         "",
         reports.results(targets, verdicts, receipts) if verdicts else "Nothing was measured.",
     ]
-    return "\n".join([*lines, "", f"{len(receipts)} receipts; the ledger's chain ends at {head}"])
+    return printable("\n".join([*lines, "", f"{len(receipts)} receipts; the ledger's chain ends at {head}"]))
 
 
 def pulls(found: list[PullRequest]) -> str:

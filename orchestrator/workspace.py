@@ -11,9 +11,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from git import Git, GitCommandError
 
@@ -24,6 +27,10 @@ from orchestrator.records import Change, FileChange, Tier
 
 # What a tree's own .gitattributes ask for is overruled: files come out of git as the bytes that went in.
 ATTRIBUTES = "* -text !eol -ident !filter !working-tree-encoding !export-ignore !export-subst !diff !merge\n"
+EXCLUDE = "/runs/\n"  # scratch is no work of an attempt's, also where the tree has no .gitignore that says so
+PERSONAL = frozenset(
+    {"GIT_CONFIG_GLOBAL", *(f"GIT_{role}_{field}" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL"))}
+)
 NEVER_IN_NAMES = str.maketrans("", "", "<>\n\0")
 CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n"
 
@@ -32,7 +39,6 @@ def clean_environment() -> dict[str, str]:
     """What every git command of ours gets: no configuration but the repository's, no prompts, no signing."""
     return {
         "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": "/dev/null",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_OPTIONAL_LOCKS": "0",
@@ -41,20 +47,31 @@ def clean_environment() -> dict[str, str]:
 
 
 def strip_git_variables() -> None:
-    """Forget GIT_* of our own environment: a hook that started us would otherwise choose our repository."""
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
+    """Forget GIT_* of our own environment: a hook that started us would otherwise choose our repository.
+
+    Who a person is stays, and where their configuration is, which no command but `own_config` reads.
+    """
+    for name in [name for name in os.environ if name.startswith("GIT_") and name not in PERSONAL]:
         del os.environ[name]
+
+
+def own_config(cwd: Path, *argv: str) -> str:
+    """`git config` as the person has it, wherever they keep it: reading it runs nothing. "" where it says nothing."""
+    try:
+        return str(Git(str(cwd)).execute(["git", "config", *argv]))
+    except GitCommandError:
+        return ""
 
 
 def git(cwd: Path, *argv: str, env: Mapping[str, str] | None = None, strip: bool = True) -> str:
     """Run git with an argument list, never a shell. Returns stdout. Raises GitError with git's own words."""
     safe = ["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never"]
     try:
-        with Path(os.devnull).open("rb") as fed:
+        with Path(os.devnull).open("rb") as fed, _global_config() as config:
             output = Git(str(cwd)).execute(
                 ["git", *safe, *argv],
                 istream=fed,
-                env={**clean_environment(), **(env or {})},
+                env={**clean_environment(), "GIT_CONFIG_GLOBAL": config, **(env or {})},
                 strip_newline_in_stdout=strip,
             )
     except GitCommandError as error:
@@ -62,10 +79,39 @@ def git(cwd: Path, *argv: str, env: Mapping[str, str] | None = None, strip: bool
     return str(output)
 
 
+@contextmanager
+def _global_config() -> Iterator[str]:
+    """A file with what the person calls safe, and no more: git then works in repositories that somebody else owns.
+
+    A file, since `git fetch` hands no `-c` on to the other side, which asks for the `.git` inside by its own name.
+    """
+    safe = _safe_directories()
+    if not safe:
+        yield os.devnull
+        return
+    with NamedTemporaryFile("w", prefix="odyssey-git-") as file:
+        file.write("[safe]\n" + "".join(f"\tdirectory = {_quoted(path)}\n" for path in safe))
+        file.flush()
+        yield file.name
+
+
+@lru_cache(maxsize=1)
+def _safe_directories() -> tuple[str, ...]:
+    said = own_config(Path("/"), "--null", "--show-scope", "--get-all", "safe.directory").split("\0")
+    found = [path for scope, path in zip(said[0::2], said[1::2], strict=False) if scope in ("system", "global")]
+    return tuple(each for path in found for each in ((path, f"{path}/.git") if path.startswith("/") else (path,)))
+
+
+def _quoted(value: str) -> str:
+    """As git's configuration spells it."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
 def _words(error: GitCommandError) -> str:
     """What git said, without GitPython's dressing; conflicts are told on stdout."""
     streams = (str(error.stderr).strip().removeprefix("stderr: "), str(error.stdout).strip().removeprefix("stdout: "))
-    lines = (line.strip() for stream in streams for line in stream.strip("'").splitlines())
+    lines = (line.strip() for stream in streams for line in stream.removeprefix("'").removesuffix("'").splitlines())
     return "; ".join(line for line in lines if line)
 
 
@@ -88,8 +134,9 @@ def find_checkout(start: Path) -> Checkout:
         root = Path(git(start, "rev-parse", "--show-toplevel"))
         commit = git(root, "rev-parse", "--verify", "HEAD^{commit}")
     except GitError as error:
-        fix = "run this inside a git repository that has at least one commit (`git init`, `git commit`)"
-        raise InputError(f"{start} is not usable: {error}; {fix}") from error
+        fix = "; run this inside a git repository that has at least one commit (`git init`, `git commit`)"
+        fix = "" if "safe.directory" in str(error) else fix  # git's own words end with what to type
+        raise InputError(f"{start} is not usable: {error}{fix}") from error
     try:
         branch = git(root, "symbolic-ref", "--quiet", "--short", "HEAD")
     except GitError:
@@ -126,6 +173,7 @@ class Repository:
             self._init()
         _settle(folder / "config", CONFIG)
         _settle(folder / "info" / "attributes", ATTRIBUTES)
+        _settle(folder / "info" / "exclude", EXCLUDE)
         worktrees.mkdir(parents=True, exist_ok=True)
 
     def _init(self) -> None:

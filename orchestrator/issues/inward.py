@@ -11,7 +11,7 @@ from orchestrator.errors import Problem
 from orchestrator.issues.blocks import FIELDS, Block, blocks, known, of_issue, quoted, with_known
 from orchestrator.issues.issue import Issue, Take, escaped, mark
 from orchestrator.issues.merge import Merged, merge
-from orchestrator.issues.outward import Link, links, without_block
+from orchestrator.issues.outward import Link, link_of, links, without_block
 from orchestrator.records import Skill
 
 NEEDS = re.compile(r"\b(?:blocked by|depends on|needs)[:\s]+#(\d{1,12})\b", re.IGNORECASE)
@@ -38,6 +38,7 @@ class Imported:
     unchanged: list[int] = field(default_factory=list)
     taken_out: list[int] = field(default_factory=list)  # its task was taken out of the plan: it stays out
     elsewhere: list[int] = field(default_factory=list)  # exported from another plan
+    unproven: list[int] = field(default_factory=list)  # says to be a task; its author is not known to write there
     gone: list[int] = field(default_factory=list)  # in the plan, not among the issues any more
     conflicts: list[Problem] = field(default_factory=list)
 
@@ -48,7 +49,8 @@ def bring_in(
     """`text` may be empty: then a plan is begun."""
     done = Imported(text or NEW_PLAN.format(repo=repo))
     chosen = {issue.number: issue for issue in issues}
-    exported, before = links(chosen.values()), known(done.text, repo)
+    exported = links(issue for issue in chosen.values() if issue.author == "writer")
+    before = known(done.text, repo)
     pairs, new = _sorted_out(done, path, repo, chosen, exported, before)
     wrong: list[tuple[str, Issue, str]] = []
     for block, issue in sorted(pairs, key=lambda pair: -pair[0].start):  # from below, so that places stay
@@ -79,6 +81,8 @@ def _sorted_out(
             (done.taken_out if link.plan == path else done.elsewhere).append(number)
         elif number in before:
             done.taken_out.append(number)
+        elif issue.author != "writer" and link_of(issue.body):
+            done.unproven.append(number)
         else:
             new.append(issue)
     return pairs, new

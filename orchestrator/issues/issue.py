@@ -11,7 +11,9 @@ from orchestrator.records import Record
 
 MAX_TITLE = 200
 State = Literal["open", "closed"]
+Author = Literal["writer", "stranger", "unknown"]
 Take = Literal["", "issues", "plan"]  # which side wins where both changed
+WRITERS = ("OWNER", "MEMBER", "COLLABORATOR")
 
 
 class Issue(Record):
@@ -21,6 +23,7 @@ class Issue(Record):
     state: State = "open"
     labels: tuple[str, ...] = ()
     milestone: str = ""
+    author: Author = "unknown"  # a marker of ours counts only from one who may write there: anyone may open an issue
 
 
 def from_json(place: str, at: int, raw: Any) -> Issue | None:
@@ -42,6 +45,7 @@ def from_json(place: str, at: int, raw: Any) -> Issue | None:
         state="closed" if str(raw.get("state")).lower() == "closed" else "open",
         labels=tuple(_name(label, "name") for label in labels) if isinstance(labels, list) else (),
         milestone=_name(raw.get("milestone"), "title"),
+        author=_author(raw),
     )
 
 
@@ -63,6 +67,14 @@ def mark(text: str) -> str:
 def escaped(text: str) -> str:
     """So that no comment of somebody else's is read as a marker of ours."""
     return re.sub(r"<!(?=--)", "&lt;!", text)
+
+
+def _author(raw: dict[str, Any]) -> Author:
+    """As the API tells it; `gh issue list` does not. A bot writes where somebody with the right to has installed it."""
+    user, association = raw.get("user"), raw.get("author_association")
+    if association in WRITERS or (isinstance(user, dict) and user.get("type") == "Bot"):
+        return "writer"
+    return "stranger" if association else "unknown"
 
 
 def _name(value: Any, key: str) -> str:

@@ -32,12 +32,17 @@ class Link:
 
 @dataclass(frozen=True)
 class Action:
-    """What is to be done for a task. `fields` are those of the issue that change; all of them when it is created."""
+    """What is to be done for a task. `fields` are those of the issue that change; all of them when it is created.
+
+    `then`: what changes once it is created. GitHub opens every new issue, so that of a task that is done is closed by a
+    second request; its marker says "open" until then, or a closing that failed would look like a person's reopening.
+    """
 
     task: str
     what: Literal["create", "update", "nothing"]
     number: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
+    then: dict[str, Any] = field(default_factory=dict)
 
 
 def links(issues: Iterable[Issue]) -> dict[int, Link]:
@@ -66,21 +71,28 @@ def compare(plan: Plan, repo: str, issues: Iterable[Issue], take: Take = "") -> 
     """What would make the issues say what the plan says; and what changed on both sides, which is left alone."""
     present = {issue.number: issue for issue in issues}
     places = {block.id: block for block in blocks(plan.text)}
-    by_task = {link.task: number for number, link in links(present.values()).items() if link.plan == plan.path}
+    linked = links(issue for issue in present.values() if issue.author != "stranger")
+    by_task = {link.task: number for number, link in linked.items() if link.plan == plan.path}
     actions, conflicts = [], list[Problem]()
     for task in plan.tasks:
         block = places[task.id]
         number = block.number if block.repo == repo else by_task.get(task.id, 0)
         issue = present.get(number)
         if issue is None:
-            title, state = task.title, block.state
-            body = _block(plan, task, {"title": mark(title), "state": mark(state)})
-            actions.append(Action(task.id, "create", fields={"title": title, "body": body, "state": state}))
+            actions.append(_creation(plan, task, block))
         else:
             action, found = _update(plan, task, block, issue, take)
             actions.append(action)
             conflicts += found
     return actions, conflicts
+
+
+def _creation(plan: Plan, task: Task, block: Block) -> Action:
+    new, done = (
+        {"body": _block(plan, task, {"title": mark(task.title), "state": mark(state)}), "state": state}
+        for state in ("open", "closed")
+    )
+    return Action(task.id, "create", fields={"title": task.title, **new}, then=done if block.done else {})
 
 
 def _update(plan: Plan, task: Task, block: Block, issue: Issue, take: Take) -> tuple[Action, list[Problem]]:

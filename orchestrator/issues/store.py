@@ -36,7 +36,7 @@ class Store(Protocol):
     def issues(self) -> list[Issue]: ...
 
     def create(self, fields: Mapping[str, Any]) -> int:
-        """The new issue's number."""
+        """The new issue's number; it is open."""
         ...
 
     def update(self, number: int, fields: Mapping[str, Any]) -> None: ...
@@ -69,7 +69,9 @@ class Export:
 
     def create(self, fields: Mapping[str, Any]) -> int:
         number = max((issue.number for issue in self.issues()), default=0) + 1
-        self._entries.append({"number": number, "labels": [], "milestone": None, **fields})
+        self._entries.append(
+            {"number": number, "labels": [], "milestone": None, **fields, "author_association": "OWNER"}
+        )
         self._save()
         return number
 
@@ -122,12 +124,8 @@ class GitHub:
         )
 
     def create(self, fields: Mapping[str, Any]) -> int:
-        """GitHub opens every new issue, so one that is done is closed by a second request."""
         first = {key: fields[key] for key in ("title", "body")}
-        number = int(self._ask("POST", f"/repos/{self.repo}/issues", input=first)["number"])
-        if fields.get("state") == "closed":
-            self.update(number, {"state": "closed"})
-        return number
+        return int(self._ask("POST", f"/repos/{self.repo}/issues", input=first)["number"])
 
     def update(self, number: int, fields: Mapping[str, Any]) -> None:
         self._ask("PATCH", f"/repos/{self.repo}/issues/{number}", input=dict(fields))

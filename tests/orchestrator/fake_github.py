@@ -42,7 +42,7 @@ class FakeGitHub:
             return 200, self.issues[(page - 1) * size : page * size]
         if verb == "POST":
             assert set(body) == {"title", "body"}
-            return 201, self.add(**body)
+            return 201, self.add(**body, author_association="OWNER")
         issue = self.issues[int(parts[4]) - 1]
         issue.update(body)
         return 200, issue

@@ -79,6 +79,18 @@ def test_lint_tells_every_error_of_every_file_in_one_go(root: Path) -> None:
     assert said == sorted(said, key=lambda line: line.split(":")[0])
 
 
+def test_what_a_plan_says_reaches_the_terminal_as_words_alone(root: Path) -> None:
+    forged = '"\\e]0;x\\a\\nbudget \\e[2K"'
+    write(root, {"plans/p.md": PLAN.replace("title: A plan", f"title: {forged}").replace('"a paper"', forged)})
+    shown = orchestrate(root, "plan", "plans/p.md")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.count(r"\x1b]0;x\x07 budget \x1b[2K") == 2
+    write(root, {"plans/p.md": PLAN.replace("title: A plan", f"title: A plan\n{forged}: 1")})
+    said = refused(orchestrate(root, "lint", "plans/p.md"))
+    assert r"\x1b]0;x\x07" in said
+    assert "\x1b" not in shown.stdout + said
+
+
 def test_a_plan_that_cannot_be_run_is_refused_before_anything_is_recorded(root: Path) -> None:
     write(root, {"plans/new.md": PLAN})
     assert refused(orchestrate(root, "run", "plans/new.md")).startswith("plans/new.md: is not in commit ")
@@ -136,6 +148,7 @@ def test_outside_of_a_repository_or_before_its_first_commit_there_is_nothing_to_
         (("pr", "merge", "7"), "there is no pull request 7"),
         (("pr", "approve", "7"), "there is no pull request 7"),
         (("pr", "close", "7"), "there is no pull request 7"),
+        (("pr", "reopen", "7"), "there is no pull request 7"),
         (("resume", "--usd", "-100"), "'--usd': -100 can't be given; give a number above 0"),
         (("resume", "--minutes", "nan"), "'--minutes': nan can't be given; give a number above 0"),
         (("resume", "--minutes", "inf", "--task", "a"), "'--minutes': inf can't be given"),
@@ -249,7 +262,10 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_a_run_that_breaks_says_how_to_go_on() -> None:
     code = "from orchestrator.cli import _leave_broken as f; from orchestrator.errors import SandboxUnavailable as E; "
-    for error, status, words in (("E('no sandbox')", 4, "no sandbox"), ("KeyError('bug')", 1, "KeyError: 'bug'")):
+    for error, status, words in (
+        ("E('no \\x1b sandbox')", 4, r"no \x1b sandbox"),
+        ("KeyError('bug')", 1, "KeyError: 'bug'"),
+    ):
         argv = [sys.executable, "-c", f"{code}f({error}, 'orchestrate resume mnist-1')"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         assert done.returncode == status

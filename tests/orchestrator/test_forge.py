@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from orchestrator.errors import ForgeError, NotFound
 from orchestrator.forge.local import LocalForge, person
 from orchestrator.ledger import Ledger
 from orchestrator.records import PullRequest
-from orchestrator.workspace import Repository
+from orchestrator.workspace import Repository, strip_git_variables
 from tests.orchestrator.helpers import commit, fingerprint, git, ledger, repository, write
 
 FILES: dict[str, str | bytes] = {"a.txt": "a\n", "b.txt": "b\n", "c.txt": "c\n"}
@@ -131,7 +134,7 @@ def test_what_guards_the_system_needs_an_approval_also_from_above(house: House) 
 
 def test_an_authors_approval_does_not_count(house: House) -> None:
     house.stack(guarded=True)
-    with pytest.raises(ForgeError, match=r"`engineer \(haiku\)` wrote pull request 2: an author's approval"):
+    with pytest.raises(ForgeError, match=r"`engineer \(haiku\)` wrote pull request 2: .*; `git config user.name NAME`"):
         house.forge.approve(2, "engineer (haiku)")
     assert house.forge.show(2).status == "open"
 
@@ -140,18 +143,66 @@ def test_what_is_over_cannot_be_approved_merged_or_closed_again(house: House) ->
     house.stack()
     house.forge.merge(1, "A Person")
     house.forge.close(3)
-    for number, status in ((1, "merged"), (3, "closed")):
+    over = {1: "merged; .* `git revert -m 1 COMMIT` takes", 3: "closed; `orchestrate pr reopen 3` opens it again"}
+    for number, words in over.items():
         for act in (lambda n: house.forge.approve(n, "x"), lambda n: house.forge.merge(n, "x"), house.forge.close):
-            with pytest.raises(ForgeError, match=f"pull request {number} is already {status}"):
+            with pytest.raises(ForgeError, match=f"pull request {number} is already {words}"):
                 act(number)
 
 
-def test_what_is_stacked_on_a_closed_one_cannot_be_merged(house: House) -> None:
+def test_what_is_stacked_on_a_closed_one_is_merged_once_that_is_reopened(house: House) -> None:
     house.stack()
     house.forge.close(1)
-    with pytest.raises(ForgeError, match="pull request 3 is stacked on 1, which was closed"):
+    with pytest.raises(ForgeError, match="pull request 3 is stacked on 1, which was closed; `orchestrate pr reopen 1`"):
         house.forge.merge(3, "A Person")
     assert (house.root / "a.txt").read_text() == "a\n"
+    assert house.forge.reopen(1).status == "open"
+    house.forge.merge(3, "A Person")
+    assert house.status() == ["merged"] * 3
+    assert [(house.root / name).read_text() for name in FILES] == ["A\n", "B\n", "C\n"]
+
+
+def typed(house: House, words: str) -> None:
+    """A person types the git commands that the refusal of pull request 3 names."""
+    with pytest.raises(ForgeError) as refusal:
+        house.forge.merge(3, "A Person")
+    assert words in str(refusal.value)
+    for command in re.findall(r"`git ([^`]+)`", str(refusal.value).partition("by hand: ")[2]):
+        git(house.root, *shlex.split(command))
+
+
+def test_what_is_stacked_on_a_closed_one_can_be_taken_alone_by_hand(house: House) -> None:
+    house.stack()
+    house.forge.close(1)
+    typed(house, "stacked on 1, which was closed; ")
+    assert [(house.root / name).read_text() for name in FILES] == ["a\n", "b\n", "C\n"]
+
+
+def test_a_pull_request_for_a_branch_that_is_gone_says_how_to_make_one_and_how_to_take_it_by_hand(house: House) -> None:
+    house.stack()
+    git(house.root, "branch", "--move", "trunk")
+    typed(house, "is for main, which is no branch any more; `git switch -c main` makes one where you stand")
+    assert [(house.root / name).read_text() for name in FILES] == ["A\n", "B\n", "C\n"]
+    git(house.root, "switch", "--quiet", "-c", "main")
+    house.forge.merge(3, "A Person")
+    assert house.status() == ["merged"] * 3
+
+
+def test_a_reopened_one_must_be_approved_again(house: House) -> None:
+    house.stack(guarded=True)
+    house.forge.approve(2, "Another")
+    house.forge.close(2)
+    assert house.forge.reopen(2).approved_by == ""
+    with pytest.raises(ForgeError, match="`orchestrate pr approve 2`"):
+        house.forge.merge(2, "A Person")
+
+
+def test_what_is_not_closed_cannot_be_reopened(house: House) -> None:
+    house.stack()
+    house.forge.merge(1, "A Person")
+    for number, words in {1: "is already merged; ", 2: "is open; `orchestrate pr merge 2` takes it"}.items():
+        with pytest.raises(ForgeError, match=f"pull request {number} {words}"):
+            house.forge.reopen(number)
 
 
 # The user's checkout, in every state
@@ -206,7 +257,7 @@ def test_unsaved_work_in_other_files_is_kept_by_a_merge(house: House) -> None:
 def test_unsaved_work_in_the_same_file_stops_a_merge_and_is_kept(house: House) -> None:
     house.stack()
     write(house.root, {"a.txt": "half done\n"})
-    refused(house, "Your local changes to the following files would be overwritten by merge: *; *a.txt")
+    refused(house, "`git stash -u`.*Your local changes to the following files would be overwritten by merge: *; *a.txt")
     assert (house.root / "a.txt").read_text() == "half done\n"
 
 
@@ -251,6 +302,25 @@ def test_the_person_is_who_git_knows_or_the_user_of_this_machine(
     git(house.root, "config", "--unset", "user.name")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USER", "someone")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     assert person(house.root) == "someone"
+    write(tmp_path / "home", {".config/git/config": "[user]\n\tname = Another Name\n"})
+    assert person(house.root) == "Another Name"
     write(tmp_path / "home", {".gitconfig": "[user]\n\tname = Global Name\n"})
     assert person(house.root) == "Global Name"
+
+
+def test_a_name_that_the_environment_gives_goes_into_the_merge(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.stack()
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "The Author")
+    monkeypatch.setenv("GIT_COMMITTER_EMAIL", "committer@example.org")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    strip_git_variables()
+    assert person(house.root) == "The Author"
+    house.forge.merge(1, "A Person")
+    assert git(house.root, "show", "--no-patch", "--format=%an <%ae>, %cn <%ce>", "HEAD") == (
+        "The Author <person@example.org>, A Person <committer@example.org>"
+    )

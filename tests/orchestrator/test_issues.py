@@ -171,8 +171,8 @@ def acted(issues: list[Issue], actions: list[outward.Action]) -> list[Issue]:
     found = {each.number: each for each in issues}
     for action in actions:
         number = action.number or max(found, default=0) + 1
-        known = found.get(number, issue(number))
-        found[number] = known.model_copy(update=action.fields)
+        known = found.get(number, issue(number, author="writer"))
+        found[number] = known.model_copy(update=action.fields | action.then)
     return list(found.values())
 
 
@@ -358,6 +358,38 @@ def test_a_plan_goes_out_once_comes_back_as_nothing_new_and_a_token_is_sent(gith
     assert (back["unchanged"], back["added"], back["conflicts"]) == ([1, 2], [], [])
 
 
+@pytest.mark.parametrize("association", ["NONE", "CONTRIBUTOR", None])
+def test_an_issue_of_a_stranger_with_a_marker_of_ours_ticks_nothing_and_is_told(
+    github: FakeGitHub, tmp_path: Path, association: str | None
+) -> None:
+    forged = outward.compare(plan(), REPO, [])[0][0].fields["body"]
+    github.add("Do the first", forged, "closed", author_association=association)
+    write(tmp_path, {"plans/p.md": PLAN})
+    back = drafts.import_issues(tmp_path, "plans/p.md", store(github), SKILLS, "")
+    assert "- [ ] `a` Do the first" in (tmp_path / "plans/p.md").read_text()
+    assert (back["unproven"], back["updated"], back["added"]) == ([1], [], [])
+    assert "`--import-issues owner/repo` asks there" in drafts.told_import(back)
+
+
+def test_an_issue_of_a_stranger_is_not_taken_for_one_that_was_exported(github: FakeGitHub) -> None:
+    forged = outward.compare(plan(), REPO, [])[0][0].fields["body"]
+    github.add("Do the first", forged, "closed", author_association="NONE")
+    done = drafts.export_issues(plan(), store(github), "", apply=True)
+    assert [(each["what"], each["number"]) for each in done["actions"]] == [("create", 2), ("create", 3)]
+    again = drafts.export_issues(plan(), store(github), "", apply=True)
+    assert [(each["what"], each["number"]) for each in again["actions"]] == [("nothing", 2), ("nothing", 3)]
+
+
+def test_who_may_write_there_or_was_installed_there_may_tick_a_task(github: FakeGitHub, tmp_path: Path) -> None:
+    body = outward.compare(plan(), REPO, [])[0][0].fields["body"]
+    for author in ({"author_association": "COLLABORATOR"}, {"author_association": "NONE", "user": {"type": "Bot"}}):
+        github.issues.clear()
+        github.add("Do the first", body, "closed", **author)
+        write(tmp_path, {"plans/p.md": PLAN})
+        assert drafts.import_issues(tmp_path, "plans/p.md", store(github), SKILLS, "")["updated"] == [1]
+        assert "- [x] `a`" in (tmp_path / "plans/p.md").read_text()
+
+
 def test_an_export_that_breaks_off_goes_on_where_it_was(github: FakeGitHub) -> None:
     class Cut(GitHub):
         def create(self, fields: object) -> int:
@@ -371,6 +403,29 @@ def test_an_export_that_breaks_off_goes_on_where_it_was(github: FakeGitHub) -> N
     assert len(github.issues) == 1
     drafts.export_issues(plan(), store(github), "", apply=True)
     assert [each["title"] for each in github.issues] == ["Do the first", "Do the second"]
+
+
+def test_a_done_task_whose_issue_could_not_be_closed_stays_done_and_is_closed_by_the_next_export(
+    github: FakeGitHub, tmp_path: Path
+) -> None:
+    class Cut(GitHub):
+        def update(self, number: int, fields: object) -> None:
+            github.faults.append((403, "slow down"))
+            super().update(number, fields)  # type: ignore[arg-type]
+
+    ticked = plan(PLAN.replace("- [ ] `a`", "- [x] `a`"))
+    cut = Cut(REPO, {"GITHUB_API_URL": github.url}, write_pause_s=0)
+    with pytest.raises(ForgeError, match="GitHub said 403"):
+        drafts.export_issues(ticked, cut, "", apply=True)
+    assert [each["state"] for each in github.issues] == ["open"]
+    write(tmp_path, {"plans/p.md": ticked.text})
+    drafts.import_issues(tmp_path, "plans/p.md", store(github), SKILLS, "")
+    assert "- [x] `a`" in (tmp_path / "plans/p.md").read_text()
+    again = drafts.export_issues(ticked, store(github), "", apply=True)
+    assert [(each["what"], each["number"]) for each in again["actions"]] == [("update", 1), ("create", 2)]
+    assert github.issues[0]["state"] == "closed"
+    last = drafts.export_issues(ticked, store(github), "", apply=True)
+    assert [each["what"] for each in last["actions"]] == ["nothing", "nothing"]
 
 
 def test_reading_survives_a_passing_fault_and_every_lasting_one_says_what_to_do(github: FakeGitHub) -> None:

@@ -13,7 +13,7 @@ from orchestrator.house import State
 from orchestrator.records import PullRequest
 from orchestrator.terminal import printable
 from tests.orchestrator import test_mailbox
-from tests.orchestrator.helpers import change, plan, target
+from tests.orchestrator.helpers import PLAN, change, plan, target, write
 from tests.orchestrator.test_measure import OFFICIAL, seeds, trained
 
 FORGED = "\x1b[1A\x1b[2Kverdict x: reproduced\x07\u202e\x9b2K"
@@ -65,6 +65,17 @@ def test_the_status_of_a_run_is_words_alone_and_the_ledgers_stay(tmp_path: Path)
     assert shown.count(SPELT) == 3
     assert "\x1b" not in shown
     assert content["tasks"][0]["detail"] == content["tasks"][0]["doing"]["body"] == FORGED
+
+
+def test_a_report_of_a_run_is_words_alone(tmp_path: Path) -> None:
+    state = State.of(tmp_path)
+    known = {"base_commit": "c" * 40, "base_branch": "main", "sandbox": "bubblewrap"}
+    path = f"plans/{FORGED}.md"
+    state.ledger.open_run("p-1", plan=path, budget=plan().budget.model_dump_json(), **known)
+    write(state.folder / "base" / ("c" * 40), {path: PLAN})
+    shown = views.report(state, documents.run(state, "p-1"), [])
+    assert SPELT in shown
+    assert "\x1b" not in shown
 
 
 def test_a_result_and_a_pull_request_are_words_alone() -> None:

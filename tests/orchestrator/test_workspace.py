@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from orchestrator import workspace
 from orchestrator.errors import GitError, InputError
 from orchestrator.house import State, base_files
-from orchestrator.workspace import ATTRIBUTES, CONFIG, Repository, find_checkout
+from orchestrator.workspace import ATTRIBUTES, CONFIG, EXCLUDE, Repository, find_checkout
 from tests.orchestrator.helpers import commit, fingerprint, git, repository, write
 
 FILES: dict[str, str | bytes] = {
@@ -105,6 +109,39 @@ def test_a_folder_that_cannot_be_used_is_refused_with_the_fix(tmp_path: Path) ->
         find_checkout(tmp_path)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a repository to somebody else")
+def test_a_repository_of_another_user_is_used_once_the_person_calls_it_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, home = tmp_path / 'a "user"', tmp_path / "home"
+    repository(root, FILES)
+    git(root, "config", "--add", "safe.directory", "*")  # whoever wrote a repository does not vouch for it
+    for path in (root, root / ".git"):
+        os.chown(path, 12345, 12345)
+    for name, value in {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("GIT_CONFIG_GLOBAL", raising=False)
+    home.mkdir()
+    with (
+        fresh_configuration(),
+        pytest.raises(InputError, match=r"dubious ownership.*safe\.directory '[^;]*$") as refusal,
+    ):
+        find_checkout(root)
+    typed = str(refusal.value).rpartition("; ")[2]
+    subprocess.run(shlex.split(typed), check=True)
+    with fresh_configuration():
+        made, _, new = session(root)
+    assert made.read(new, "a.txt") == "changed 2\n"
+
+
+@contextmanager
+def fresh_configuration() -> Iterator[None]:
+    """What the person configured is read once a process."""
+    workspace._safe_directories.cache_clear()
+    yield
+    workspace._safe_directories.cache_clear()
+
+
 def test_state_that_came_with_a_repository_is_not_taken_for_ours(tmp_path: Path) -> None:
     repository(tmp_path, FILES)
     write(tmp_path, {".odyssey/key": bytes(32), ".odyssey/repo.git/config": "[core]\n\tfsmonitor = evil\n"})
@@ -120,10 +157,12 @@ def test_the_configuration_of_our_repository_is_ours_whatever_stood_there(tmp_pa
     folder = ours(root).folder
     (folder / "config").write_text(f'{CONFIG}[filter "x"]\n\tclean = touch {tmp_path}/sentinel\n')
     (folder / "info/attributes").write_text("* filter=x\n")
+    (folder / "info/exclude").write_text("*.py\n")
     session(root)
     assert not (tmp_path / "sentinel").exists()
     made = Repository(folder, folder.with_name("worktrees"))
     assert ((folder / "config").read_text(), (folder / "info/attributes").read_text()) == (CONFIG, ATTRIBUTES)
+    assert (folder / "info/exclude").read_text() == EXCLUDE
     assert made.has(find_checkout(root).commit)
 
 
@@ -288,6 +327,21 @@ def test_restore_brings_exactly_the_snapshot_back_and_keeps_ignored_files(open_w
     assert left.pop("new.log", None)  # ignored again, so it stays
     assert left == before
     assert (worktree / "runs/cache").read_text() == "expensive\n"
+
+
+def test_scratch_is_no_work_of_an_attempts_though_no_gitignore_names_it(tmp_path: Path) -> None:
+    first = repository(tmp_path / "user", {"a.txt": "one\n", "runs/notes.md": "a person's own\n", "sub/runs/x": "x\n"})
+    made = ours(tmp_path / "user")
+    made.bring_in(tmp_path / "user", first)
+    worktree, base = made.open("odyssey/r-1/attempts/a/1", first)
+    write(worktree, {"runs/.cache/pyc/a.pyc": b"\0", "runs/one/checkpoint": "expensive\n"})
+    assert made.snapshot(worktree) == made.tree(base)
+    write(worktree, {"a.txt": "two\n", "runs/notes.md": "edited\n", "sub/runs/y": "no scratch\n"})
+    new = made.commit(worktree, base, "x", "x")
+    assert [file.path for file in made.changed(base, new)] == ["a.txt", "runs/notes.md", "sub/runs/y"]
+    made.restore(worktree, made.tree(base))
+    assert made.snapshot(worktree) == made.tree(base)
+    assert (worktree / "runs/one/checkpoint").read_text() == "expensive\n"
 
 
 def test_a_snapshot_changes_neither_files_nor_index(open_worktree: Opened) -> None:
