@@ -34,14 +34,8 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 
-RECIPE_HELP = (  # written out: a listing would read at import
-    "A .toml file, or a shipped recipe: alexnet_227, alexnet_ilsvrc, alexnet_imagenette, alexnet_imagenette_apart, "
-    "alexnet_imagenette_no_colour, alexnet_imagenette_no_norm, alexnet_imagenette_torch, alexnet_photos, "
-    "alexnet_photos_apart, alexnet_photos_no_colour, alexnet_photos_no_norm, alexnet_photos_torch, "
-    "cuda_11pct_cifar10, cuda_11pct_short, cuda_13pct_cifar10, cuda_13pct_short, cuda_18pct_cifar10, "
-    "cuda_80s_cifar10, fig1_relu, fig1_relu_quick, fig1_relu_small, fig1_tanh, fig1_tanh_quick, fig1_tanh_small, "
-    "lenet5_mnist, lenet5_mnist_fast, mlp_mnist."
-)
+SHIPPED = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.toml"))
+RECIPE_HELP = f"A .toml file, or a shipped recipe: {', '.join(SHIPPED)}."
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 RecipeOrModel = Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help=f"{RECIPE_HELP} Or a model: alexnet.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]

@@ -48,9 +48,9 @@ def shards(
 
     The shorter side is made 256 pixels, never enlarged unless asked. Killed at any moment, the same command goes on.
 
-    Example: mlcore data shards ILSVRC2012_img_train.tar imagenet/train --broken skip
+    Example: mlcore data shards ILSVRC2012_img_train.tar ilsvrc2012/train --broken skip
 
-    Example: mlcore data shards ILSVRC2012_img_val.tar imagenet/val --labels truth.txt --classes synsets.txt
+    Example: mlcore data shards ILSVRC2012_img_val.tar ilsvrc2012/val --labels truth.txt --classes synsets.txt
     """
     from mlcore.data.shards.make import Making
     from mlcore.errors import RecipeError
@@ -76,7 +76,7 @@ def check(
 
     Exit 5 when one is missing, changed or broken.
 
-    Example: mlcore data check imagenet/train
+    Example: mlcore data check ilsvrc2012/train
     """
     from mlcore.commands import demand_passed
     from mlcore.shard_commands import check_shards_command
@@ -99,7 +99,7 @@ def stats(
 
     Once: the result is kept beside the shards, or in the cache where that can't be written.
 
-    Example: mlcore data stats imagenet/train
+    Example: mlcore data stats ilsvrc2012/train
     """
     from mlcore.shard_commands import stats_command
 
