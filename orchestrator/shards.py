@@ -148,7 +148,7 @@ def _read_split(stamped: tuple[tuple[Path, int, int], ...]) -> Split:
             pictures.append(picture)
             classes.append(name.removeprefix("./").rpartition("/")[0])
             if not classes[-1]:
-                raise InputError(f"{path}: {name} lies in no class's folder; its label is not to be known")
+                raise InputError(f"{path}: {name} lies in no class's folder, which its label would be; put it there")
     names = tuple(sorted(set(classes)))
     numbers = {name: number for number, name in enumerate(names)}
     images = np.empty(len(pictures), object)
