@@ -7,8 +7,8 @@ BIN := .venv/bin
 mnist: setup  ## run the plan plans/mnist.md: ends with pull requests whose numbers were measured
 	$(BIN)/orchestrate run plans/mnist.md
 
-alexnet: peers  ## run the plan plans/alexnet-quick.md, the short form of plans/alexnet.md: about an hour on two threads
-	$(BIN)/orchestrate run plans/alexnet-quick.md
+alexnet: peers  ## run the plan plans/alexnet-quick.md, the short form of plans/alexnet.md: half an hour on two threads
+	$(BIN)/orchestrate run plans/alexnet-quick.md --again
 
 test: setup  ## lint, types, import contracts, plans, tests
 	$(BIN)/ruff check
