@@ -65,8 +65,11 @@ def _plan(state: State, run: Row) -> tuple[Plan | None, str]:
     commit, path = run["base_commit"] or "", run["plan"]
     if not state.repository.has(commit):
         return None, f"its base commit {commit[:12]} is no longer in {state.repository.folder}; fetch it into there"
-    found, problems = planfile.read(path, state.repository.read(commit, path) or "")
-    return found, "" if found else f"{path} of {commit[:12]} can't be read: {problems[0]}"
+    text = state.repository.read(commit, path) or ""
+    found, problems = planfile.read(path, text)
+    if found and len(found.tasks) == len(planfile.located(text)):
+        return found, ""
+    return None, f"{path} of {commit[:12]} can't be read: {problems[0]}"
 
 
 def _made(task: Row) -> dict[str, Verdict]:
@@ -91,7 +94,7 @@ def _verdict(
     if missing := [receipt for receipt in verdict.receipts if receipt not in known]:
         yield f"receipt {missing[0][:12]} is missing"
     place = {receipt: at for at, receipt in enumerate(verdict.receipts)}  # the ledger has them as they came to an end
-    own = [receipt for receipt in measured if receipt.commit == verdict.commit]
+    own = [receipt for receipt in measured if receipt.commit == verdict.commit and _is_of(receipt, asked)]
     own.sort(key=lambda receipt: place.get(receipt.id, len(place)))
     again = verdicts.verdict(asked, _dataset(asked.dataset, datasets, own), verdict.commit, own)
     if left_out := [receipt for receipt in again.receipts if receipt not in place]:
@@ -115,6 +118,10 @@ def _dataset(name: str, datasets: Mapping[str, Mapping[str, Any]], own: list[Rec
     found = Dataset(**{**datasets[name], "folder": Path(datasets[name]["folder"])})
     signed = all(receipt.data == found.sha256 for receipt in own if receipt.data)
     return replace(found, official=signed and found.sha256 == dict(found.format.official))
+
+
+def _is_of(receipt: Receipt, asked: Target) -> bool:
+    return any(verdicts.is_of(receipt, recipe) for recipe in asked.recipes)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -253,7 +253,9 @@ def status(run_id: RunId = None, as_json: AsJson = False) -> None:
 @app.command()
 def report(
     run_id: RunId = None,
-    verify: Annotated[bool, typer.Option("--verify", help="check the chain of receipts and their signatures")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="check receipts, and that verdicts follow from them")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """What a run measured: verdicts, every seed, every control, each with its receipt."""

@@ -26,10 +26,13 @@ def lint(root: Path, paths: list[str]) -> tuple[dict[str, int], list[Problem]]:
     return counts, sorted(set(problems))
 
 
-def read_plan(root: Path, path: str) -> tuple[Plan, Library, dict[str, Assignment]]:
-    """Plan, library and who does what, checked against each other. Raises InputError with every problem."""
+def read_plan(root: Path, path: str, begun: bool = False) -> tuple[Plan, Library, dict[str, Assignment]]:
+    """Plan, library and who does what, checked against each other. Raises InputError with every problem.
+
+    begun: of a run of before, whose plan an earlier version took.
+    """
     loaded, problems = _read_library(root)
-    plan, found = _check_plan(root, path, loaded)
+    plan, found = (planfile.begun(root, path), []) if begun else _check_plan(root, path, loaded)
     problems += found
     if problems or plan is None:
         raise InputError(problems)

@@ -115,6 +115,6 @@ def _of_task(run: str, task: Task, row: dict[str, Any], attempts: list[dict[str,
 def _plan(base: Path, path: str) -> Plan | None:
     """The plan as a run began with it: a commit's files never change, so it is read once."""
     try:
-        return planfile.load(base, path)
+        return planfile.begun(base, path)
     except InputError:
         return None

@@ -98,6 +98,15 @@ def load(root: Path, path: str) -> Plan:
     raise InputError(problems)
 
 
+def begun(root: Path, path: str) -> Plan:
+    """The plan of a run of before: what only a later version refuses is borne, if all of its tasks can be read."""
+    text, problems = read_text(root, path)
+    plan, found = read(path, text) if not problems else (None, [])
+    if plan is None or len(plan.tasks) < len(located(text)):
+        raise InputError([*problems, *found])
+    return plan
+
+
 def read(path: str, text: str) -> tuple[Plan | None, list[Problem]]:
     """A Plan from text; None when the front matter can't be used. All problems, wherever they are."""
     document, problems = parse(path, text)
@@ -337,7 +346,7 @@ def _budget(path: str, raw: _Raw, problems: list[Problem]) -> TaskBudget | None:
 def _check_budgets(document: Document, front: Front, tasks: list[Task]) -> Iterator[Problem]:
     """No task may be promised more than its plan has; and what is left out of the plan's is nothing, not no limit."""
     path, given = document.path, front.budget.model_fields_set & {"usd", "tokens"}
-    if len(given) == 1:
+    if len(given) == 1 and (front.budget.usd or front.budget.tokens):  # a lone 0 forbids what it says
         (key,), (other,) = given, {"usd", "tokens"} - given
         what = f"the budget has `{key}` but no `{other}`"
         fix = f"add `{other}: ...`: without it there is none, and no paid call fits"

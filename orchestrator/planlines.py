@@ -12,7 +12,7 @@ TASK_LINE = re.compile(r"^- \[(?P<tick>[ xX])\] (?:`(?P<id>[^`]*)`)?\s*(?P<title
 KEY_LINE = re.compile(r"^\s{2,}- (?P<key>[a-z_]+):(?:\s+(?P<value>.*))?$")
 TASK_KEYS = ("skill", "writes", "needs", "targets", "accept", "agent", "tier", "options", "budget", "status")
 FENCE = re.compile(r"^\s*(```|~~~)")
-OPENED = re.compile(r"^\s*<!--(?!.*-->)")
+CODE = re.compile(r"`[^`]*`")
 
 BOX = re.compile(r"^ ?(?P<box>(?:[-*+]|\d+[.)])\s*\[[ xX]?\])(?:\s|$)")
 BULLET = re.compile(r"^\s+[-*+]\s+(?P<said>(?P<key>[A-Za-z][A-Za-z_-]*)\s*:)")
@@ -25,13 +25,19 @@ def marked(lines: Iterable[str], first: int) -> Iterator[tuple[int, str, bool]]:
     fence, comment = "", False
     for number, line in enumerate(lines, first):
         if comment:
-            comment = "-->" not in line
+            comment = "-->" not in line or _opens(line)
             yield number, line, False
             continue
         if match := FENCE.match(line):
             fence = "" if fence == match[1] else fence or match[1]
-        comment = not fence and OPENED.match(line) is not None
+        comment = not fence and _opens(line)
         yield number, line, not fence
+
+
+def _opens(line: str) -> bool:
+    """Whether a comment begins here that doesn't end here."""
+    text = CODE.sub("", line)
+    return text.rfind("<!--") > text.rfind("-->")
 
 
 def misread(path: str, lines: Iterable[str], first: int) -> Iterator[Problem]:

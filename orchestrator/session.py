@@ -94,7 +94,7 @@ def again(checkout: Checkout, state: State, run_id: str, hear: Say) -> Run:
     settings = config.Settings.model_validate_json(row["settings"])
     _check_models(settings, state, hear)
     base = base_files(state, checkout.root, row["base_commit"])
-    plan, library, assignments = read_plan(base, row["plan"])
+    plan, library, assignments = read_plan(base, row["plan"], begun=True)
     found = {each["name"]: Dataset(**{**each, "folder": Path(each["folder"])}) for each in json.loads(row["dataset"])}
     for dataset in found.values():
         datasets.demand_same(dataset)

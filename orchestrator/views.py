@@ -13,7 +13,7 @@ from orchestrator.book import now
 from orchestrator.config import Settings
 from orchestrator.house import State
 from orchestrator.library import Library
-from orchestrator.planfile import load
+from orchestrator.planfile import begun
 from orchestrator.records import Assignment, Plan, PullRequest, Receipt, Verdict
 from orchestrator.terminal import one_line, printable
 
@@ -89,7 +89,7 @@ def status(content: Mapping[str, Any], pulls: Iterable[PullRequest]) -> str:
 
 def report(state: State, content: Mapping[str, Any], receipts: list[Receipt]) -> str:
     base = state.folder / "base" / content["run"]["base_commit"]
-    targets = load(base, content["run"]["plan"]).targets
+    targets = begun(base, content["run"]["plan"]).targets
     verdicts = {each["target"]: Verdict.model_validate(each) for each in content["verdicts"]}
     head = state.ledger.head()
     lines = [

@@ -26,9 +26,9 @@ JUDGED = "1" * 40
 MET, MISSED = (1.0, 1.0, 1.0), (1.0, 1.0, 4.0)
 
 
-def place(root: Path, measured: list[Receipt], dataset: Dataset = REAL) -> State:
+def place(root: Path, measured: list[Receipt], dataset: Dataset = REAL, plan: str = PLAN) -> State:
     """A run that ended with what these receipts give; they are signed in the reverse of the order of their trials."""
-    base = repository(root, {"plans/p.md": PLAN})
+    base = repository(root, {"plans/p.md": plan})
     state = State.of(root)
     state.repository.bring_in(root, base)
     described = json.dumps([{**asdict(dataset), "folder": str(dataset.folder)}])
@@ -65,6 +65,26 @@ def wrong(state: State) -> str:
 @pytest.mark.parametrize("errors", [MET, MISSED, (1.0, None, 1.0)])
 def test_what_the_harness_made_verifies_in_whatever_order_trials_came_to_an_end(tmp_path: Path, errors: Any) -> None:
     assert audit.wrong(place(tmp_path, seeds(*errors))) == []
+
+
+def test_targets_of_one_task_on_two_datasets_are_each_held_against_their_own(tmp_path: Path) -> None:
+    other = Dataset("cifar10", Path("/data/cifar10"), dict(FORMATS["cifar10"].official), official=True, surrogate=False)
+    (line,) = [line for line in PLAN.splitlines() if "id: t1," in line]
+    second = (
+        line.replace("id: t1,", "id: t9,").replace("dataset: mnist", "dataset: cifar10").replace("r.toml", "s.toml")
+    )
+    text = PLAN.replace(line, f"{line}\n{second}").replace("targets: t1", "targets: t1, t9")
+    state = place(tmp_path, seeds(*MET), plan=text)
+    more = {"task": "b", "commit": JUDGED, "target": "t9", "data": other.sha256}
+    made = [
+        state.ledger.add_receipt(f"more-{at}", each.model_copy(update=more))
+        for at, each in enumerate(seeds(*MISSED, recipe="s.toml"))
+    ]
+    described = json.dumps([{**asdict(each), "folder": str(each.folder)} for each in (REAL, other)])
+    state.ledger.set_run("r-1", dataset=described)
+    asked = target(id="t9", dataset="cifar10", recipe="s.toml")
+    claim(state, standing(state), verdicts.verdict(asked, other, JUDGED, made))
+    assert audit.wrong(state) == []
 
 
 def test_receipts_that_a_verdict_leaves_out_are_missed(tmp_path: Path) -> None:

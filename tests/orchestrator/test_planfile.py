@@ -123,6 +123,32 @@ def test_what_a_person_plausibly_writes_is_understood_or_refused(text: str, expe
     assert [each for each in problems(text) if each.startswith(expected)], problems(text)
 
 
+@pytest.mark.parametrize("forbidden", ["usd", "tokens"])
+def test_a_budget_of_nothing_needs_no_other(forbidden: str) -> None:
+    assert problems(with_front("{min", f"{{{forbidden}: 0, min")) == []
+
+
+def test_a_run_of_before_keeps_a_plan_that_only_a_later_version_refuses(tmp_path: Path) -> None:
+    (tmp_path / "p.md").write_text(with_front("{min", "{usd: 5, min"))
+    with pytest.raises(InputError, match="no `tokens`"):
+        planfile.load(tmp_path, "p.md")
+    assert [task.id for task in planfile.begun(tmp_path, "p.md").tasks] == ["a", "b"]
+    (tmp_path / "p.md").write_text(with_body("- [ ] `b`", "- [ ] `b b`"))
+    with pytest.raises(InputError, match="not usable"):
+        planfile.begun(tmp_path, "p.md")
+
+
+@pytest.mark.parametrize("opening", ["some prose <!-- taken out:", "<!-- one --> <!-- taken out:", "<!-- x\n--> <!--"])
+def test_a_comment_may_begin_anywhere_on_a_line(opening: str) -> None:
+    text = with_body("- [ ] `b`", f"{opening}\n- [ ] `c` Dropped\n  - skill: tune\n-->\n- [ ] `b`")
+    assert promises(plan(text)) == promises(plan())
+
+
+def test_code_that_shows_how_a_comment_begins_begins_none() -> None:
+    text = with_body("- [ ] `b`", "A comment begins with `<!--` here.\n\n- [ ] `b`")
+    assert promises(plan(text)) == promises(plan())
+
+
 def test_bullets_of_prose_are_prose() -> None:
     prose = "  - Note: begin here\n  - Tests: none: see [x](y)\n  - [ ] look twice\n  - we need it: all of it\n"
     between = "Two things to know:\n\n- Needs: patience\n* budget: small\n  - Writes: slowly\n- [x](y)\n\n"
