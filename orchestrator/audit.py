@@ -65,11 +65,8 @@ def _plan(state: State, run: Row) -> tuple[Plan | None, str]:
     commit, path = run["base_commit"] or "", run["plan"]
     if not state.repository.has(commit):
         return None, f"its base commit {commit[:12]} is no longer in {state.repository.folder}; fetch it into there"
-    text = state.repository.read(commit, path) or ""
-    found, problems = planfile.read(path, text)
-    if found and len(found.tasks) == len(planfile.located(text)):
-        return found, ""
-    return None, f"{path} of {commit[:12]} can't be read: {problems[0]}"
+    found, problems = planfile.read_begun(path, state.repository.read(commit, path) or "")
+    return found, "" if found else f"{path} of {commit[:12]} can't be read: {problems[0]}"
 
 
 def _made(task: Row) -> dict[str, Verdict]:

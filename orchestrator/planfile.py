@@ -101,10 +101,17 @@ def load(root: Path, path: str) -> Plan:
 def begun(root: Path, path: str) -> Plan:
     """The plan of a run of before: what only a later version refuses is borne, if all of its tasks can be read."""
     text, problems = read_text(root, path)
-    plan, found = read(path, text) if not problems else (None, [])
-    if plan is None or len(plan.tasks) < len(located(text)):
-        raise InputError([*problems, *found])
+    plan, problems = (None, problems) if problems else read_begun(path, text)
+    if plan is None:
+        raise InputError(problems)
     return plan
+
+
+def read_begun(path: str, text: str) -> tuple[Plan | None, list[Problem]]:
+    """As `begun`, of a text; the problems where it can't be had."""
+    plan, problems = read(path, text)
+    whole = plan is not None and len(plan.tasks) == len(located(text))
+    return (plan, []) if whole else (None, problems)
 
 
 def read(path: str, text: str) -> tuple[Plan | None, list[Problem]]:
